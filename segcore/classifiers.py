@@ -1,0 +1,112 @@
+"""Classifiers: a trunk and a head that scores every tag at every place."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segcore import backbones
+from segcore.backbones import Features, Trunk
+from segcore.batches import Batch
+from segcore.config import BackboneParams, HeadParams
+from segcore.dropout import KeyedDropout
+from segcore.losses import Term
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The forward pass of a classifier: all that the saliency maps and the segmentation network need.
+
+    `fc6` and `fc7` are after their ReLU; `scores` is the score of every tag at every place of the head's grid.
+    """
+
+    features: Features
+    fc6: Float[Tensor, "B D i j"]
+    fc7: Float[Tensor, "B D i j"]
+    scores: Float[Tensor, "B L i j"]
+
+    @property
+    def decision(self) -> Float[Tensor, "B L"]:
+        """Average pooling: the scores by which tags are decided and by which the classifier is trained."""
+        return self.scores.mean((2, 3))
+
+    @property
+    def strongest(self) -> Float[Tensor, "B L"]:
+        """Max pooling: the scores that the saliency maps explain."""
+        return self.scores.amax((2, 3))
+
+
+class FullyConnectedHead(nn.Module):
+    """fc6, fc7 and score as convolutions (Hong et al. 2015, section 4.1).
+
+    fc6 and fc7 with their ReLUs make the head non-linear in the features. That matters for the saliency maps: the
+    gradient of a linear head after global average pooling is the same weight vector at every place, so a map of it
+    would be constant over space and tell nothing about where the object is.
+    """
+
+    def __init__(self, channels: int, n_tags: int, width: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.fc6 = nn.Conv2d(channels, width, kernel)
+        self.fc7 = nn.Conv2d(width, width, 1)
+        self.score = nn.Conv2d(width, n_tags, 1)
+        self.drop6 = KeyedDropout(dropout)
+        self.drop7 = KeyedDropout(dropout)
+        for layer in (self.fc6, self.fc7):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.normal_(self.score.weight, std=0.01)
+        for layer in (self.fc6, self.fc7, self.score):
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, top: Float[Tensor, "B C h w"]) -> tuple[Tensor, Tensor, Tensor]:
+        """The activations of fc6 and fc7 and the score map."""
+        fc6 = F.relu(self.fc6(top))
+        fc7 = F.relu(self.fc7(self.drop6(fc6)))
+        return fc6, fc7, self.score(self.drop7(fc7))
+
+
+class Classifier(nn.Module):
+    """Finds the tags of an image (Hong et al. 2015, section 4.1, equation 1)."""
+
+    def __init__(self, trunk: Trunk, head: FullyConnectedHead, backbone: BackboneParams) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+        self.backbone = backbone
+        """What the trunk was made from, for a system that wants a fresh one."""
+        self.pretrained: tuple[str, ...] = ("trunk.",)
+        """Prefixes of the parameters that start from a pre-training."""
+
+    @property
+    def n_tags(self) -> int:
+        return self.head.score.out_channels
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Activations:
+        features = self.trunk(images)
+        return Activations(features, *self.head(features.top))
+
+    def losses(self, batch: Batch) -> dict[str, Term]:
+        """Sigmoid cross-entropy, summed over the tags and averaged over the images (equation 1)."""
+        scores = self(batch.images).decision
+        total = F.binary_cross_entropy_with_logits(scores, batch.tags.to(scores.dtype), reduction="sum")
+        return {"tags": Term(total, scores.new_tensor(len(batch.ids)))}
+
+
+def build(backbone: BackboneParams, head: HeadParams, n_tags: int) -> Classifier:
+    """A classifier with its initial weights; VGG-16's own fc6 and fc7 serve where their shapes fit."""
+    trunk = backbones.build(backbone)
+    top = FullyConnectedHead(trunk.channels, n_tags, head.width, head.kernel, head.dropout)
+    classifier = Classifier(trunk, top, backbone)
+    weights = backbones.weights_of(backbone) if isinstance(trunk, backbones.VGG16) else None
+    if weights and "classifier.0.weight" in weights:
+        fc6 = weights["classifier.0.weight"].unflatten(1, (-1, 7, 7))
+        fc7 = weights["classifier.3.weight"][:, :, None, None]
+        if fc6.shape == top.fc6.weight.shape and fc7.shape == top.fc7.weight.shape:
+            with torch.no_grad():
+                top.fc6.weight.copy_(fc6)
+                top.fc6.bias.copy_(weights["classifier.0.bias"])  # type: ignore[union-attr]
+                top.fc7.weight.copy_(fc7)
+                top.fc7.bias.copy_(weights["classifier.3.bias"])  # type: ignore[union-attr]
+            classifier.pretrained = ("trunk.", "head.fc6.", "head.fc7.")
+    return classifier

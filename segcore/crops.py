@@ -1,0 +1,220 @@
+"""Combinatorial crops: every label subset of a strong image, many boxes for each (Hong et al. 2015, section 5).
+
+An image with L classes in its mask has 2^L - 1 non-empty label subsets P. For each, the network is shown sub-images
+around the foreground of P and must outline it alone. Boxes are stored; pixels are cut while loading.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float, Int, Int32, UInt8
+from torch import Tensor
+
+from segcore import proposals, samples
+from segcore.config import CropsParams
+from segcore.problems import Problem
+from segcore.runtime import derived_seed
+
+MAX_PROPOSALS = 2000
+"""Boxes asked of EdgeBoxes per image; more find hardly another object."""
+
+PROPOSAL_SHARE = 0.5
+"""At most this share of a subset's boxes are proposals, so that there is variety around a well-found object too."""
+
+LEAST_IOU = 0.3
+"""A proposal overlaps the tight box of the subset at least so far; below, it shows the subset by chance."""
+
+SMALLEST_SIDE = 1 / 16
+"""Of the longer image side: the least side of a box, so that a speck is not blown up to a blur."""
+
+Box = Sequence[int] | Int[np.ndarray, " 4"]
+"""x1, y1, x2, y2 in pixels, half-open."""
+
+COLUMNS = ("image_id", "labels", "x1", "y1", "x2", "y2")
+"""Of the index of crops; `labels` lists the classes of the subset."""
+
+
+@dataclass(frozen=True)
+class ImageCrops:
+    """The crops of one strong image: `boxes` [s, n] shows the label subset `subsets[s]`, in pixels of the image.
+
+    `possible` counts the non-empty subsets before the cap. Of each subset, the first `proposed` boxes are proposals,
+    and `nearest_iou` is the IoU of its tight box with the proposal nearest to that.
+    """
+
+    image_id: str
+    subsets: list[tuple[int, ...]]
+    boxes: Int32[np.ndarray, "S N 4"]
+    possible: int
+    proposed: list[int]
+    nearest_iou: list[float]
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes that its subsets name."""
+        return sorted({label for subset in self.subsets for label in subset})
+
+
+def image_crops(record: samples.Record, params: CropsParams, seed: int) -> ImageCrops:
+    """All crops of a strong image: a function of the image, its labels, the parameters and the seed alone.
+
+    The classes are those of the mask; a tag that the mask lacks has no foreground to enclose.
+
+    Raises:
+        Problem: the image has no labels.
+    """
+    if record.labels is None:
+        raise Problem(f"{record.image_id}: a strong image needs labels, found none in the manifest")
+    labels = samples.read_labels(record.labels)
+    classes = [int(label) for label in np.unique(labels) if label not in (0, samples.IGNORE)]
+    rng = np.random.default_rng(derived_seed(seed, "crops", record.image_id))
+    subsets = label_subsets(classes, params.max_subsets, rng)
+    boxes = np.zeros((len(subsets), params.per_subset, 4), dtype=np.int32)
+    proposed, nearest = [], []
+    found = proposals.edge_boxes(samples.read_image(record.image), params, MAX_PROPOSALS)
+    for row, subset in enumerate(subsets):
+        foreground = np.isin(labels, subset)
+        boxes[row], chosen = crop_boxes(foreground, params, found, rng)
+        proposed.append(chosen)
+        nearest.append(float(box_iou(found, tight_box(foreground)).max(initial=0.0)))
+    return ImageCrops(record.image_id, subsets, boxes, 2 ** len(classes) - 1, proposed, nearest)
+
+
+def index(images: Iterable[ImageCrops]) -> pa.Table:
+    """A row a crop, by image id: `image_id`, `labels` (the subset), and the box `x1`, `y1`, `x2`, `y2`."""
+    images = sorted(images, key=lambda image: image.image_id)
+    ids = [image.image_id for image in images for _ in range(image.boxes.shape[0] * image.boxes.shape[1])]
+    subsets = [subset for image in images for subset in image.subsets for _ in range(image.boxes.shape[1])]
+    boxes = np.concatenate([np.zeros((0, 4), dtype=np.int32), *(image.boxes.reshape(-1, 4) for image in images)])
+    columns: list[pa.Array] = [pa.array(ids, pa.string()), pa.array(subsets, pa.list_(pa.int16()))]
+    columns += [pa.array(side, pa.int32()) for side in boxes.T]
+    return pa.Table.from_arrays(columns, names=list(COLUMNS))
+
+
+def label_subsets(classes: Sequence[int], maximum: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """The non-empty subsets of `classes`, at most `maximum`: the smaller first, then by class index.
+
+    Where all do not fit, those kept are the single classes, the full set and a uniform sample of the others, in this
+    order of precedence; where not even the single classes fit, a sample of these.
+    """
+    classes = sorted(set(classes))
+    if 2 ** len(classes) - 1 <= maximum:
+        sizes = range(1, len(classes) + 1)
+        return [subset for size in sizes for subset in itertools.combinations(classes, size)]
+    kept = [(classes[index],) for index in rng.permutation(len(classes))] + [tuple(classes)]
+    kept = kept[:maximum]
+    have = set(kept)
+    while len(have) < maximum:  # 2^L may be large: drawn one by one, never listed
+        member = rng.integers(2, size=len(classes))
+        if member.any():
+            have.add(tuple(label for label, is_in in zip(classes, member, strict=True) if is_in))
+    return sorted(have, key=lambda subset: (len(subset), subset))
+
+
+def binary_labels(
+    labels: Int[Tensor, "B H W"], subset: Bool[Tensor, "B L"] | Float[Tensor, "B L"]
+) -> Int[Tensor, "B H W"]:
+    """The target z^P: 1 where a pixel's class is in P, 0 for background and every class outside of P, 255 kept.
+
+    Column l - 1 of `subset` is class l (no background); `labels` are 0..255.
+    """
+    table = labels.new_zeros(len(labels), 256)
+    table[:, 1 : subset.shape[1] + 1] = subset.to(table.dtype)
+    table[:, samples.IGNORE] = samples.IGNORE
+    return table.gather(1, labels.flatten(1).long()).view_as(labels)
+
+
+def crop_boxes(
+    foreground: Bool[np.ndarray, "H W"], params: CropsParams, found: Int[np.ndarray, "M 4"], rng: np.random.Generator
+) -> tuple[Int32[np.ndarray, "N 4"], int]:
+    """Exactly `params.per_subset` boxes around the foreground, and how many of them are proposals.
+
+    First the proposals that hold the foreground, best first, at most half; then random boxes that enclose it. `found`
+    are the proposals of the image; the foreground must not be empty. Boxes are half-open, perhaps beyond the image.
+    """
+    chosen = enclosing_proposals(foreground, params.min_overlap, found)[: int(PROPOSAL_SHARE * params.per_subset)]
+    height, width = foreground.shape
+    random = enclosing_boxes(tight_box(foreground), width, height, params.per_subset - len(chosen), rng)
+    return np.concatenate([chosen.astype(np.int32), random]), len(chosen)
+
+
+def enclosing_proposals(
+    foreground: Bool[np.ndarray, "H W"], min_overlap: float, found: Int[np.ndarray, "M 4"]
+) -> Int[np.ndarray, "K 4"]:
+    """The proposals that hold `min_overlap` of the foreground and fit its tight box, by falling IoU with that."""
+    total = cv2.integral(foreground.astype(np.uint8))
+    x1, y1, x2, y2 = found.T
+    held = (total[y2, x2] - total[y1, x2] - total[y2, x1] + total[y1, x1]) / total[-1, -1]
+    iou = box_iou(found, tight_box(foreground))
+    order = np.argsort(-iou, kind="stable")
+    return found[order[((held >= min_overlap) & (iou >= LEAST_IOU))[order]]]
+
+
+def tight_box(foreground: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
+    """The smallest x1, y1, x2, y2 (half-open) around the foreground, which must not be empty."""
+    rows, columns = np.flatnonzero(foreground.any(axis=1)), np.flatnonzero(foreground.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def box_iou(boxes: Int[np.ndarray, "M 4"], box: tuple[int, int, int, int]) -> Float[np.ndarray, " M"]:
+    """Intersection over union of each of `boxes` with `box`."""
+    x1, y1, x2, y2 = boxes.astype(np.float64).T
+    wide = np.maximum(np.minimum(x2, box[2]) - np.maximum(x1, box[0]), 0)
+    high = np.maximum(np.minimum(y2, box[3]) - np.maximum(y1, box[1]), 0)
+    union = (x2 - x1) * (y2 - y1) + (box[2] - box[0]) * (box[3] - box[1]) - wide * high
+    return wide * high / union
+
+
+def enclosing_boxes(
+    tight: tuple[int, int, int, int], width: int, height: int, count: int, rng: np.random.Generator
+) -> Int32[np.ndarray, "N 4"]:
+    """Random boxes around `tight`, from nearly tight to the whole picture squared, as inference frames it.
+
+    The size is log-uniform between the two, with some freedom for each axis as the warp distorts anyway; the place is
+    uniform where the box still encloses `tight` and at most a tenth of it more than needed lies beyond the image.
+    """
+    frame = max(width, height)
+    zoom = rng.uniform(0, 1, size=(count, 1)) + rng.uniform(-0.15, 0.15, size=(count, 2))
+    size = np.array([tight[2] - tight[0], tight[3] - tight[1]], dtype=np.float64)
+    least = np.maximum(size, SMALLEST_SIDE * frame)
+    side = np.ceil(least * (np.maximum(frame, 1.1 * least) / least) ** np.clip(zoom, 0, 1))
+
+    image = np.array([width, height], dtype=np.float64)
+    low = np.maximum(np.array(tight[2:]) - side, np.minimum(0, image - side) - 0.1 * side)
+    high = np.minimum(np.array(tight[:2]), np.maximum(0, image - side) + 0.1 * side)
+    low, high = np.ceil(low), np.floor(high)
+    corner = np.floor(low + rng.uniform(0, 1, size=(count, 2)) * (high - low + 1))
+    return np.concatenate([corner, corner + side], axis=1).astype(np.int32)
+
+
+def cut(
+    image: UInt8[np.ndarray, "H W 3"], labels: UInt8[np.ndarray, "H W"] | None, box: Box, size: int
+) -> tuple[UInt8[np.ndarray, "S S 3"], UInt8[np.ndarray, "S S"]]:
+    """The box of image and labels, warped to `size` x `size`; the aspect is not kept.
+
+    Beyond the image lie 0 (black) and 255 (unknown). The image is bilinear, or averaged where both axes shrink; labels
+    take the nearest pixel. Without labels all are 255.
+    """
+    x1, y1, x2, y2 = (int(value) for value in box)
+    height, width = image.shape[:2]
+    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+    if left >= right or top >= bottom:
+        return np.zeros((size, size, 3), dtype=np.uint8), np.full((size, size), samples.IGNORE, dtype=np.uint8)
+
+    def warped(picture: np.ndarray, beyond: int, interpolation: int) -> np.ndarray:
+        part = picture[top:bottom, left:right]
+        margins = (top - y1, y2 - bottom, left - x1, x2 - right)
+        if any(margins):
+            part = cv2.copyMakeBorder(part, *margins, cv2.BORDER_CONSTANT, value=(beyond,) * 3)
+        return cv2.resize(part, (size, size), interpolation=interpolation)
+
+    shrinks = min(x2 - x1, y2 - y1) > size
+    pixels = warped(image, 0, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    if labels is None:
+        return pixels, np.full((size, size), samples.IGNORE, dtype=np.uint8)
+    # INTER_NEAREST would shift labels against the image by up to a pixel; the exact one shares its pixel centres.
+    return pixels, warped(labels, samples.IGNORE, cv2.INTER_NEAREST_EXACT)

@@ -1,0 +1,79 @@
+"""Data sets on disk: one file a layout, each of which lists images; `checks` makes manifest rows of them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Split = Literal["train", "val"]
+
+CONVERSIONS = (
+    "grey",
+    "cmyk",
+    "sixteen_bit",
+    "palette",
+    "transparent",
+    "turned",
+    "labels_from_colours",
+    "labels_from_mat",
+)
+"""What may happen to pictures when they are read (see `segcore.samples.read_image`) and to labels in `opening`."""
+
+WARNINGS = ("tag_not_in_labels", "no_tags", "orientation_unproven", "same_bytes_in_split")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a layout says of an image before anybody opened its files.
+
+    `labels` is an indexed PNG or one of SBD's `.mat` files, or None where nobody outlined the image; `tags` are class
+    indices 1..L, or None where those of the labels are to be taken.
+    """
+
+    image_id: str
+    split: Split
+    image: Path
+    labels: Path | None
+    tags: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A data set as its layout lists it: class names by index (0 is background), images, and what is wrong so far."""
+
+    classes: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the manifest: an image whose files were opened and found good.
+
+    `width` and `height` are those of the picture after its EXIF rotation; `label_classes` are the classes 1..L that the
+    labels show, which the tags may exceed (None without labels); the hashes are of the files' bytes.
+    """
+
+    image_id: str
+    image: Path
+    labels: Path | None
+    width: int
+    height: int
+    tags: tuple[int, ...]
+    split: Split
+    image_sha256: str
+    labels_sha256: str | None
+    label_classes: tuple[int, ...] | None
+
+
+@dataclass
+class Finding:
+    """What was found in the files of one entry; `row` is None where there are problems."""
+
+    entry: Entry
+    row: Row | None = None
+    image_sha256: str | None = None
+    """Of the picture's file, also where other things are wrong."""
+    problems: list[str] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+    """Pairs of a kind out of `WARNINGS` and a sentence."""
+    conversions: list[str] = field(default_factory=list)

@@ -1,0 +1,111 @@
+"""Every image of a data set compared with its labels and its tags, and with every other image.
+
+Nothing is raised on the way: an image's finding holds all that is wrong with it, so that one run shows everything.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from segcore.datasets import Entry, Finding, Row
+from segcore.datasets.opening import Labels, Picture, open_labels, open_picture
+
+
+def inspect_all(
+    entries: Sequence[Entry], classes: Sequence[str], convert_palette: bool, converted: Path
+) -> Iterator[Finding]:
+    """Findings in the order of the entries, while threads work ahead.
+
+    Labels that had to be converted are written into the folder `converted` as indexed PNGs.
+
+    Raises:
+        OSError: converted labels could not be written.
+    """
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        yield from pool.map(lambda entry: inspect(entry, classes, convert_palette, converted), entries)
+
+
+def inspect(entry: Entry, classes: Sequence[str], convert_palette: bool, converted: Path) -> Finding:
+    """Open the picture and the labels of one entry and compare them with each other and with the tags."""
+    finding = Finding(entry)
+    picture = open_picture(entry.image, finding)
+    finding.image_sha256 = picture.sha256 if picture is not None else None
+    labels = open_labels(entry.labels, classes, convert_palette, converted, finding) if entry.labels else None
+    if picture is not None and labels is not None:
+        _compare_sizes(picture, labels, entry, finding)
+    if labels is not None and entry.tags is not None:
+        _compare_tags(entry.tags, labels, classes, finding)
+    tags = entry.tags if entry.tags is not None else labels.classes if labels is not None else ()
+    if picture is None or finding.problems:
+        return finding
+    if not tags:
+        finding.warnings.append(
+            ("no_tags", f"{entry.image}: neither tags nor labels name a class; it serves as background")
+        )
+    finding.row = Row(
+        image_id=entry.image_id,
+        image=entry.image,
+        labels=labels.path if labels else None,
+        width=picture.size[0],
+        height=picture.size[1],
+        tags=tags,
+        split=entry.split,
+        image_sha256=picture.sha256,
+        labels_sha256=labels.sha256 if labels else None,
+        label_classes=labels.classes if labels else None,
+    )
+    return finding
+
+
+def _compare_sizes(picture: Picture, labels: Labels, entry: Entry, finding: Finding) -> None:
+    (width, height), (across, down) = picture.size, labels.size
+    if (width, height) == (across, down):
+        # A half turn, a mirror or a square keeps the size: nothing but an eye can tell whether the labels agree.
+        if picture.orientation in (2, 3, 4) or (picture.orientation > 4 and width == height):
+            turned = f"{entry.image}: is turned by its EXIF orientation {picture.orientation}"
+            text = f"{turned}; look whether {labels.path} is drawn on the turned picture"
+            finding.warnings.append(("orientation_unproven", text))
+        return
+    message = f"{labels.path}: is {across}x{down} while {entry.image} is {width}x{height}"
+    if picture.orientation > 4 and (across, down) == (height, width):
+        message += (
+            f" when turned by its EXIF orientation {picture.orientation}; labels must be drawn on the turned picture: "
+            "turn the labels, or remove the EXIF orientation if the pixels lie right without it"
+        )
+    else:
+        message += "; export both at one size, labels without interpolation"
+    finding.problems.append(message)
+
+
+def _compare_tags(tags: tuple[int, ...], labels: Labels, classes: Sequence[str], finding: Finding) -> None:
+    if untagged := sorted(set(labels.classes) - set(tags)):
+        finding.problems.append(
+            f"{labels.path}: shows {_names(untagged, classes)}, which the tags of {finding.entry.image_id} do not name "
+            f"({_names(tags, classes)}); add it to the tags or mend the labels"
+        )
+    if unseen := sorted(set(tags) - set(labels.classes)):
+        text = f"{labels.path}: lacks {_names(unseen, classes)}, which the tags of {finding.entry.image_id} name"
+        finding.warnings.append(("tag_not_in_labels", text))
+
+
+def _names(indices: Iterable[int], classes: Sequence[str]) -> str:
+    return ", ".join(classes[index] for index in indices) or "nothing"
+
+
+def same_bytes(findings: Iterable[Finding]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Problems and warnings for pictures that are one file, byte by byte: across the splits, and within one."""
+    first_with: dict[str, Entry] = {}
+    problems: list[str] = []
+    warnings: list[tuple[str, str]] = []
+    for finding in findings:
+        entry = finding.entry
+        if finding.image_sha256 is None:
+            continue
+        first = first_with.setdefault(finding.image_sha256, entry)
+        same = f"{entry.image} ({entry.split}): holds the same bytes as {first.image} ({first.split})"
+        if first.split != entry.split:
+            problems.append(f"{same}; what is trained on cannot measure anything: unlist one of them")
+        elif first is not entry:
+            warnings.append(("same_bytes_in_split", same))
+    return problems, warnings

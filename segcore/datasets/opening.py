@@ -1,0 +1,179 @@
+"""Pictures and labels taken from their files: every byte read once, every pixel decoded.
+
+What is wrong with a file goes to the finding of its entry.
+"""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from PIL.ExifTags import Base
+
+from segcore.datasets import Finding, colours, sbd
+from segcore.samples import IGNORE, write_labels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is remembered of a picture that was decoded without fault."""
+
+    sha256: str
+    size: tuple[int, int]
+    """Width and height as a person sees it."""
+    orientation: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is remembered of labels whose every value is a class; `path` is the converted file if there is one."""
+
+    path: Path
+    sha256: str
+    size: tuple[int, int]
+    classes: tuple[int, ...]
+
+
+def _read(path: Path, finding: Finding) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        finding.problems.append(
+            f"{path}: this file is missing; a {finding.entry.split} image needs it: "
+            f"add it, or unlist {finding.entry.image_id}"
+        )
+    except OSError as error:
+        finding.problems.append(f"{path}: cannot be read ({error.strerror}); check the file and its permissions")
+    return None
+
+
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError)
+_BROKEN += (struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises for broken files, by format and place."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    image: Image.Image
+    sixteen_bit: bool
+    orientation: int
+    """Of EXIF: 1 as stored, 2 to 8 mirrored or turned."""
+
+
+def _decode(path: Path, content: bytes, finding: Finding) -> _Decoded | None:
+    """The picture with every pixel decoded, so that a truncated file shows."""
+    try:
+        image = Image.open(BytesIO(content))
+        # Pillow tells before it decodes only: it keeps the upper 8 bits of 16-bit colour and forgets about it.
+        sixteen_bit = any(";16" in str(tile.args) for tile in image.tile)
+        image.load()
+        orientation = image.getexif().get(Base.Orientation, 1)
+    except _BROKEN as error:
+        what = f"cannot be decoded whole ({error})" if content else "is empty"
+        finding.problems.append(f"{path}: {what}; replace it by an intact copy, or unlist {finding.entry.image_id}")
+        return None
+    return _Decoded(image, sixteen_bit, orientation if orientation in range(2, 9) else 1)
+
+
+def open_picture(path: Path, finding: Finding) -> Picture | None:
+    """The size and hash of the picture at `path`; how `samples.read_image` will convert it goes to the finding."""
+    content = _read(path, finding)
+    decoded = _decode(path, content, finding) if content is not None else None
+    if content is None or decoded is None:
+        return None
+    image, orientation = decoded.image, decoded.orientation
+    reasons = {
+        "grey": image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L"),
+        "cmyk": image.mode == "CMYK",
+        "sixteen_bit": decoded.sixteen_bit or image.mode.startswith("I"),
+        "palette": image.mode in ("P", "PA"),
+        "transparent": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
+        "turned": orientation != 1,
+    }
+    finding.conversions += [name for name, holds in reasons.items() if holds]
+    size = (image.height, image.width) if orientation >= 5 else (image.width, image.height)
+    return Picture(hashlib.sha256(content).hexdigest(), size, orientation)
+
+
+def open_labels(
+    path: Path, classes: Sequence[str], convert_palette: bool, converted: Path, finding: Finding
+) -> Labels | None:
+    """The labels at `path`, brought into an indexed PNG in the folder `converted` if they are none.
+
+    Raises:
+        OSError: converted labels could not be written.
+    """
+    content = _read(path, finding)
+    if content is None:
+        return None
+    if path.suffix == ".mat":
+        labels = _from_mat(path, content, finding)
+    else:
+        labels = _from_picture(path, content, convert_palette, finding)
+    if labels is None or not _values_are_classes(path, labels, len(classes) - 1, finding):
+        return None
+    if {"labels_from_mat", "labels_from_colours"} & set(finding.conversions):
+        path = converted / f"{finding.entry.image_id}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_labels(path, labels)
+        content = path.read_bytes()
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:IGNORE]) + 1
+    size = (labels.shape[1], labels.shape[0])
+    return Labels(path, hashlib.sha256(content).hexdigest(), size, tuple(present.tolist()))
+
+
+def _from_mat(path: Path, content: bytes, finding: Finding) -> UInt8[np.ndarray, "H W"] | None:
+    try:
+        labels = sbd.read_mask(content)
+    except ValueError as error:
+        finding.problems.append(f"{path}: {error}; replace it by an intact copy of SBD's file")
+        return None
+    finding.conversions.append("labels_from_mat")
+    return labels
+
+
+def _from_picture(
+    path: Path, content: bytes, convert_palette: bool, finding: Finding
+) -> UInt8[np.ndarray, "H W"] | None:
+    decoded = _decode(path, content, finding)
+    if decoded is None:
+        return None
+    image = decoded.image
+    if image.mode in ("P", "L"):
+        return np.asarray(image)
+    if image.mode not in ("RGB", "RGBA"):
+        finding.problems.append(
+            f"{path}: labels must be an indexed or grey 8-bit PNG, found Pillow mode {image.mode}; save it anew as such"
+        )
+        return None
+    labels, stray = colours.to_indices(np.asarray(image.convert("RGB")))
+    if stray is not None:
+        finding.problems.append(f"{path}: labels hold colours instead of class indices, and {stray}")
+    elif not convert_palette:
+        finding.problems.append(
+            f"{path}: labels hold colours instead of class indices; all are of VOC's palette, "
+            "so dataset.convert_palette: true converts them"
+        )
+    else:
+        finding.conversions.append("labels_from_colours")
+        return labels
+    return None
+
+
+def _values_are_classes(path: Path, labels: UInt8[np.ndarray, "H W"], highest: int, finding: Finding) -> bool:
+    counts = np.bincount(labels.ravel(), minlength=256)
+    wrong = [value for value in range(highest + 1, IGNORE) if counts[value]]
+    if wrong:
+        y, x = np.argwhere(labels == wrong[0])[0]
+        values = ", ".join(str(value) for value in wrong)
+        finding.problems.append(
+            f"{path}: found the label values {values} ({wrong[0]} first at x={x}, y={y}); "
+            f"allowed are 0 to {highest}, and {IGNORE} for unknown: relabel them, or name their classes in classes.txt"
+        )
+    return not wrong

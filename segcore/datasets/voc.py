@@ -1,0 +1,171 @@
+"""The layout of the PASCAL VOC devkit: `JPEGImages/`, `SegmentationClass/`, `ImageSets/Segmentation/<list>.txt`.
+
+Masks that VOC's own set lacks come from `SegmentationClassAug/` or from SBD's `cls/*.mat`. The classes are VOC's twenty
+unless the root holds a `classes.txt`: one name a line, `background` first.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from segcore.config import DatasetParams
+from segcore.datasets import Entry, Listing, Split, tags
+from segcore.problems import Problem
+
+CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+
+def read(root: Path, params: DatasetParams) -> Listing:
+    """List the images of both splits with their labels and tags; files are found, not opened.
+
+    Raises:
+        Problem: there is no devkit at `root`. Everything else that is wrong is in the listing's `problems`.
+    """
+    _check_root(root)
+    problems: list[str] = []
+    classes = _read_classes(root, problems)
+    train = _read_ids(root, params.train_list, problems)
+    val = _read_ids(root, params.val_list, problems)
+    for image_id in sorted(set(train) & set(val)):
+        problems.append(
+            f"{image_id}: this id is in both lists, {params.train_list}.txt and {params.val_list}.txt; "
+            "an image that is trained on cannot measure anything: remove it from one of them"
+        )
+    val = [image_id for image_id in val if image_id not in set(train)]
+    tags_of = tags.reader(root, params, classes, problems)
+    find_labels = _labels_finder(root, params)
+    entries = [
+        *_entries(root, "train", train, find_labels, tags_of, problems),
+        *_entries(root, "val", val, lambda image_id: _mask(root, image_id), tags_of, problems),
+    ]
+    return Listing(tuple(classes), tuple(entries), tuple(problems))
+
+
+def _check_root(root: Path) -> None:
+    if (root / "JPEGImages").is_dir():
+        return
+    below = sorted(folder.parent.as_posix() for folder in root.glob("*/JPEGImages"))
+    below += sorted(folder.parent.as_posix() for folder in root.glob("*/*/JPEGImages"))
+    hint = f"; did you mean {below[0]}?" if below else "; give the folder that holds it, as VOCdevkit/VOC2012 does"
+    found = "it has no folder JPEGImages/" if root.is_dir() else "there is no such folder"
+    raise Problem(f"dataset.root: {root}: {found}{hint}")
+
+
+def _read_classes(root: Path, problems: list[str]) -> list[str]:
+    path = root / "classes.txt"
+    if not path.is_file():
+        return list(CLASSES)
+    lines = _read_lines(path, problems)
+    if not lines or lines[0] != "background":
+        problems.append(f"{path}: the first line must be 'background', found {lines[0] if lines else 'nothing'!r}")
+    if not 2 <= len(lines) <= 255:
+        problems.append(
+            f"{path}: holds {len(lines)} names; allowed are 2 to 255, as labels have 8 bits and 255 is unknown"
+        )
+    twice = [name for name, count in Counter(lines).items() if count > 1]
+    problems += [f"{path}: the name '{name}' stands there more than once; a class has one index" for name in twice]
+    return lines
+
+
+def _read_ids(root: Path, name: str, problems: list[str]) -> list[str]:
+    path = root / "ImageSets" / "Segmentation" / f"{name}.txt"
+    if not path.is_file():
+        others = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
+        problems.append(f"{path}: this list is missing; lists there: {others}; set dataset.train_list or val_list")
+        return []
+    lines = _read_lines(path, problems)
+    if not lines:
+        problems.append(f"{path}: this list is empty; write one image id a line")
+    counts = Counter(lines)
+    problems += [
+        f"{path}: the id '{line}' is listed {count} times; leave one" for line, count in counts.items() if count > 1
+    ]
+    # An id becomes part of file names: none may lead out of the data set's folders.
+    wrong = [
+        line for line in counts if any(part in line for part in ("/", "\\", "..", "\0")) or line != line.split()[0]
+    ]
+    problems += [
+        f"{path}: found '{line}'; an image id is a file name without its folder and ending, such as 2007_000032"
+        for line in wrong
+    ]
+    return [line for line in counts if line not in wrong]
+
+
+def _read_lines(path: Path, problems: list[str]) -> list[str]:
+    """The lines that are not blank; a byte order mark, which Windows editors put there, is dropped."""
+    try:
+        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: cannot be read as UTF-8 text ({error}); save it as plain text")
+        return []
+
+
+def _mask(root: Path, image_id: str) -> Path:
+    return root / "SegmentationClass" / f"{image_id}.png"
+
+
+def _labels_finder(root: Path, params: DatasetParams) -> Callable[[str], Path | None]:
+    sbd_root = Path(params.sbd_root).expanduser() if params.sbd_root is not None else None
+
+    def find(image_id: str) -> Path | None:
+        places = [_mask(root, image_id), root / "SegmentationClassAug" / f"{image_id}.png"]
+        places += [sbd_root / "cls" / f"{image_id}.mat"] if sbd_root is not None else []
+        return next((place for place in places if place.is_file()), None)
+
+    if sbd_root is not None and not (sbd_root / "cls").is_dir():
+        raise Problem(
+            f"dataset.sbd_root: {sbd_root} has no folder cls/ with SBD's .mat files; mend it or set it to null"
+        )
+    return find
+
+
+def _entries(
+    root: Path,
+    split: Split,
+    ids: Sequence[str],
+    find_labels: Callable[[str], Path | None],
+    tags_of: tags.Reader | None,
+    problems: list[str],
+) -> list[Entry]:
+    entries = []
+    for image_id in ids:
+        picture = root / "JPEGImages" / f"{image_id}.jpg"
+        as_png = picture.with_name(f"{image_id}.png")
+        labels = find_labels(image_id)
+        if labels is None and tags_of is None:
+            problems.append(
+                f"{image_id}: a training image without labels, and tags come from labels; put them at "
+                f"{_mask(root, image_id)}, set dataset.sbd_root, or take dataset.tags from annotations or csv"
+            )
+        entries.append(
+            Entry(
+                image_id=image_id,
+                split=split,
+                image=as_png if as_png.is_file() and not picture.is_file() else picture,
+                labels=labels,
+                tags=tags_of(image_id) if tags_of is not None else None,
+            )
+        )
+    return entries

@@ -1,0 +1,79 @@
+"""The deconvolution network of DeconvNet and DecoupledNet: a trunk in the mirror.
+
+Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation", ICCV 2015.
+"""
+
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segcore import normalisation
+from segcore.backbones import VGG16_CHANNELS
+
+
+def deconvolution_block(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Sequential:
+    """A (transposed) convolution with N(0, 0.01) weights, batch normalisation and ReLU."""
+    nn.init.normal_(layer.weight, std=0.01)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(layer, normalisation.batch_norm(layer.out_channels), nn.ReLU(inplace=True))
+
+
+class Level(nn.Module):
+    """Twice the resolution, then transposed convolutions.
+
+    With max-pool switches of the trunk a level is upsampled by unpooling: each value goes where the maximum was. On a
+    trunk without switches at this level it is upsampled by a learned 2x2 transposed convolution of stride 2.
+    """
+
+    def __init__(self, inputs: int, channels: list[int], has_switches: bool) -> None:
+        super().__init__()
+        self.upsample = None if has_switches else deconvolution_block(nn.ConvTranspose2d(inputs, inputs, 2, stride=2))
+        widths = [inputs, *channels]
+        self.layers = nn.Sequential(
+            *(deconvolution_block(nn.ConvTranspose2d(a, b, 3, padding=1)) for a, b in zip(widths, widths[1:]))  # noqa: B905
+        )
+
+    def forward(self, x: Tensor, switches: Tensor | None) -> Tensor:
+        if self.upsample is not None:
+            return self.layers(self.upsample(x))
+        if switches is None:
+            raise ValueError("this level unpools and needs the switches of its trunk")
+        return self.layers(F.max_unpool2d(x, switches, 2))
+
+
+class Deconvolution(nn.Module):
+    """Five levels from the map at 1/32 to the image, then a score for each class.
+
+    The channels mirror VGG-16: the last deconvolution of a level already has the channels of the next finer one, so
+    that the switches, which are per channel, fit. With switches the number of channels is the trunk's; `width` scales
+    the published numbers on levels without.
+
+    Attributes:
+        inputs: channels of the map that is taken in.
+    """
+
+    def __init__(self, switch_channels: tuple[int | None, ...], width: float, n_classes: int) -> None:
+        super().__init__()
+        scaled = [max(1, round(level[-1] * width)) for level in VGG16_CHANNELS]
+        at = [scaled[i] if known is None else known for i, known in enumerate(switch_channels)]
+        self.inputs = at[-1]
+        levels: list[nn.Module] = []
+        for i in reversed(range(len(at))):
+            finer = at[i - 1] if i > 0 else at[0]
+            channels = [at[i]] * (len(VGG16_CHANNELS[i]) - 1) + [finer]
+            levels.append(Level(at[i], channels, switch_channels[i] is not None))
+        self.levels = nn.ModuleList(levels)
+        self.score = nn.Conv2d(at[0], n_classes, 1)
+        nn.init.normal_(self.score.weight, std=0.01)
+        nn.init.zeros_(self.score.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, x: Float[Tensor, "B D h w"], switches: tuple[Int64[Tensor, "B c i j"] | None, ...], size: tuple[int, int]
+    ) -> Float[Tensor, "B K H W"]:
+        """Scores at `size`, which must be 32 times that of `x`."""
+        for level, switch in zip(self.levels, reversed(switches), strict=True):
+            x = level(x, switch)
+        if tuple(x.shape[2:]) != size:
+            raise ValueError(f"the map grew to {tuple(x.shape[2:])}, the image has {size}; sides must be multiples of 32")
+        return self.score(x)

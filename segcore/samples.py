@@ -1,0 +1,114 @@
+"""The pictures of a data set on disk: manifest rows, images, indexed label PNGs.
+
+The conventions of PASCAL VOC hold everywhere: labels are class indices, 0 is background, 255 is unknown.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from segcore.problems import Problem
+
+IGNORE = 255
+"""The label of pixels that count neither in training nor in evaluation."""
+
+MANIFEST_COLUMNS = (
+    "image_id",
+    "image",
+    "labels",
+    "width",
+    "height",
+    "tags",
+    "split",
+    "image_sha256",
+    "labels_sha256",
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of the data set.
+
+    `tags` are the indices (1..L) of the classes that the image-level annotation names; `labels` is the indexed
+    PNG with a class per pixel, or None where nobody outlined the image; `width` and `height` are those of the
+    picture as a person sees it, after its EXIF rotation.
+    """
+
+    image_id: str
+    image: Path
+    labels: Path | None
+    width: int
+    height: int
+    tags: tuple[int, ...]
+    split: str
+
+
+def read_manifest(path: Path) -> dict[str, Record]:
+    """All rows of a manifest written by the `prepare` stage, by image id and in its order."""
+    table = pd.read_parquet(path)
+    if missing := set(MANIFEST_COLUMNS) - set(table.columns):
+        raise Problem(f"{path} is no manifest: it lacks the columns {sorted(missing)}; run `dvc repro prepare`")
+    return {
+        row.image_id: Record(
+            image_id=row.image_id,
+            image=Path(row.image),
+            labels=Path(row.labels) if isinstance(row.labels, str) else None,
+            width=int(row.width),
+            height=int(row.height),
+            tags=tuple(int(tag) for tag in row.tags),
+            split=row.split,
+        )
+        for row in table.itertuples()
+    }
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture as a person sees it: RGB, 8 bits, turned by its EXIF orientation.
+
+    Grey, palette, CMYK and 16-bit pictures are converted; transparency is laid over black.
+    """
+    with Image.open(path) as image:
+        return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An 8-bit RGB copy; 16-bit grey is scaled by its full range (Pillow alone would clip it to white)."""
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        wide = np.asarray(image).astype(np.int64)
+        return Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def read_labels(path: Path) -> UInt8[np.ndarray, "H W"]:
+    """Class indices of an indexed or grey 8-bit PNG; 255 where unknown."""
+    with Image.open(path) as image:
+        if image.mode not in ("P", "L"):
+            raise Problem(
+                f"{path}: labels must be an indexed or grey 8-bit PNG, found mode {image.mode}; "
+                "colour-coded labels are converted by `dataset.convert_palette: true`"
+            )
+        return np.asarray(image)
+
+
+def write_labels(path: Path, labels: UInt8[np.ndarray, "H W"]) -> None:
+    """An indexed PNG in the colours of VOC."""
+    image = Image.fromarray(labels)
+    image.putpalette(voc_palette().tobytes())
+    image.save(path, format="PNG")
+
+
+def voc_palette() -> UInt8[np.ndarray, "256 3"]:
+    """The colours of the VOC devkit: bit k of a label's three-bit groups goes to bit 7 - k of red, green, blue."""
+    index = np.arange(256)
+    colours = np.zeros((256, 3), dtype=np.int64)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colours.astype(np.uint8)

@@ -1,0 +1,184 @@
+"""The strong images S, which keep their masks, the weak images W, which go by their tags, and those to measure on.
+
+As in Hong et al. 2015 (section 6.1), S is n images a class of the training set, and W is the whole training set.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segcore.config import SplitParams
+from segcore.problems import Problem, Problems
+from segcore.runtime import derived_seed
+from segcore.samples import Record
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Sorted image ids; `strong` and `weak` are training images, `val` are none."""
+
+    strong: tuple[str, ...]
+    weak: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def choose(
+    records: Mapping[str, Record],
+    label_classes: Mapping[str, Collection[int]],
+    classes: Sequence[str],
+    listed: Sequence[str] | None,
+    params: SplitParams,
+    seed: int,
+) -> Splits:
+    """Divide the images of a manifest.
+
+    `label_classes` holds the classes 1..L that the labels of an image show, for every image with labels; `listed` the
+    lines of `split.strong_list` where that is asked for.
+
+    Raises:
+        Problem: S cannot be chosen as asked, or W would be empty.
+    """
+    train = {image_id: record for image_id, record in records.items() if record.split == "train"}
+    shown = {image_id: label_classes[image_id] for image_id, record in train.items() if record.labels is not None}
+    if params.strong == "list":
+        strong = _listed(listed or (), records, shown)
+    elif params.strong == "all":
+        strong = list(shown)
+    else:
+        strong = [
+            image_id for picked in per_class(shown, classes, params.strong_per_class, seed) for image_id in picked
+        ]
+    if not strong:
+        raise Problem(f"split.strong: {params.strong}: no training image has labels; add masks, or SBD's by sbd_root")
+    weak = set(train) if params.weak_includes_strong else set(train) - set(strong)
+    if not weak:
+        raise Problem(
+            "split.weak_includes_strong: false leaves no image to go by its tags, as every training image is strong; "
+            "set it to true or choose fewer strong images"
+        )
+    val = [image_id for image_id, record in records.items() if record.split == "val"]
+    return Splits(tuple(sorted(strong)), tuple(sorted(weak)), tuple(sorted(val)))
+
+
+def per_class(shown: Mapping[str, Collection[int]], classes: Sequence[str], n: int, seed: int) -> list[list[str]]:
+    """For each of the classes 1..L, `n` images that show it; no image stands for two classes.
+
+    A choice is found whenever there is one: it is a matching of images to classes. Which of many, the seed decides, by
+    a random order of each class's images.
+
+    Raises:
+        Problems: there are not enough images; it names the classes and the greatest `n` that works.
+    """
+    candidates = [
+        _shuffled([image_id for image_id in sorted(shown) if index in shown[image_id]], seed, name)
+        for index, name in enumerate(classes)
+        if index > 0
+    ]
+    picked, stuck = _matched(candidates, n)
+    if not stuck:
+        return picked
+    most = next(fewer for fewer in range(n - 1, -1, -1) if not _matched(candidates, fewer)[1])
+    advice = f"set split.strong_per_class to at most {most}" if most else "choose S by split.strong: list or all"
+    raise Problems(
+        f"split.strong_per_class: {n} images a class, each for one class only, are not there; {advice}, or add labels:",
+        _shortages(candidates, classes[1:], n, stuck),
+    )
+
+
+def _shuffled(image_ids: list[str], seed: int, name: str) -> list[str]:
+    rng = np.random.default_rng(derived_seed(seed, "split", name))
+    return [image_ids[place] for place in rng.permutation(len(image_ids)).tolist()]
+
+
+def _matched(candidates: Sequence[Sequence[str]], n: int) -> tuple[list[list[str]], list[int]]:
+    """Images by class, and, where that is impossible, classes that have too few images between them.
+
+    The scarcest class chooses first; one that finds its images taken makes others move over (augmenting paths).
+    """
+    owner: dict[str, int] = {}
+    for wanting in sorted(range(len(candidates)), key=lambda index: (len(candidates[index]), index)):
+        for _ in range(n):
+            if stuck := _take_one(wanting, candidates, owner):
+                return [], stuck
+    picked: list[list[str]] = [[] for _ in candidates]
+    for image_id, index in owner.items():
+        picked[index].append(image_id)
+    return picked, []
+
+
+def _take_one(wanting: int, candidates: Sequence[Sequence[str]], owner: dict[str, int]) -> list[int]:
+    """Give the class one more image along a shortest chain of moves.
+
+    Returns:
+        Nothing, or, where no chain ends at a free image, all the classes that were asked: their images are all theirs,
+        and too few.
+    """
+    gives: dict[int, tuple[int, str]] = {}
+    """By class: the class that would get one of its images, and the image."""
+    asked = [wanting]
+    for index in asked:
+        for image_id in candidates[index]:
+            if image_id not in owner:
+                _move(index, image_id, wanting, gives, owner)
+                return []
+            if owner[image_id] not in asked:
+                asked.append(owner[image_id])
+                gives[owner[image_id]] = (index, image_id)
+    return sorted(asked)
+
+
+def _move(index: int, image_id: str, wanting: int, gives: Mapping[int, tuple[int, str]], owner: dict[str, int]) -> None:
+    owner[image_id] = index
+    while index != wanting:
+        index, image_id = gives[index]
+        owner[image_id] = index
+
+
+def _shortages(candidates: Sequence[Sequence[str]], names: Sequence[str], n: int, stuck: Sequence[int]) -> list[str]:
+    alone = [index for index, images in enumerate(candidates) if len(images) < n]
+    problems = [f"{names[index]}: {len(candidates[index])} training images with labels show it" for index in alone]
+    if not alone:
+        together = len(set().union(*(candidates[index] for index in stuck)))
+        problems.append(
+            f"{', '.join(names[index] for index in stuck)}: {together} training images with labels show any of them, "
+            f"and {len(stuck)} x {n} are needed"
+        )
+    return problems
+
+
+def _listed(listed: Sequence[str], records: Mapping[str, Record], shown: Collection[str]) -> list[str]:
+    problems = [f"'{line}' is listed {count} times" for line, count in Counter(listed).items() if count > 1]
+    for image_id in dict.fromkeys(listed):
+        if image_id not in records:
+            problems.append(f"'{image_id}' is no image of the data set")
+        elif records[image_id].split != "train":
+            problems.append(f"'{image_id}' is a validation image, which is never trained on")
+        elif image_id not in shown:
+            problems.append(f"'{image_id}' has no labels")
+    if not listed:
+        problems.append("it is empty; write one image id a line")
+    if problems:
+        raise Problems("split.strong_list cannot be used; mend the file:", problems)
+    return list(listed)
+
+
+def counts(
+    splits: Splits, records: Mapping[str, Record], label_classes: Mapping[str, Collection[int]], classes: Sequence[str]
+) -> dict[str, object]:
+    """How many images each set has, and of each class: strong ones whose labels show it, others whose tags name it."""
+    return {
+        "strong": len(splits.strong),
+        "weak": len(splits.weak),
+        "val": len(splits.val),
+        "per_class": {
+            name: {
+                "strong": sum(index in label_classes[image_id] for image_id in splits.strong),
+                "weak": sum(index in records[image_id].tags for image_id in splits.weak),
+                "val": sum(index in records[image_id].tags for image_id in splits.val),
+            }
+            for index, name in enumerate(classes)
+            if index > 0
+        },
+    }

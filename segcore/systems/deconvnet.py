@@ -1,0 +1,86 @@
+"""DeconvNet: masks only, one softmax over all classes; the baseline of DecoupledNet's Table 1.
+
+Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation", ICCV 2015. Trained here on the same
+combinatorial crops as DecoupledNet (whose subsets it ignores) for as many steps, so that the two compare; the paper's
+two stages of instance crops and proposal windows are not repeated. Whole-image inference by default; `proposals: 50`
+predicts by EdgeBoxes windows and takes the maximum, as the paper does.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from segcore import backbones, normalisation
+from segcore.batches import Batch
+from segcore.classifiers import Classifier
+from segcore.config import Count, Positive, SystemEntry
+from segcore.deconvolution import Deconvolution, deconvolution_block
+from segcore.losses import Term, pixel_cross_entropy
+from segcore.systems import System
+
+FC_CHANNELS = 4096
+
+
+class Params(SystemEntry):
+    """An entry of `systems` with `module: deconvnet`."""
+
+    model_config = {"extra": "forbid"}
+
+    encoder: Literal["classifier", "backbone"]
+    """Start from the trunk that the classifier trained, or from the backbone's own initial weights."""
+    width: Positive
+    norm_batches: Count
+    norm_batch_size: Count
+    proposals: int
+
+
+class DeconvNet(System):
+    """An encoder with batch normalisation, fc6 and fc7, and the deconvolution network."""
+
+    pretrained = ("encoder.",)
+
+    def __init__(self, encoder: backbones.Trunk, n_tags: int, kernel: int, params: Params) -> None:
+        super().__init__()
+        hidden = max(1, round(FC_CHANNELS * params.width))
+        self.encoder = encoder
+        self.deconvolution = Deconvolution(encoder.switch_channels, params.width, n_tags + 1)
+        self.fc6 = deconvolution_block(nn.Conv2d(encoder.channels, hidden, kernel))
+        self.fc7 = deconvolution_block(nn.Conv2d(hidden, hidden, 1))
+        self.fc6_deconv = deconvolution_block(nn.ConvTranspose2d(hidden, self.deconvolution.inputs, kernel))
+        self.params = params
+        self.proposals = params.proposals
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
+        features = self.encoder(images)
+        bottleneck = self.fc6_deconv(self.fc7(self.fc6(features.top)))
+        return self.deconvolution(bottleneck, features.switches, (images.shape[2], images.shape[3]))
+
+    def losses(self, batch: Batch) -> dict[str, Term]:
+        """Softmax cross-entropy over all classes and all known pixels."""
+        return {"segmentation": pixel_cross_entropy(self(batch.images), batch.labels)}
+
+    def finishing_batches(self) -> tuple[int, int]:
+        return self.params.norm_batches, self.params.norm_batch_size
+
+    def finish(self, batches: list[Batch]) -> None:
+        """Re-estimate the statistics of batch normalisation, as the authors did after training."""
+        self.train()
+        normalisation.reestimate(self, self, (batch.images for batch in batches))
+        self.eval()
+
+    @torch.no_grad()
+    def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
+        return self(images).float()
+
+
+def build(params: Params, classifier: Classifier) -> DeconvNet:
+    """The system with the trunk of a trained classifier, or a fresh one, as its encoder.
+
+    DeconvNet has batch normalisation behind every convolution; into a VGG-16 without any it is inserted.
+    """
+    encoder = classifier.trunk if params.encoder == "classifier" else backbones.build(classifier.backbone)
+    if isinstance(encoder, backbones.VGG16):
+        encoder = encoder.with_batch_norm()
+    return DeconvNet(encoder, classifier.n_tags, classifier.head.fc6.kernel_size[0], params)

@@ -1,0 +1,156 @@
+"""DecoupledNet: a classifier finds the classes, a two-channel deconvolution network cuts each of them out.
+
+Hong, Noh and Han, "Decoupled Deep Neural Network for Semi-supervised Semantic Segmentation", NIPS 2015. Layers,
+constants and inference follow the published prototxts and MATLAB code. Departures: batch normalisation has epsilon
+1e-5 (1e-9 explodes on dead saliency channels); kernel, widths and input size are parameters, so that small versions
+exist; a trunk without max-pool switches is mirrored by learned transposed convolutions.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segcore import normalisation
+from segcore.backbones import Features
+from segcore.batches import Batch
+from segcore.classifiers import Activations, Classifier
+from segcore.config import Count, Fraction, Positive, SystemEntry
+from segcore.crops import binary_labels
+from segcore.deconvolution import Deconvolution, deconvolution_block
+from segcore.localisation import saliency
+from segcore.losses import Term, pixel_cross_entropy
+from segcore.systems import System
+
+BRIDGE_CHANNELS = 2048
+PAIRS_AT_ONCE = 32
+"""Pairs of image and label that inference runs through the network together: bounds its memory."""
+
+
+class Params(SystemEntry):
+    """An entry of `systems` with `module: decouplednet`."""
+
+    model_config = {"extra": "forbid"}
+
+    width: Positive
+    """Channels of the bridging layers and of the levels without switches, over the published numbers."""
+    norm_batches: Count
+    """Batches from which the statistics of batch normalisation are re-estimated after training."""
+    norm_batch_size: Count
+    threshold: Fraction
+    """Probability above which a tag counts as found."""
+
+
+class Bridge(nn.Module):
+    """The bridging layers: top map and saliency map in, class-specific activation map out (section 4.3)."""
+
+    def __init__(self, channels: int, width: float, kernel: int, outputs: int) -> None:
+        super().__init__()
+        hidden = max(1, round(BRIDGE_CHANNELS * width))
+        self.spatial_norm = normalisation.batch_norm(channels)
+        self.saliency_norm = normalisation.batch_norm(channels)
+        self.fc6 = deconvolution_block(nn.Conv2d(2 * channels, hidden, kernel))
+        self.fc7 = deconvolution_block(nn.Conv2d(hidden, hidden, 1))
+        self.fc6_deconv = deconvolution_block(nn.ConvTranspose2d(hidden, outputs, kernel))
+
+    def forward(self, top: Float[Tensor, "P C h w"], saliency: Float[Tensor, "P C h w"]) -> Float[Tensor, "P D h w"]:
+        both = torch.cat([self.spatial_norm(top), self.saliency_norm(saliency)], dim=1)
+        return self.fc6_deconv(self.fc7(self.fc6(both)))
+
+
+class Segmenter(nn.Module):
+    """Bridging layers and deconvolution network: background and foreground scores of some tags in an image."""
+
+    def __init__(self, classifier: Classifier, width: float) -> None:
+        super().__init__()
+        self.deconvolution = Deconvolution(classifier.trunk.switch_channels, width, n_classes=2)
+        kernel = classifier.head.fc6.kernel_size[0]
+        self.bridge = Bridge(classifier.trunk.channels, width, kernel, self.deconvolution.inputs)
+
+    def forward(
+        self, features: Features, saliency: Float[Tensor, "P C h w"], size: tuple[int, int]
+    ) -> Float[Tensor, "P 2 H W"]:
+        return self.deconvolution(self.bridge(features.top, saliency), features.switches, size)
+
+
+class DecoupledNet(System):
+    """The whole network. The classifier is frozen and always in eval mode."""
+
+    def __init__(self, classifier: Classifier, params: Params) -> None:
+        super().__init__()
+        self.classifier = classifier.requires_grad_(False)
+        self.segmenter = Segmenter(classifier, params.width)
+        self.params = params
+
+    def train(self, mode: bool = True) -> "DecoupledNet":
+        super().train(mode)
+        self.classifier.eval()
+        return self
+
+    def losses(self, batch: Batch) -> dict[str, Term]:
+        """Cross-entropy of the binary segmentation of each sample's label subset (equation 2)."""
+        inputs = self._training_inputs(batch)
+        scores = self.segmenter(*inputs)
+        return {"segmentation": pixel_cross_entropy(scores, binary_labels(batch.labels, batch.tags))}
+
+    @torch.no_grad()
+    def _training_inputs(self, batch: Batch) -> tuple[Features, Tensor, tuple[int, int]]:
+        activations = self.classifier(batch.images)
+        values = activations.strongest.sigmoid() * batch.tags
+        everyone = torch.arange(len(batch.ids), device=values.device)
+        maps = saliency(self.classifier.head, activations, values, everyone)
+        height, width = batch.images.shape[2:]
+        return activations.features, maps, (height, width)
+
+    def finishing_batches(self) -> tuple[int, int]:
+        return self.params.norm_batches, self.params.norm_batch_size
+
+    def finish(self, batches: list[Batch]) -> None:
+        """Re-estimate the statistics of batch normalisation, as the authors did after training."""
+        self.train()
+        normalisation.reestimate(self.segmenter, self.segmenter, map(self._training_inputs, batches))
+        self.eval()
+
+    @torch.no_grad()
+    def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
+        """One pass for the images, then one batch for the joint map and the map of each found tag.
+
+        The result are the 21 normalised maps of the published inference: P_bg of all found tags together, P_fg of
+        each found tag, divided by their sum; where all are 0, background and found tags count alike.
+        """
+        activations: Activations = self.classifier(images)
+        probabilities = activations.decision.sigmoid()
+        found = probabilities > self.params.threshold
+        image, values, tag = _pairs(probabilities * found, found)
+        height, width = images.shape[2:]
+        maps = images.new_zeros(len(images), found.shape[1] + 1, height, width)
+        maps[~found.any(1), 0] = 1
+        for pairs in torch.arange(len(image), device=image.device).split(PAIRS_AT_ONCE):
+            at = image[pairs]
+            explained = saliency(self.classifier.head, activations, values[pairs], at)
+            scores = self.segmenter(activations.features.pick(at), explained, (height, width))
+            is_tag = (tag[pairs] > 0).long()
+            maps[at, tag[pairs]] = F.softmax(scores.float(), dim=1)[torch.arange(len(at)), is_tag].to(maps.dtype)
+        empty = maps.sum(1, keepdim=True) == 0
+        present = torch.cat([torch.ones_like(found[:, :1]), found], dim=1)
+        maps = maps + (empty & present[:, :, None, None]).to(maps.dtype)
+        return maps / maps.sum(1, keepdim=True)
+
+
+def _pairs(
+    values: Float[Tensor, "B L"], found: Bool[Tensor, "B L"]
+) -> tuple[Int64[Tensor, " P"], Float[Tensor, "P L"], Int64[Tensor, " P"]]:
+    """What to run: for each image with tags, all of them together (tag 0, the background) and each alone (tag 1..L)."""
+    joint = found.any(1).nonzero().flatten()
+    image, column = found.nonzero(as_tuple=True)
+    single = F.one_hot(column, found.shape[1]).to(values.dtype) * values[image]
+    return (
+        torch.cat([joint, image]),
+        torch.cat([values[joint], single]),
+        torch.cat([torch.zeros_like(joint), column + 1]),
+    )
+
+
+def build(params: Params, classifier: Classifier) -> DecoupledNet:
+    """The system around a trained classifier."""
+    return DecoupledNet(classifier, params)

@@ -1,0 +1,216 @@
+"""fit(): the one training loop of all classifiers and systems."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from segcore import checkpoints, dropout, normalisation
+from segcore.batches import Batch, Order, Samples, Stream
+from segcore.config import RecipeParams
+from segcore.losses import Term
+from segcore.problems import Problem
+from segcore.runtime import Runtime, derived_seed
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What the loop asks for, beside being a module."""
+
+    pretrained: tuple[str, ...]
+
+    def losses(self, batch: Batch) -> dict[str, Term]: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One finished step. `losses` are the named terms; `replayed` steps come from the checkpoint of an earlier try."""
+
+    step: int
+    losses: dict[str, float]
+    learning_rate: float
+    seconds: float
+    replayed: bool
+
+
+class _Losses(nn.Module):
+    """Calls `losses` by way of `forward`, which is where torch hooks in data parallelism and compilation."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> dict[str, Term]:
+        return cast(Trainable, self.model).losses(batch)
+
+
+def rate(step: int, recipe: RecipeParams) -> float:
+    """The learning rate of a step over the recipe's: linear warm-up times constant, poly or step decay."""
+    warm = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
+    if recipe.schedule == "poly":
+        return warm * (1 - step / recipe.steps) ** recipe.poly_power
+    if recipe.schedule == "step":
+        return warm * recipe.step_factor ** (step // recipe.step_every)
+    return warm
+
+
+def parameter_groups(model: nn.Module, recipe: RecipeParams) -> list[dict[str, Any]]:
+    """Four groups: weights that decay and the rest that does not, each for pre-trained and for new layers.
+
+    Biases learn `bias_multiplier` times as fast and, like the parameters of normalisation, never decay.
+    Pre-trained parameters learn `trunk_multiplier` times as fast; at 0 they are frozen.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    pretrained = cast(Trainable, model).pretrained
+    for name, parameter in model.named_parameters():
+        old = name.startswith(pretrained) if pretrained else False
+        if old and recipe.trunk_multiplier == 0:
+            parameter.requires_grad_(False)
+        if not parameter.requires_grad:
+            continue
+        multiplier = recipe.trunk_multiplier if old else 1.0
+        if name.endswith("bias"):
+            multiplier *= recipe.bias_multiplier
+        decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((multiplier, decay), []).append(parameter)
+    return [{"params": p, "multiplier": m, "weight_decay": d, "lr": recipe.learning_rate} for (m, d), p in groups.items()]
+
+
+def optimiser(model: nn.Module, recipe: RecipeParams) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW (whose first beta is the recipe's momentum)."""
+    groups = parameter_groups(model, recipe)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999))
+
+
+class Fit:
+    """A training run that can be killed at any moment and goes on from its last checkpoint, bit for bit on a CPU.
+
+    Iterating yields `Progress` for every step from the first on, those of an interrupted try replayed.
+
+    Args:
+        model: a module that is `Trainable`; trained in place.
+        samples: the training samples.
+        recipe: how to train.
+        seed: of the order of the data, augmentation and dropout.
+        runtime: device, processes and precision.
+        checkpoint: the scratch file of this run, by its fingerprint; None keeps none.
+
+    Raises:
+        Problem: a loss is not finite, or the disk is full.
+    """
+
+    def __init__(
+        self, model: nn.Module, samples: Samples, recipe: RecipeParams, seed: int, runtime: Runtime, checkpoint: Path | None
+    ) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.seed = seed
+        self.runtime = runtime
+        self.checkpoint = checkpoint
+        self.history: list[dict[str, float]] = []
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        model.to(device=runtime.device).to(memory_format=layout)  # type: ignore[call-overload]
+        if runtime.world > 1:
+            normalisation.share(model)
+        self.optimiser = optimiser(model, recipe)
+        order = Order(len(samples), recipe.batch_size, recipe.accumulate, seed, runtime.rank, runtime.world)
+        self.stream = Stream(samples, order, recipe.workers)
+        self.damage = self._resume()
+        """Why an existing checkpoint was not used, or None."""
+        self._losses: nn.Module = runtime.accelerator.prepare_model(_Losses(model))
+        if recipe.compile:
+            self._losses = cast(nn.Module, torch.compile(self._losses))
+
+    def __iter__(self) -> Iterator[Progress]:
+        for step, losses in enumerate(self.history):
+            yield Progress(step, losses, self._rate(step), 0.0, True)
+        self.model.train()
+        first = len(self.history)
+        begin = time.perf_counter()
+        for step, micro_batches in enumerate(self.stream.steps(first, self.recipe.steps), start=first):
+            losses = self._step(step, micro_batches)
+            self.history.append(losses)
+            if (step + 1) % self.recipe.checkpoint_every == 0 and step + 1 < self.recipe.steps:
+                self._save()
+            now = time.perf_counter()
+            yield Progress(step, losses, self._rate(step), now - begin, False)
+            begin = now
+        self.model.eval()
+
+    def finish(self) -> None:
+        """Drop the checkpoint, once the result is safe on disk."""
+        if self.checkpoint is not None and self.runtime.is_main:
+            self.checkpoint.unlink(missing_ok=True)
+
+    def _rate(self, step: int) -> float:
+        return self.recipe.learning_rate * rate(step, self.recipe)
+
+    def _step(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate(step) * group["multiplier"]
+        self.optimiser.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(micro_batches):
+            key = derived_seed(self.seed, "dropout", step, number)
+            dropout.set_key(self.model, key, self.runtime.rank, self.runtime.world)
+            terms = self._backward(batch.to(self.runtime.device, self.recipe.channels_last), number == len(micro_batches) - 1)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value / len(micro_batches)
+        losses = {name: float(value) for name, value in sums.items()}
+        if not all(math.isfinite(value) for value in losses.values()):
+            ids = [image_id for batch in micro_batches for image_id in batch.ids]
+            raise Problem(
+                f"step {step}: the loss is not finite ({losses}); the images are {ids}; "
+                "a smaller learning_rate, a longer warmup_steps or clip_norm helps against diverging"
+            )
+        if self.recipe.clip_norm is not None:
+            trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
+        self.optimiser.step()
+        return losses
+
+    def _backward(self, batch: Batch, is_last: bool) -> dict[str, Tensor]:
+        """Add a micro-batch's gradient; its terms, normalised over all processes."""
+        accelerator = self.runtime.accelerator
+        # Processes exchange gradients at the last micro-batch of a step only.
+        with contextlib.nullcontext() if is_last else accelerator.no_sync(self._losses):
+            with accelerator.autocast():
+                terms = self._losses(batch)
+            values = {}
+            total = torch.zeros((), device=self.runtime.device)
+            for name, term in terms.items():
+                weight = self.runtime.sum(term.weight).clamp(min=1)
+                # Data parallelism averages gradients over processes; times their number makes it the sum it must be.
+                total = total + term.total / weight * (self.runtime.world / self.recipe.accumulate)
+                values[name] = self.runtime.sum(term.total.detach()) / weight
+            total.backward()
+        return values
+
+    def _state(self) -> dict[str, Tensor]:
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        return {name: value for name, value in self.model.state_dict().items() if name not in frozen}
+
+    def _save(self) -> None:
+        if self.checkpoint is not None and self.runtime.is_main:
+            state = {"model": self._state(), "optimiser": self.optimiser.state_dict(), "history": self.history}
+            checkpoints.save(self.checkpoint, state)
+
+    def _resume(self) -> str | None:
+        state = checkpoints.load(self.checkpoint) if self.checkpoint is not None else None
+        if state is None:
+            return None
+        if isinstance(state, checkpoints.Unreadable):
+            return state.reason
+        self.model.load_state_dict(state["model"], strict=False)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.history = state["history"]
+        return None
+

@@ -1,0 +1,55 @@
+"""Choose the strong images (masks), the weak images (tags) and the validation images.
+
+Writes into `out`: `strong.txt`, `weak.txt`, `val.txt` with one image id a line, and `split.json` with counts.
+"""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from segcore import splits
+from segcore.problems import Problem
+from segcore.runtime import write_atomically
+from segcore.samples import read_manifest
+from stages import run
+
+
+def main(*, manifest: Path, classes: Path, out: Path, params: Path = Path("params.yaml")) -> None:
+    settings = run.settings(params)
+    with run.timed("split"):
+        records = read_manifest(manifest)
+        label_classes = _read_label_classes(manifest)
+        names = json.loads(classes.read_bytes())
+        listed = _read_list(Path(settings.split.strong_list)) if settings.split.strong_list else None
+        chosen = splits.choose(records, label_classes, names, listed, settings.split, settings.seed)
+        counts = splits.counts(chosen, records, label_classes, names)
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("strong", "weak", "val"):
+            lines = "".join(f"{image_id}\n" for image_id in getattr(chosen, name))
+            write_atomically(out / f"{name}.txt", lines.encode())
+        write_atomically(out / "split.json", (json.dumps(counts, indent=2) + "\n").encode())
+        run.say(f"{len(chosen.strong)} strong, {len(chosen.weak)} weak and {len(chosen.val)} validation images: {out}")
+
+
+def _read_label_classes(manifest: Path) -> dict[str, tuple[int, ...]]:
+    """The classes that masks show, which tags may exceed: an image stands only for a class that its mask has."""
+    table = pd.read_parquet(manifest)
+    if "label_classes" not in table.columns:
+        raise Problem(f"{manifest} is no manifest: it lacks the column label_classes; run `dvc repro prepare`")
+    with_labels = table[table["labels"].notna()]
+    pairs = zip(with_labels["image_id"], with_labels["label_classes"], strict=True)
+    return {image_id: tuple(int(index) for index in present) for image_id, present in pairs}
+
+
+def _read_list(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise Problem(
+            f"split.strong_list: {path} cannot be read ({error}); give a text file with an id a line"
+        ) from error
+
+
+if __name__ == "__main__":
+    run.start(main)

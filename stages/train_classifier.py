@@ -1,0 +1,69 @@
+"""Train a classifier on the tags of W (or of S) and measure its tags on the validation images.
+
+Reads the manifest, the class names and the split; writes `model/`, `training/` (dvclive) and `metrics.json`
+(Hong et al. 2015, section 4.1).
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segcore import classifiers, metrics, models, runtime
+from segcore.classifiers import Classifier
+from segcore.samples import Record, read_image, read_manifest
+from segcore.training import Fit
+from segcore.transforms import TaggedImages, padded_square, tag_vector
+from stages import run, training
+
+
+def main(
+    *, name: str, manifest: Path, classes: Path, split: Path, out: Path, params: Path = Path("params.yaml")
+) -> None:
+    settings = run.settings(params)
+    entry = settings.classifiers[run.chosen(name, settings.classifiers, "classifier")]
+    recipe = settings.recipes[entry.recipe]
+    tags = json.loads(classes.read_text())[1:]
+    records = read_manifest(manifest)
+    ids = (split / f"{entry.images}.txt").read_text().split()
+    device = runtime.Runtime(recipe.precision)
+
+    with run.timed(f"train_classifier@{name}"):
+        torch.manual_seed(runtime.derived_seed(settings.seed, "classifier", "initial weights"))
+        model = classifiers.build(entry.backbone, entry.head, len(tags))
+        samples = TaggedImages([records[i] for i in ids], len(tags), entry.resize, entry.input_size)
+        run_key = [name, settings.seed, entry.model_dump(), recipe.model_dump(), device.world, ids]
+        scratch = training.scratch_file(f"classifier-{name}", run_key, [manifest])
+        fit = Fit(model, samples, recipe, runtime.derived_seed(settings.seed, "classifier"), device, scratch)
+        training.announce(f"classifier {name}", model, recipe, len(samples), fit)
+        training.follow(f"classifier {name}", fit, out / "training")
+        val = [record for record in records.values() if record.split == "val"]
+        measured = measure(model, device, val, tags, entry.input_size)
+        if device.is_main:
+            models.save_classifier(out / "model", name, entry, tags, model)
+            runtime.write_atomically(out / "metrics.json", json.dumps(measured, indent=2).encode())
+        fit.finish()
+    run.say(f"classifier {name}: tag mAP {measured['mean_average_precision']} on {len(val)} validation images")
+
+
+@torch.inference_mode()
+def measure(
+    model: Classifier, device: runtime.Runtime, val: list[Record], tags: list[str], input_size: int
+) -> dict[str, object]:
+    """Tag metrics of the classifier on images padded to a square, as the segmenter's inference sees them."""
+    model.eval()
+    scores, batch = [], 16
+    mine = device.shard(val)
+    for first in range(0, len(mine), batch):
+        squares = [padded_square(read_image(record.image), input_size) for record in mine[first : first + batch]]
+        images = torch.stack(squares).float().to(device.device)
+        with device.accelerator.autocast():
+            scores.append(model(images).decision.sigmoid().float().cpu().numpy())
+    truth = [tag_vector(record.tags, len(tags)).bool().numpy() for record in mine]
+    parts = device.gather((np.concatenate(scores), np.stack(truth)))
+    return metrics.tag_metrics(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), tags)
+
+
+if __name__ == "__main__":
+    run.start(main)

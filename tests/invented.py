@@ -1,0 +1,112 @@
+"""A tree of invented results, as the stages before the report leave it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+
+from segcore import config
+from segcore.metrics import rounded, tag_metrics
+from segcore.samples import Record, write_labels
+from stages import evaluate
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+SHAPES = ["disc", "ring", "square", "frame", "triangle", "star", "cross", "heart", "moon", "arrow"]
+NAMES = ["background", *SHAPES]
+NOISE = {"decouplednet": 0.2, "decouplednet_str": 0.5, "deconvnet": 0.85}
+
+
+def scenes(folder: Path, count: int) -> list[Record]:
+    """Pictures of discs with indexed labels in a VOC-like border of unknown pixels."""
+    random = np.random.default_rng(7)
+    folder.mkdir(parents=True)
+    records = []
+    for number in range(count):
+        width, height = (96, 72) if number % 3 else (64, 96)
+        image = Image.fromarray(random.integers(90, 200, (height, width, 3)).astype(np.uint8))
+        labels = Image.new("L", (width, height))
+        tags = sorted(int(tag) for tag in random.choice(range(1, len(NAMES)), 2, replace=False))
+        for tag in tags:
+            x, y, r = (int(value) for value in random.integers((20, 20, 12), (width - 15, height - 15, 24)))
+            box = (x - r, y - r, x + r, y + r)
+            ImageDraw.Draw(image).ellipse(box, fill=tuple(random.integers(0, 256, 3).tolist()))
+            ImageDraw.Draw(labels).ellipse(box, fill=tag, outline=255, width=2)
+        image.save(folder / f"{number:03d}.jpg", quality=90)
+        write_labels(folder / f"{number:03d}.png", np.asarray(labels))
+        shown = tuple(tag for tag in tags if (np.asarray(labels) == tag).any())
+        paths = folder / f"{number:03d}.jpg", folder / f"{number:03d}.png"
+        records.append(Record(f"{number:03d}", *paths, width, height, shown, "val"))
+    return records
+
+
+def predictor(records: list[Record], noise: float):
+    """Predictions of some quality: the truth moved, with objects missed or taken for others."""
+    random = np.random.default_rng(int(noise * 100))
+    order = iter(records)
+
+    def predict(images: list[np.ndarray]) -> list[np.ndarray]:
+        predictions = []
+        for image in images:
+            record = next(order)
+            assert record.labels is not None
+            labels = np.asarray(Image.open(record.labels)).copy()
+            assert labels.shape == image.shape[:2]
+            labels[labels == 255] = 0
+            for tag in record.tags:
+                if random.random() < noise:
+                    labels[labels == tag] = random.choice([0, 0, *range(1, len(NAMES))])
+            predictions.append(np.roll(labels, tuple(int(8 * noise * d) for d in random.normal(size=2)), (0, 1)))
+        return predictions
+
+    return predict
+
+
+def write_curves(folder: Path, steps: int, terms: dict[str, float], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for name, start in terms.items():
+        file = folder / f"{name}.tsv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        step = np.arange(1, steps + 1)
+        values = start * (0.05 + np.exp(-step / steps * 4)) * random.lognormal(0, 0.25, steps)
+        pd.DataFrame({"step": step, file.stem: values}).to_csv(file, sep="\t", index=False)
+
+
+def write_json(file: Path, content: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+def invented_results(root: Path, images: int = 24) -> Path:
+    """A `data` folder as the stages before the report leave it."""
+    data, settings = root / "data", config.load(PARAMS)
+    random = np.random.default_rng(1)
+    records = scenes(data / "prepared/files", images)
+    write_json(data / "prepared/classes.json", NAMES)
+    per_class = {n: {s: {"images": 190 + i, "masks": 190 - i} for s in ("train", "val")} for i, n in enumerate(SHAPES)}
+    pictures = {"train": 1000, "val": images}
+    card = {"layout": "shapes", "tags": "masks", "classes": 10, "images": pictures, "per_class": per_class}
+    warnings = {"tag without mask": 2, "mask without tag": 0}
+    write_json(data / "prepared/dataset.json", card | {"conversions": {}, "warnings": warnings})
+    write_json(data / "split/split.json", {"strong": 50, "weak": 1000, "strong_per_class": dict.fromkeys(SHAPES, 5)})
+    write_json(data / "crops/crops.json", {"images": 50, "crops": 21800, "subsets_dropped": 0, "median_side": 41.5})
+    (data / "split/strong.txt").write_text("".join(f"s{i}\n" for i in range(50)))
+    (data / "split/weak.txt").write_text("".join(f"w{i}\n" for i in range(1000)))
+    Image.fromarray(random.integers(0, 256, (200, 900, 3)).astype(np.uint8)).save(data / "crops/figure.png")
+    for number, name in enumerate(settings.classifiers):
+        tags = random.random((200, 10)) < 0.2
+        scores = np.clip(tags * (0.6 - 0.3 * number) + random.random((200, 10)) * 0.5, 0, 1)
+        write_json(data / f"classifiers/{name}/metrics.json", rounded(tag_metrics(scores, tags, SHAPES)))
+        write_curves(data / f"classifiers/{name}/training/plots/metrics", 400, {"loss/tags": 0.7}, number)
+    for number, system in enumerate(settings.systems):
+        terms = {"loss/segmentation": 2.0 + number, "learning_rate": 0.002}
+        write_curves(data / f"segmenters/{system}/training/plots/metrics", 300, terms, 10 + number)
+        scores = evaluate.score(records, predictor(records, NOISE[system]), len(NAMES), settings.evaluation)
+        out = data / "results" / system
+        evaluate.write_results(scores, NAMES, out)
+        evaluate.write_panels(scores.images, {r.image_id: r for r in records}, NAMES, settings.evaluation.panels, out)
+    for stage in ("prepare", "train_classifier@decoupled", "evaluate@deconvnet"):
+        machine = {"peak_memory_mb": 812, "machine": "Linux x86_64, 2 cores, no GPU", "versions": {}, "commit": "abc"}
+        write_json(root / f".scratch/timings/{stage}.json", {"stage": stage, "seconds": 75.3, **machine})
+    return data

@@ -1,0 +1,131 @@
+"""Evaluation of known predictions: files, numbers, shares, panels, and what cannot be scored."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from segcore import classifiers, config, models, systems
+from segcore.problems import Problem, Problems
+from segcore.samples import Record, write_labels
+from stages import evaluate, report
+from tests.invented import NAMES, PARAMS, SHAPES, invented_results, predictor, scenes, write_json
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return invented_results(tmp_path_factory.mktemp("results"))
+
+
+def test_evaluation_files(results: Path) -> None:
+    folder = results / "results/decouplednet"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics) == {*report.SCORES, "images", "iou"}
+    assert list(metrics["iou"]) == NAMES
+    assert 0.3 < metrics["mean_iou"] < 1
+    assert metrics["mean_iou"] == round(metrics["mean_iou"], 4)
+    per_class = pd.read_csv(folder / "per_class.csv")
+    assert per_class.columns.tolist() == ["class", "iou", "accuracy", "boundary_f"]
+    counts = pd.read_csv(folder / "confusion_counts.csv", index_col="actual")
+    assert np.diag(counts).sum() / counts.to_numpy().sum() == pytest.approx(metrics["pixel_accuracy"], abs=1e-4)
+    rows = pd.read_csv(folder / "confusion.csv")
+    assert set(rows.groupby("actual").size()) == {100}
+    panels = sorted(path.name for path in (folder / "panels").iterdir())
+    assert len(panels) == 9
+    assert panels[0].startswith("00_best_")
+    assert panels[8].startswith("08_worst_")
+
+
+def test_evaluation_is_the_same_in_any_order_of_shares(results: Path, tmp_path: Path) -> None:
+    settings = config.load(PARAMS).evaluation
+    records = scenes(tmp_path / "scenes", 8)
+    shares = [
+        evaluate.score(records[rank::2], predictor(records[rank::2], 0.0), len(NAMES), settings) for rank in range(2)
+    ]
+    whole = evaluate.score(records, predictor(records, 0.0), len(NAMES), settings)
+    for name, scores in (("two", shares[1] + shares[0]), ("one", whole)):
+        evaluate.write_results(scores, NAMES, tmp_path / name)
+        evaluate.write_panels(scores.images, {r.image_id: r for r in records}, NAMES, 4, tmp_path / name)
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert len(files) == 8
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+@pytest.fixture
+def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The inputs of the stage: eight pictures and a DeconvNet with random weights."""
+    monkeypatch.chdir(tmp_path)
+    entry = config.load(PARAMS).classifiers["decoupled_str"]
+    backbone = entry.backbone.model_copy(update={"width": 0.0625})
+    entry = entry.model_copy(update={"backbone": backbone})
+    torch.manual_seed(0)
+    classifier = classifiers.build(entry.backbone, entry.head, len(SHAPES))
+    models.save_classifier(Path("classifier"), "decoupled_str", entry, SHAPES, classifier)
+    raw = config.load(PARAMS).raw["systems"]["deconvnet"] | {"width": 0.0625}
+    module = systems.load("deconvnet")
+    system = module.build(
+        config.section({"systems": {"deconvnet": raw}}, "systems.deconvnet", module.Params), classifier
+    )
+    card = models.classifier_card(Path("classifier"))
+    models.save_system(Path("model"), "deconvnet", raw, card, 96, system)
+    rows = [asdict(record) | {"image_sha256": "", "labels_sha256": ""} for record in scenes(Path("scenes"), 8)]
+    table = pd.DataFrame(rows).astype({"image": str, "labels": str})
+    table.to_parquet("manifest.parquet")
+    write_json(Path("classes.json"), NAMES)
+    Path("val.txt").write_text("".join(f"{image_id}\n" for image_id in table["image_id"]))
+    here = {"manifest": "manifest.parquet", "classes": "classes.json", "split": ".", "model": "model", "out": "out"}
+    return {name: Path(path) for name, path in here.items()}
+
+
+def test_the_stage_from_a_saved_model_to_its_files(untrained: dict[str, Path]) -> None:
+    evaluate.main(system="deconvnet", **untrained, params=PARAMS)
+    first = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    assert len(first) == 4 + 8
+    assert json.loads(Path("out/metrics.json").read_text())["images"] == 8
+    evaluate.main(system="deconvnet", **untrained, params=PARAMS)
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == first
+
+
+def test_a_model_for_other_classes_is_refused(untrained: dict[str, Path]) -> None:
+    write_json(untrained["classes"], [*NAMES, "zebra"])
+    with pytest.raises(Problem, match="was trained for .* train it again"):
+        evaluate.main(system="deconvnet", **untrained, params=PARAMS)
+
+
+def test_a_system_that_does_not_exist_is_refused(untrained: dict[str, Path]) -> None:
+    with pytest.raises(Problem, match="'deconvet'"):
+        evaluate.main(system="deconvet", **untrained, params=PARAMS)
+
+
+@pytest.mark.parametrize(("images", "panels"), [(24, 9), (24, 7), (4, 9), (1, 9), (3, 1), (0, 3)])
+def test_panels_are_a_third_each_and_none_twice(images: int, panels: int) -> None:
+    scored = [evaluate.ScoredImage(f"{number:02d}", number / 30, b"") for number in range(images)]
+    chosen = evaluate.chosen(scored, panels)
+    ids = [image.image_id for _, image in chosen]
+    assert len(ids) == len(set(ids)) == min(images, panels)
+    if (images, panels) == (24, 9):
+        assert [kind for kind, _ in chosen] == ["best"] * 3 + ["median"] * 3 + ["worst"] * 3
+        assert ids == ["23", "22", "21", "13", "12", "11", "02", "01", "00"]
+
+
+def test_an_image_that_cannot_be_scored_is_named(tmp_path: Path) -> None:
+    known = Record("a", tmp_path / "a.jpg", None, 4, 4, (), "val")
+    (tmp_path / "val.txt").write_text("a\nb\n")
+    with pytest.raises(Problems, match=r"a: no labels to compare with") as caught:
+        evaluate.validation_records({"a": known}, tmp_path / "val.txt")
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize(("labels", "message"), [(np.zeros((3, 4)), "4x3 pixels"), (np.full((4, 4), 99), "label 99")])
+def test_labels_that_do_not_fit_are_named(labels: np.ndarray, message: str, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    write_labels(tmp_path / "labels.png", labels.astype(np.uint8))
+    record = Record("a", tmp_path / "a.png", tmp_path / "labels.png", 4, 4, (), "val")
+    with pytest.raises(Problem, match=message):
+        evaluate.score([record], lambda images: [np.zeros((4, 4), np.uint8)], 3, config.load(PARAMS).evaluation)

@@ -1,0 +1,449 @@
+"""Whatever is wrong with a data set is said, all at once; whatever can be converted is, and counted."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from segcore.problems import Problem, Problems
+from segcore.samples import IGNORE, MANIFEST_COLUMNS, read_image, read_labels, read_manifest, voc_palette, write_labels
+from stages import prepare, run
+from tests.devkit import make_devkit, real_voc, write_params
+
+Prepare = Callable[..., Path]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make_devkit(tmp_path / "kit")
+    return tmp_path / "kit"
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> Prepare:
+    """Run the stage on the devkit with changes to the section `dataset`; returns the folder with its outputs."""
+    monkeypatch.setattr(run, "TIMINGS", tmp_path / "timings")
+
+    def go(**changes: Any) -> Path:
+        dataset = {"layout": "voc", "root": str(root)} | changes
+        params = write_params(tmp_path / "params.yaml", {f"dataset.{key}": value for key, value in dataset.items()})
+        prepare.main(out=tmp_path / "prepared", params=params)
+        return tmp_path / "prepared"
+
+    return go
+
+
+def problems_of(prepared: Prepare, **changes: Any) -> list[str]:
+    with pytest.raises(Problems) as caught:
+        prepared(**changes)
+    return caught.value.problems
+
+
+def only_problem(prepared: Prepare, **changes: Any) -> str:
+    problems = problems_of(prepared, **changes)
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+def image_at(root: Path, image_id: str = "train_000") -> Path:
+    return root / f"JPEGImages/{image_id}.jpg"
+
+
+def labels_at(root: Path, image_id: str = "train_000") -> Path:
+    return root / f"SegmentationClass/{image_id}.png"
+
+
+def list_at(root: Path, split: str = "train") -> Path:
+    return root / f"ImageSets/Segmentation/{split}.txt"
+
+
+def write_csv(root: Path, tags: dict[str, str]) -> str:
+    (root / "tags.csv").write_text("image_id,tags\n" + "".join(f"{key},{value}\n" for key, value in tags.items()))
+    return "tags.csv"
+
+
+def true_tags(root: Path) -> dict[str, str]:
+    names = (root / "classes.txt").read_text().split()
+    return {
+        path.stem: " ".join(names[index] for index in np.unique(read_labels(path)) if 0 < index < IGNORE)
+        for path in sorted((root / "SegmentationClass").glob("*.png"))
+    }
+
+
+def test_manifest_describes_every_image(prepared: Prepare, root: Path) -> None:
+    out = prepared()
+    records = read_manifest(out / "manifest.parquet")
+    assert [record.split for record in records.values()] == ["train"] * 6 + ["val"] * 3
+    record = records["train_002"]
+    assert (record.width, record.height) == (48, 40)
+    assert record.tags == (1, 3)
+    assert record.image == image_at(root, "train_002")
+    assert record.labels == labels_at(root, "train_002")
+    table = pd.read_parquet(out / "manifest.parquet")
+    assert set(MANIFEST_COLUMNS) <= set(table.columns)
+    assert table["image_sha256"].str.len().eq(64).all()
+    assert json.loads((out / "classes.json").read_text()) == ["background", "circle", "square", "star"]
+    counts = json.loads((out / "dataset.json").read_text())
+    assert counts["images"] == {"train": 6, "val": 3}
+    assert counts["per_class"]["circle"]["train"] == {"images": 4, "masks": 4}
+    assert not any(counts["warnings"].values())
+    assert not any(counts["conversions"].values())
+    assert list((out / "files").iterdir()) == []
+
+
+def test_two_runs_write_the_same_bytes_and_leave_nothing_else(prepared: Prepare, tmp_path: Path) -> None:
+    def contents(out: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+    first = contents(prepared())
+    (tmp_path / "prepared/.gitignore").write_text("/files\n")
+    assert contents(prepared()) == first | {".gitignore": b"/files\n"}
+    assert {path.name for path in tmp_path.iterdir()} == {"kit", "params.yaml", "prepared", "timings"}
+
+
+def test_the_embedded_set_goes_through_the_same_reader(prepared: Prepare) -> None:
+    shapes = {"classes": 3, "train_images": 6, "val_images": 3, "size": 64, "max_objects": 2}
+    out = prepared(layout="shapes", shapes=shapes)
+    records = read_manifest(out / "manifest.parquet")
+    assert len(records) == 9
+    record = next(iter(records.values()))
+    assert record.image.is_relative_to(out / "files")
+    assert record.labels is not None
+    assert read_image(record.image).shape == (64, 64, 3)
+    assert read_labels(record.labels).shape == (64, 64)
+
+
+def test_all_problems_are_told_at_once_and_nothing_is_written(prepared: Prepare, root: Path, tmp_path: Path) -> None:
+    image_at(root, "train_000").write_bytes(b"")
+    image_at(root, "train_001").write_bytes(image_at(root, "train_001").read_bytes()[:-400])
+    image_at(root, "train_002").unlink()
+    write_labels(labels_at(root, "train_003"), np.zeros((40, 47), np.uint8))
+    labels_at(root, "val_000").unlink()
+    list_at(root).write_text(list_at(root).read_text() + "train_004\n../kit\nval_001\n")
+    problems = problems_of(prepared)
+    expected = {
+        "train_000.jpg: is empty": "replace it",
+        "train_001.jpg: cannot be decoded whole": "replace it",
+        "train_002.jpg: this file is missing": "unlist train_002",
+        "train_003.png: is 47x40 while": "48x40",
+        "val_000.png: this file is missing": "a val image needs it",
+        "train.txt: the id 'train_004' is listed 2 times": "leave one",
+        "train.txt: found '../kit'": "a file name without its folder",
+        "val_001: this id is in both lists": "remove it",
+    }
+    assert len(problems) == len(expected), problems
+    for found, advice in expected.items():
+        assert any(found in problem and advice in problem for problem in problems), (found, problems)
+    assert not (tmp_path / "prepared").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"kit", "params.yaml"}
+
+
+def test_outputs_survive_a_later_failure(prepared: Prepare, root: Path) -> None:
+    out = prepared()
+    before = (out / "manifest.parquet").read_bytes()
+    image_at(root).write_bytes(b"\xff\xd8no picture")
+    assert "cannot be decoded whole" in only_problem(prepared)
+    assert (out / "manifest.parquet").read_bytes() == before
+    assert (out / "files").is_dir()
+
+
+def test_a_full_disk_is_a_problem_and_loses_nothing(
+    prepared: Prepare, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = prepared()
+    before = (out / "manifest.parquet").read_bytes()
+    painted = Image.fromarray(voc_palette()[read_labels(labels_at(root))])
+    painted.save(labels_at(root))
+
+    def full(path: Path, labels: np.ndarray) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("segcore.datasets.opening.write_labels", full)
+    with pytest.raises(Problem, match="No space left on device"):
+        prepared(convert_palette=True)
+    assert (out / "manifest.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("root_given", "found"),
+    [("nowhere", "there is no such folder"), ("kit/JPEGImages", "has no folder JPEGImages"), (".", "did you mean")],
+)
+def test_a_wrong_root_is_one_sentence(prepared: Prepare, tmp_path: Path, root_given: str, found: str) -> None:
+    with pytest.raises(Problem, match=found):
+        prepared(root=str(tmp_path / root_given))
+
+
+def test_missing_and_empty_lists(prepared: Prepare, root: Path) -> None:
+    list_at(root, "val").write_text("\n \n")
+    problems = problems_of(prepared, train_list="trainaug")
+    assert any("trainaug.txt: this list is missing; lists there: train, val" in problem for problem in problems)
+    assert any("val.txt: this list is empty" in problem for problem in problems)
+
+
+def test_lists_from_windows_are_read(prepared: Prepare, root: Path) -> None:
+    list_at(root).write_bytes(b"\xef\xbb\xbf" + list_at(root).read_bytes().replace(b"\n", b"\r\n"))
+    assert len(read_manifest(prepared() / "manifest.parquet")) == 9
+
+
+@pytest.mark.parametrize("wrong", ["a/b", "..", "a\\b", "2007_000032 1", "/etc/passwd"])
+def test_an_id_cannot_leave_its_folder(prepared: Prepare, root: Path, wrong: str) -> None:
+    list_at(root).write_text(f"train_000\n{wrong}\n")
+    assert f"found '{wrong}'" in only_problem(prepared)
+
+
+def test_painted_labels_are_named_and_converted(prepared: Prepare, root: Path) -> None:
+    labels = read_labels(labels_at(root))
+    Image.fromarray(voc_palette()[labels]).save(labels_at(root))
+    assert "dataset.convert_palette: true converts them" in only_problem(prepared)
+    out = prepared(convert_palette=True)
+    converted = read_manifest(out / "manifest.parquet")["train_000"].labels
+    assert converted == out / "files/SegmentationClass/train_000.png"
+    np.testing.assert_array_equal(read_labels(out / "files/SegmentationClass/train_000.png"), labels)
+    assert json.loads((out / "dataset.json").read_text())["conversions"]["labels_from_colours"] == 1
+
+
+@pytest.mark.parametrize("convert", [False, True])
+def test_a_colour_outside_the_palette_is_named_with_its_place(prepared: Prepare, root: Path, convert: bool) -> None:
+    painted = voc_palette()[read_labels(labels_at(root))]
+    painted[7, 5] = (1, 2, 3)
+    Image.fromarray(painted).save(labels_at(root))
+    assert "colour (1, 2, 3) at x=5, y=7" in only_problem(prepared, convert_palette=convert)
+
+
+def test_a_label_value_that_is_no_class(prepared: Prepare, root: Path) -> None:
+    labels = read_labels(labels_at(root)).copy()
+    labels[3, 9] = 4
+    write_labels(labels_at(root), labels)
+    problem = only_problem(prepared)
+    assert "label values 4 (4 first at x=9, y=3)" in problem
+    assert "0 to 3, and 255" in problem
+
+
+def test_labels_of_16_bits_are_refused(prepared: Prepare, root: Path) -> None:
+    Image.fromarray(read_labels(labels_at(root)).astype(np.uint16)).save(labels_at(root))
+    assert "indexed or grey 8-bit PNG" in only_problem(prepared)
+
+
+def save_grey(path: Path, image: Image.Image) -> None:
+    image.convert("L").save(path)
+
+
+def save_cmyk(path: Path, image: Image.Image) -> None:
+    image.convert("CMYK").save(path)
+
+
+def save_sixteen_bit(path: Path, image: Image.Image) -> None:
+    wide = np.asarray(image.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(wide).save(path.with_suffix(".png"))
+    path.unlink()
+
+
+def save_turned(path: Path, image: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.rotate(90, expand=True).save(path, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("save", "counted"),
+    [
+        (save_grey, {"grey"}),
+        (save_cmyk, {"cmyk"}),
+        (save_sixteen_bit, {"grey", "sixteen_bit"}),
+        (save_turned, {"turned"}),
+    ],
+)
+def test_unusual_pictures_are_counted_and_read(
+    prepared: Prepare, root: Path, save: Callable[[Path, Image.Image], None], counted: set[str]
+) -> None:
+    with Image.open(image_at(root)) as image:
+        image.load()
+    save(image_at(root), image)
+    out = prepared()
+    conversions = json.loads((out / "dataset.json").read_text())["conversions"]
+    assert {name for name, count in conversions.items() if count} == counted
+    record = read_manifest(out / "manifest.parquet")["train_000"]
+    assert (record.width, record.height) == (48, 40)
+    assert read_image(record.image).shape == (40, 48, 3)
+
+
+def test_labels_that_lie_as_the_unturned_picture(prepared: Prepare, root: Path) -> None:
+    with Image.open(image_at(root)) as image:
+        image.load()
+    save_turned(image_at(root), image)
+    write_labels(labels_at(root), np.rot90(read_labels(labels_at(root))).copy())
+    assert "labels must be drawn on the turned picture" in only_problem(prepared)
+
+
+def test_a_half_turn_cannot_be_proven_and_warns(prepared: Prepare, root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(image_at(root)) as image:
+        image.load()
+    image.save(image_at(root), exif=exif)
+    assert json.loads((prepared() / "dataset.json").read_text())["warnings"]["orientation_unproven"] == 1
+
+
+def test_the_same_bytes_in_both_splits_and_in_one(
+    prepared: Prepare, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image_at(root, "train_001").write_bytes(image_at(root, "train_000").read_bytes())
+    out = prepared()
+    assert json.loads((out / "dataset.json").read_text())["warnings"]["same_bytes_in_split"] == 1
+    assert "train_001.jpg (train): holds the same bytes" in capsys.readouterr().out
+    image_at(root, "val_000").write_bytes(image_at(root, "train_002").read_bytes())
+    labels_at(root, "val_000").unlink()
+    problems = problems_of(prepared)
+    assert len(problems) == 2
+    assert "val_000.jpg (val): holds the same bytes" in problems[1]
+    assert "train_002.jpg (train); what is trained on" in problems[1]
+
+
+def test_tags_from_a_csv_also_without_labels(prepared: Prepare, root: Path) -> None:
+    tags = true_tags(root) | {"train_000": "circle star"}
+    labels_at(root, "train_001").unlink()
+    out = prepared(tags="csv", tags_file=write_csv(root, tags))
+    records = read_manifest(out / "manifest.parquet")
+    assert records["train_000"].tags == (1, 3)
+    assert records["train_001"].labels is None
+    assert records["train_001"].tags == (2,)
+    counts = json.loads((out / "dataset.json").read_text())
+    assert counts["masks"]["train"] == 5
+    assert counts["warnings"]["tag_not_in_labels"] == 1
+    assert counts["per_class"]["star"]["train"] == {"images": 3, "masks": 2}
+
+
+def test_no_training_image_needs_labels_when_tags_are_given(prepared: Prepare, root: Path) -> None:
+    tags = write_csv(root, true_tags(root))
+    for path in (root / "SegmentationClass").glob("train_*"):
+        path.unlink()
+    records = read_manifest(prepared(tags="csv", tags_file=tags) / "manifest.parquet")
+    assert all(record.labels is None for record in records.values() if record.split == "train")
+
+
+def test_what_a_csv_can_get_wrong(prepared: Prepare, root: Path) -> None:
+    tags = true_tags(root) | {"train_001": "sqare", "train_002": "circle", "train_003": ""}
+    del tags["train_000"]
+    write_csv(root, tags)
+    with (root / "tags.csv").open("a") as file:
+        file.write("val_000,circle\n")
+    problems = problems_of(prepared, tags="csv", tags_file="tags.csv")
+    for found in (
+        "the id 'train_000' has no line",
+        "train_001: names the class 'sqare', which the data set does not have; did you mean 'square'?",
+        "train_002.png: shows star, which the tags of train_002 do not name (circle)",
+        "train_003.png: shows circle, which the tags of train_003 do not name (nothing)",
+        "the id 'val_000' has more than one line",
+    ):
+        assert any(found in problem for problem in problems), (found, problems)
+
+
+def test_a_csv_without_its_columns_and_none_at_all(prepared: Prepare, root: Path) -> None:
+    (root / "tags.csv").write_text("id;tags\ntrain_000;circle\n")
+    assert "lacks the column image_id" in only_problem(prepared, tags="csv", tags_file="tags.csv")
+    assert "this file is missing" in only_problem(prepared, tags="csv", tags_file="no.csv")
+
+
+def write_annotations(root: Path) -> None:
+    (root / "Annotations").mkdir()
+    for image_id, names in true_tags(root).items():
+        objects = "".join(
+            f"<object><name>{name}</name><part><name>head</name></part></object>" for name in names.split()
+        )
+        (root / f"Annotations/{image_id}.xml").write_text(f"<annotation>{objects}</annotation>")
+
+
+def test_tags_from_annotations(prepared: Prepare, root: Path) -> None:
+    write_annotations(root)
+    records = read_manifest(prepared(tags="annotations") / "manifest.parquet")
+    assert records["train_002"].tags == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, "this annotation is missing"),
+        ("<annotation><object>", "cannot be read as a VOC annotation"),
+        ('<!DOCTYPE a [<!ENTITY b "circle">]><a><object><name>&b;</name></object></a>', "DTD or entities"),
+        ("<a><object><name>cube</name></object><object><name>circle</name></object></a>", "names the class 'cube'"),
+    ],
+)
+def test_what_an_annotation_can_get_wrong(prepared: Prepare, root: Path, content: str | None, found: str) -> None:
+    write_annotations(root)
+    path = root / "Annotations/train_000.xml"
+    path.unlink() if content is None else path.write_text(content)
+    assert any(found in problem for problem in problems_of(prepared, tags="annotations"))
+
+
+def test_an_annotation_in_another_encoding_hides_no_entities(prepared: Prepare, root: Path) -> None:
+    write_annotations(root)
+    text = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "circle">]><a><object><name>&b;</name></object></a>'
+    for encoding in ("utf-16", "utf-16-le"):
+        (root / "Annotations/train_000.xml").write_bytes(text.encode(encoding))
+        assert any("cannot be read as a VOC" in problem for problem in problems_of(prepared, tags="annotations"))
+
+
+def test_a_mask_with_background_only_warns(prepared: Prepare, root: Path) -> None:
+    write_labels(labels_at(root), np.zeros((40, 48), np.uint8))
+    out = prepared()
+    assert json.loads((out / "dataset.json").read_text())["warnings"]["no_tags"] == 1
+    assert read_manifest(out / "manifest.parquet")["train_000"].tags == ()
+
+
+def test_masks_of_sbd(prepared: Prepare, root: Path, tmp_path: Path) -> None:
+    labels = read_labels(labels_at(root)).copy()
+    labels[labels == IGNORE] = 0
+    labels_at(root).unlink()
+    assert "train_000: a training image without labels" in only_problem(prepared)
+    with pytest.raises(Problem, match="has no folder cls/"):
+        prepared(sbd_root=str(tmp_path))
+    (tmp_path / "sbd/cls").mkdir(parents=True)
+    mat = {"GTcls": {"Segmentation": labels, "CategoriesPresent": np.array([1])}}
+    savemat(tmp_path / "sbd/cls/train_000.mat", mat, do_compression=True)
+    out = prepared(sbd_root=str(tmp_path / "sbd"))
+    converted = read_manifest(out / "manifest.parquet")["train_000"].labels
+    assert converted == out / "files/SegmentationClass/train_000.png"
+    np.testing.assert_array_equal(read_labels(out / "files/SegmentationClass/train_000.png"), labels)
+    assert json.loads((out / "dataset.json").read_text())["conversions"]["labels_from_mat"] == 1
+    whole = (tmp_path / "sbd/cls/train_000.mat").read_bytes()
+    wrong = io.BytesIO()
+    savemat(wrong, {"GTinst": 1})
+    for broken in (b"", whole[:200], wrong.getvalue()):
+        (tmp_path / "sbd/cls/train_000.mat").write_bytes(broken)
+        assert "intact copy" in only_problem(prepared, sbd_root=str(tmp_path / "sbd"))
+
+
+def test_masks_of_the_augmented_set(prepared: Prepare, root: Path) -> None:
+    (root / "SegmentationClassAug").mkdir()
+    moved = labels_at(root).rename(root / "SegmentationClassAug/train_000.png")
+    assert read_manifest(prepared() / "manifest.parquet")["train_000"].labels == moved
+
+
+def test_class_names_that_cannot_be(prepared: Prepare, root: Path) -> None:
+    (root / "classes.txt").write_text("circle\nsquare\nstar\nstar\n")
+    problems = problems_of(prepared)
+    assert any("first line must be 'background', found 'circle'" in problem for problem in problems)
+    assert any("'star' stands there more than once" in problem for problem in problems)
+
+
+def test_without_classes_txt_the_classes_are_those_of_voc(prepared: Prepare, root: Path) -> None:
+    (root / "classes.txt").unlink()
+    names = json.loads((prepared() / "classes.json").read_text())
+    assert (len(names), names[0], names[15], names[20]) == (21, "background", "person", "tvmonitor")
+
+
+@pytest.mark.parametrize("tags", ["masks", "csv"])
+def test_the_real_photographs_are_in_order(prepared: Prepare, tags: str) -> None:
+    lists = {"train_list": "train", "val_list": "val"}
+    out = prepared(root=str(real_voc()), tags=tags, tags_file="ImageSets/image_tags.csv", **lists)
+    counts = json.loads((out / "dataset.json").read_text())
+    assert counts["classes"] == 20
+    assert counts["images"] == counts["masks"]
+    assert not any(counts["conversions"].values())

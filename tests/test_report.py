@@ -1,0 +1,128 @@
+"""The report on a tree of invented results: a page that stands alone and a table that is deterministic."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from segcore import charts
+from segcore.problems import Problems
+from stages import report, run
+from tests.invented import NAMES, NOISE, PARAMS, invented_results, write_json
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return invented_results(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture
+def project(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own to run the stage in."""
+    shutil.copytree(results.parent, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_report(params: Path = PARAMS) -> str:
+    report.main(out=Path("data/report"), params=params)
+    return Path("data/report/index.html").read_text()
+
+
+def test_the_page_stands_alone_and_holds_every_part(project: Path) -> None:
+    page = write_report()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert all(source.startswith(("data:image/webp;base64,", "#")) for source in sources)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+    assert len([source for source in sources if source.startswith("data:")]) == 3 * 9 + 1
+    for part in ("systems", "pictures", "classes", "confusion", "learning", "tags", "crops", "data", "run"):
+        assert f'<section id="{part}"' in page
+    assert page.count('<svg class="chart"') == 3
+    assert "not recorded on this machine" in page
+    assert "1:15 min" in page
+    assert "strong_per_class: 5" in page
+    assert "not comparable" in page
+    assert "in<br>the paper" not in page
+
+
+def test_the_table_is_deterministic_and_the_best_comes_first(project: Path) -> None:
+    write_report()
+    first = Path("data/report/systems.csv").read_bytes()
+    page = write_report()
+    assert Path("data/report/systems.csv").read_bytes() == first
+    table = pd.read_csv("data/report/systems.csv")
+    assert table["system"].tolist() == list(NOISE)
+    assert table["tagged_images"].tolist() == [1000, 0, 0]
+    assert table["strong_images"].tolist() == [50, 50, 50]
+    assert (
+        table.loc[0, "mean_iou"] == json.loads(Path("data/results/decouplednet/metrics.json").read_text())["mean_iou"]
+    )
+    assert page.index("</span>decouplednet<") < page.index("</span>deconvnet<")
+
+
+def test_the_papers_numbers_stand_beside_ours_on_voc(project: Path) -> None:
+    Path("voc.yaml").write_text(PARAMS.read_text().replace("layout: shapes ", "layout: voc "))
+    page = write_report(Path("voc.yaml"))
+    assert "in<br>the paper" in page
+    assert all(f"<td>{number}</td>" in page for number in (53.1, 32.7, 15.3))
+
+
+def test_what_users_wrote_is_escaped(project: Path) -> None:
+    Path("own.yaml").write_text(PARAMS.read_text() + "# <script>alert(1)</script>\n")
+    assert "<script>" not in write_report(Path("own.yaml"))
+
+
+def test_missing_results_name_the_stage_to_run(project: Path) -> None:
+    shutil.rmtree("data/results/deconvnet")
+    Path("data/crops/crops.json").unlink()
+    with pytest.raises(Problems, match="dvc repro evaluate@deconvnet") as caught:
+        write_report()
+    assert "dvc repro make_crops" in str(caught.value)
+    assert not Path("data/report").exists()
+
+
+def test_a_system_without_any_score_still_has_a_row(project: Path) -> None:
+    file = Path("data/results/deconvnet/metrics.json")
+    metrics = json.loads(file.read_text())
+    write_json(file, metrics | dict.fromkeys(report.SCORES) | {"iou": dict.fromkeys(NAMES)})
+    assert "deconvnet" in write_report()
+
+
+def test_curves_of_every_kind_are_drawn() -> None:
+    step = np.arange(1000.0)
+    for values in (np.zeros(1000), np.full(1000, 3.0), np.exp(-step / 100), -step, np.where(step > 5, np.nan, step)):
+        chart = charts.line_chart({"<a>": (step, values)}, "step", "loss", {"<a>": 9})
+        assert chart.startswith("<svg")
+        assert "nan" not in chart
+        assert "<a>" not in chart
+        assert 's1"' in chart
+    assert charts.line_chart({"a": (step, step * np.nan)}, "step", "loss", {"a": 0}) == ""
+    assert charts.line_chart({"a": (step[:1], step[:1])}, "step", "loss", {"a": 0}).startswith("<svg")
+
+
+def test_smoothing_keeps_lines_but_for_the_end() -> None:
+    line = np.linspace(3.0, 9.0, 161)
+    np.testing.assert_allclose(charts.smoothed(line)[:151], line[:151])
+    assert line[150] < charts.smoothed(line)[-1] < line[160]
+    assert charts.smoothed(np.array([5.0]))[0] == 5
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.13, 7.0, [0.1, 0.2, 0.5, 1, 2, 5, 10]),
+        (0.002, 4.0, [0.001, 0.01, 0.1, 1, 10]),
+        (1e-9, 1.0, [1e-9, 1e-7, 1e-5, 1e-3, 0.1, 10]),
+        (1.0, 100.0, [1, 2, 5, 10, 20, 50, 100]),
+    ],
+)
+def test_logarithmic_axes_are_tight_and_sparse(low: float, high: float, ticks: list[float]) -> None:
+    assert charts._log_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_run_times_are_read_where_run_writes_them(project: Path) -> None:
+    assert set(report.read_timings(run.TIMINGS)) == {"prepare", "train_classifier@decoupled", "evaluate@deconvnet"}

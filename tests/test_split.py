@@ -1,0 +1,199 @@
+"""Strong images are chosen whenever they can be, by the seed alone, and nothing of val is ever trained on."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segcore import splits
+from segcore.config import SplitParams
+from segcore.problems import Problem, Problems
+from segcore.samples import Record
+from stages import prepare, run, split
+from tests.devkit import make_devkit, write_params
+
+CLASSES = ["background", "cat", "dog", "owl"]
+
+
+def params(**changes: Any) -> SplitParams:
+    values = {"strong": "per_class", "strong_per_class": 1, "strong_list": None, "weak_includes_strong": True} | changes
+    return SplitParams.model_validate(values)
+
+
+def images(tags: dict[str, tuple[int, ...]], split_name: str = "train", labelled: bool = True) -> dict[str, Record]:
+    return {
+        image_id: Record(
+            image_id=image_id,
+            image=Path(f"{image_id}.jpg"),
+            labels=Path(f"{image_id}.png") if labelled else None,
+            width=4,
+            height=4,
+            tags=tags[image_id],
+            split=split_name,
+        )
+        for image_id in tags
+    }
+
+
+def classes_of(records: dict[str, Record]) -> dict[str, tuple[int, ...]]:
+    return {image_id: record.tags for image_id, record in records.items() if record.labels is not None}
+
+
+def many(seed: int = 0, n_train: int = 120, n_val: int = 30) -> dict[str, Record]:
+    rng = np.random.default_rng(seed)
+
+    def draw(name: str, count: int) -> dict[str, tuple[int, ...]]:
+        shown = [np.flatnonzero(rng.random(3) < (0.2, 0.4, 0.6)) + 1 for _ in range(count)]
+        return {f"{name}{index:03d}": tuple(present.tolist()) for index, present in enumerate(shown)}
+
+    return images(draw("t", n_train)) | images(draw("v", n_val), "val")
+
+
+@pytest.mark.parametrize("n", [1, 5, 10])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_each_class_gets_n_images_of_its_own(n: int, seed: int) -> None:
+    shown = classes_of(many(seed))
+    picked = splits.per_class(shown, CLASSES, n, seed)
+    for index, image_ids in enumerate(picked, start=1):
+        assert len(image_ids) == n
+        assert all(index in shown[image_id] for image_id in image_ids)
+    assert max(Counter(image_id for image_ids in picked for image_id in image_ids).values()) == 1
+
+
+def test_the_seed_decides_and_the_order_does_not() -> None:
+    shown = classes_of(many())
+    first = splits.per_class(shown, CLASSES, 5, seed=0)
+    assert splits.per_class(dict(reversed(shown.items())), CLASSES, 5, seed=0) == first
+    assert splits.per_class(shown, CLASSES, 5, seed=1) != first
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_classes_move_over_for_one_another(seed: int) -> None:
+    # Only one choice works: owl has c alone, then dog must take b, then cat must take a.
+    shown = {"a": (1,), "b": (1, 2), "c": (2, 3)}
+    assert splits.per_class(shown, CLASSES, 1, seed) == [["a"], ["b"], ["c"]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_choice_is_found_whenever_there_is_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = ["background", *"abcdef"]
+    hidden = {f"{index}-{place}": index for index in range(1, 7) for place in range(4)}
+    shown = {key: tuple({index, *(rng.integers(1, 7, 3).tolist())}) for key, index in hidden.items()}
+    picked = splits.per_class(shown, names, 4, seed)
+    assert sorted(image_id for image_ids in picked for image_id in image_ids) == sorted(shown)
+
+
+def test_too_few_images_name_the_class_and_what_would_work() -> None:
+    shown = {"a": (1,), "b": (1,), "c": (1, 2), "d": (2,), "e": (2,), "f": (3,)}
+    with pytest.raises(Problems, match="at most 1") as caught:
+        splits.per_class(shown, CLASSES, 2, seed=0)
+    assert caught.value.problems == ["owl: 1 training images with labels show it"]
+
+
+def test_classes_that_lack_images_together_are_named_together() -> None:
+    shown = {"a": (1, 2), "b": (1, 2), "c": (1, 2), "d": (3,), "e": (3,)}
+    with pytest.raises(Problems) as caught:
+        splits.per_class(shown, CLASSES, 2, seed=0)
+    assert caught.value.problems == ["cat, dog: 3 training images with labels show any of them, and 2 x 2 are needed"]
+
+
+def test_a_class_without_any_image_leaves_other_ways() -> None:
+    with pytest.raises(Problems, match="split.strong: list or all"):
+        splits.per_class({"a": (1,), "b": (2,)}, CLASSES, 1, seed=0)
+
+
+def test_an_image_stands_for_what_its_mask_shows_not_for_its_tags() -> None:
+    records = images({"a": (1, 2, 3), "b": (1,), "c": (2,), "d": (3,)})
+    shown = {"a": (1,), "b": (1,), "c": (2,), "d": (3,)}
+    for seed in range(5):
+        chosen = splits.choose(records, shown, CLASSES, None, params(), seed)
+        assert {"c", "d"} <= set(chosen.strong)
+
+
+@pytest.mark.parametrize("strong", ["per_class", "list", "all"])
+@pytest.mark.parametrize("includes", [True, False])
+def test_val_is_never_trained_on(strong: str, includes: bool) -> None:
+    records = many() | images({"u000": (1,), "u001": (2,)}, labelled=False)
+    listed = ["t000", "t001"]
+    changes = {"strong": strong, "weak_includes_strong": includes, "strong_per_class": 5, "strong_list": "ids.txt"}
+    chosen = splits.choose(records, classes_of(records), CLASSES, listed, params(**changes), seed=0)
+    assert set(chosen.val) == {image_id for image_id in records if image_id.startswith("v")}
+    assert not set(chosen.val) & (set(chosen.strong) | set(chosen.weak))
+    assert {records[image_id].split for image_id in (*chosen.strong, *chosen.weak)} == {"train"}
+    train = {image_id for image_id, record in records.items() if record.split == "train"}
+    assert set(chosen.weak) == (train if includes else train - set(chosen.strong))
+    assert not {"u000", "u001"} & set(chosen.strong)
+    for image_ids in (chosen.strong, chosen.weak, chosen.val):
+        assert list(image_ids) == sorted(set(image_ids))
+
+
+def test_everything_strong_leaves_nothing_weak() -> None:
+    records = images({"a": (1,), "b": (2,)})
+    with pytest.raises(Problem, match="weak_includes_strong"):
+        splits.choose(records, classes_of(records), CLASSES, None, params(strong="all", weak_includes_strong=False), 0)
+
+
+def test_no_labels_at_all() -> None:
+    records = images({"a": (1,), "b": (2,)}, labelled=False)
+    with pytest.raises(Problem, match="no training image has labels"):
+        splits.choose(records, {}, CLASSES, None, params(strong="all"), 0)
+
+
+def test_a_list_tells_all_its_mistakes() -> None:
+    records = many() | images({"u": (1,)}, labelled=False)
+    listed = ["t000", "t000", "nobody", "v000", "u"]
+    wanted = params(strong="list", strong_list="ids.txt")
+    with pytest.raises(Problems) as caught:
+        splits.choose(records, classes_of(records), CLASSES, listed, wanted, 0)
+    assert caught.value.problems == [
+        "'t000' is listed 2 times",
+        "'nobody' is no image of the data set",
+        "'v000' is a validation image, which is never trained on",
+        "'u' has no labels",
+    ]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(run, "TIMINGS", tmp_path / "timings")
+    make_devkit(tmp_path / "kit", n_train=12)
+    changes = {"dataset.layout": "voc", "dataset.root": str(tmp_path / "kit"), "split.strong_per_class": 2}
+    prepare.main(out=tmp_path / "prepared", params=write_params(tmp_path / "params.yaml", changes))
+    return tmp_path
+
+
+def split_of(folder: Path) -> Path:
+    split.main(
+        manifest=folder / "prepared/manifest.parquet",
+        classes=folder / "prepared/classes.json",
+        out=folder / "split",
+        params=folder / "params.yaml",
+    )
+    return folder / "split"
+
+
+def test_the_stage_writes_sorted_lists_and_counts(prepared: Path) -> None:
+    out = split_of(prepared)
+    strong, weak, val = ((out / f"{name}.txt").read_text().split() for name in ("strong", "weak", "val"))
+    assert (len(strong), len(weak), len(val)) == (6, 12, 3)
+    assert strong == sorted(strong)
+    counts = json.loads((out / "split.json").read_text())
+    assert (counts["strong"], counts["weak"], counts["val"]) == (6, 12, 3)
+    assert set(counts["per_class"]) == {"circle", "square", "star"}
+    assert all(count["strong"] >= 2 for count in counts["per_class"].values())
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert {path.name: path.read_bytes() for path in split_of(prepared).iterdir()} == before
+
+
+def test_the_stage_reads_a_list(prepared: Path) -> None:
+    listed = prepared / "ids.txt"
+    changes = {"split.strong": "list", "split.strong_list": str(listed)}
+    write_params(prepared / "params.yaml", changes)
+    with pytest.raises(Problem, match="cannot be read"):
+        split_of(prepared)
+    listed.write_text("train_003\r\n\r\ntrain_001\r\n")
+    assert (split_of(prepared) / "strong.txt").read_text() == "train_001\ntrain_003\n"
