@@ -1,11 +1,12 @@
 """ImageNet networks as trunks: the map on top, and the max-pool switches on the way where there are any."""
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import torchvision
 from jaxtyping import Float, Int64
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Features:
     """
 
     top: Float[Tensor, "B C h w"]
-    switches: tuple[Int64[Tensor, "B c i j"] | None, ...]
+    switches: tuple[Int64[Tensor, "B _ _ _"] | None, ...]
 
     def pick(self, index: Int64[Tensor, " P"]) -> "Features":
         """The features of the images at `index`; an image may be picked several times."""
@@ -98,7 +99,7 @@ class VGG16(Trunk):
         """This network with batch normalisation behind every convolution, or itself where it has it already."""
         if any(isinstance(layer, nn.BatchNorm2d) for layer in self.features):
             return self
-        twin = VGG16(self.width, True, self.frozen_norm)
+        twin = VGG16(self.width, True, frozen_norm=False)  # no pre-training gave the new layers statistics to keep
         convolutions = [[x for x in net.features if isinstance(x, nn.Conv2d)] for net in (self, twin)]
         for ours, theirs in zip(*convolutions, strict=True):
             theirs.load_state_dict(ours.state_dict())
@@ -123,8 +124,10 @@ class ResNet(Trunk):
     """
 
     def __init__(self, name: str, frozen_norm: bool) -> None:
+        import torchvision  # here, as it takes longer to load than all of torch, and VGG needs none of it
+
         super().__init__(frozen_norm)
-        self.body = getattr(torchvision.models, name)(weights=None)
+        self.body: Any = getattr(torchvision.models, name)(weights=None)
         self.channels = self.body.fc.in_features
         self.body.fc = nn.Identity()
         self.switch_channels = (None,) * LEVELS
@@ -132,7 +135,7 @@ class ResNet(Trunk):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Features:
         body = self.body
         x = body.maxpool(body.relu(body.bn1(body.conv1(self.normalise(images)))))
-        return Features(body.layer4(body.layer3(body.layer2(body.layer1(x)))), self.switch_channels)
+        return Features(body.layer4(body.layer3(body.layer2(body.layer1(x)))), (None,) * LEVELS)
 
 
 class Timm(Trunk):
@@ -142,17 +145,27 @@ class Timm(Trunk):
         import timm
 
         super().__init__(frozen_norm)
-        if name not in timm.list_models():
-            close = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        if not timm.is_model(name):
+            close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
             raise Problem(f"backbone.name: timm has no model '{name}'; near it are {', '.join(close)}")
-        self.body = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
+        try:
+            self.body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
+        except OSError as error:
+            raise Problem(
+                f"backbone.weights: the ImageNet weights of timm/{name} could not be downloaded ({error}); "
+                "download them elsewhere and name the file in backbone.weights"
+            ) from error
+        except RuntimeError as error:
+            raise Problem(f"backbone.name: timm/{name} gives no feature maps or has no weights ({error})") from error
+        self.channels_are_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
         self.channels = self.body.feature_info.channels()[-1]
         if (reduction := self.body.feature_info.reduction()[-1]) != 32:
             raise Problem(f"backbone.name: timm/{name} reduces the image by {reduction}; a trunk must reduce it by 32")
         self.switch_channels = (None,) * LEVELS
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Features:
-        return Features(self.body(self.normalise(images))[-1], self.switch_channels)
+        top = self.body(self.normalise(images))[-1]
+        return Features(top.permute(0, 3, 1, 2) if self.channels_are_last else top, (None,) * LEVELS)
 
 
 RESNETS = ("resnet18", "resnet50", "resnet101")
@@ -205,6 +218,8 @@ def _read_pth(path: Path) -> dict[str, Tensor]:
 
 
 def _download(name: str) -> dict[str, Tensor]:
+    import torchvision
+
     try:
         weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
         return dict(weights.get_state_dict(progress=False, check_hash=True))
@@ -217,7 +232,7 @@ def _download(name: str) -> dict[str, Tensor]:
 
 def _load_into(trunk: Trunk, weights: dict[str, Tensor], params: BackboneParams) -> None:
     """Copy what belongs to the trunk; its keys are torchvision's (VGG: `features.*`, ResNet: without `body.`)."""
-    target = trunk if isinstance(trunk, VGG16) else trunk.body
+    target: nn.Module = trunk.body if isinstance(trunk, ResNet | Timm) else trunk
     wanted = target.state_dict()
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
     differing = [k for k, v in wanted.items() if k in weights and weights[k].shape != v.shape]

@@ -78,8 +78,8 @@ class Order:
             raise Problem("there are no training samples; check the split and the list files it came from")
         if micro % self.world:
             raise Problem(
-                f"a micro-batch of {micro} (batch_size / accumulate) cannot be shared by {self.world} processes; "
-                "choose a multiple"
+                f"{micro} samples cannot be shared by {self.world} processes; make batch_size / accumulate and "
+                f"norm_batch_size multiples of {self.world}"
             )
 
     def micro_batches(self, step: int) -> Iterator[list[tuple[int, int]]]:
@@ -99,12 +99,23 @@ def _permutation(n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(n)
 
 
-class _Keyed(Dataset[Sample]):
+class _Keyed(Dataset[Sample | str]):
+    """Samples by their keys, or what is wrong with one: an exception would come out of a worker with its traceback."""
+
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:  # type: ignore[override]
-        return self.samples.sample(*key)
+    def __getitem__(self, key: tuple[int, int]) -> Sample | str:  # type: ignore[override]
+        try:
+            return self.samples.sample(*key)
+        except (Problem, OSError) as problem:
+            return f"a training image cannot be read: {problem}; run `dvc repro prepare`, which checks all files"
+
+
+def _collate(samples: Sequence[Sample | str]) -> Batch | str:
+    good = [sample for sample in samples if isinstance(sample, Sample)]
+    bad = [sample for sample in samples if isinstance(sample, str)]
+    return bad[0] if bad else collate(good)
 
 
 class Stream:
@@ -117,16 +128,23 @@ class Stream:
 
     def steps(self, first: int, last: int) -> Iterator[list[Batch]]:
         """For each step in `first`..`last` - 1, its micro-batches on the CPU."""
-        keys = [keys for step in range(first, last) for keys in self.order.micro_batches(step)]
+        # A generator: the keys of a whole run would take seconds to make and some hundred MB to hold.
+        keys = (keys for step in range(first, last) for keys in self.order.micro_batches(step))
         loader = DataLoader(
             _Keyed(self.samples),
             batch_sampler=keys,
             num_workers=self.workers,
-            collate_fn=collate,
+            collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             # Not fork: OpenCV and torch hold threads that a forked child would miss.
             multiprocessing_context="spawn" if self.workers else None,
         )
-        batches = iter(loader)
+        batches = map(_whole, loader)
         for _ in range(first, last):
             yield [next(batches) for _ in range(self.order.accumulate)]
+
+
+def _whole(batch: Batch | str) -> Batch:
+    if isinstance(batch, str):
+        raise Problem(batch)
+    return batch

@@ -5,17 +5,16 @@ none of its business. The file's name carries a fingerprint of everything that s
 """
 
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 
-from segcore.runtime import write_atomically
+from segcore.runtime import replacing
 
-MAGIC = b"segcore1"
-DIGEST_BYTES = 32
+MAGIC = b"segcore2"
+HEAD_BYTES = len(MAGIC) + hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -25,21 +24,51 @@ class Unreadable:
     reason: str
 
 
+class _Summed:
+    """Passes writes on and sums them up, so that a state of gigabytes is never held in memory twice."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.error: BaseException | None = None
+
+    def write(self, content: bytes | memoryview) -> int:
+        try:
+            self.digest.update(content)
+            return self.file.write(content)
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint; on a full disk a `Problem` is raised and the former one stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getvalue()
-    write_atomically(path, MAGIC + hashlib.sha256(content).digest() + content)
+    with replacing(path) as file:
+        file.write(bytes(HEAD_BYTES))
+        content = _Summed(file)
+        try:
+            torch.save(state, cast(BinaryIO, content))
+        except RuntimeError as error:
+            # torch hides why writing failed, or that it was interrupted, behind an error of its own.
+            raise content.error or error from None
+        file.seek(0)
+        file.write(MAGIC + content.digest.digest())
 
 
 def load(path: Path) -> dict[str, Any] | Unreadable | None:
     """The state in `path`; None where there is none; `Unreadable` where it is damaged."""
-    if not path.exists():
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+            if head != MAGIC + hashlib.file_digest(file, "sha256").digest():
+                return Unreadable(f"{path} is damaged (its check sum differs)")
+            file.seek(HEAD_BYTES)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
         return None
-    whole = path.read_bytes()
-    head, content = whole[: len(MAGIC) + DIGEST_BYTES], whole[len(MAGIC) + DIGEST_BYTES :]
-    if head != MAGIC + hashlib.sha256(content).digest():
-        return Unreadable(f"{path} is damaged (its check sum differs)")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except OSError as error:
+        return Unreadable(f"{path} cannot be read ({error.strerror})")

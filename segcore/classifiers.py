@@ -46,23 +46,33 @@ class FullyConnectedHead(nn.Module):
     would be constant over space and tell nothing about where the object is.
     """
 
-    def __init__(self, channels: int, n_tags: int, width: int, kernel: int, dropout: float) -> None:
+    def __init__(self, channels: int, n_tags: int, params: HeadParams) -> None:
         super().__init__()
-        self.fc6 = nn.Conv2d(channels, width, kernel)
+        width = params.width
+        self.kernel = params.kernel
+        self.padding = params.padding
+        self.fc6 = nn.Conv2d(channels, width, params.kernel, padding=params.padding)
+        self.norm6 = nn.BatchNorm2d(width) if params.batch_norm else nn.Identity()
         self.fc7 = nn.Conv2d(width, width, 1)
+        self.norm7 = nn.BatchNorm2d(width) if params.batch_norm else nn.Identity()
         self.score = nn.Conv2d(width, n_tags, 1)
-        self.drop6 = KeyedDropout(dropout)
-        self.drop7 = KeyedDropout(dropout)
+        self.drop6 = KeyedDropout(params.dropout)
+        self.drop7 = KeyedDropout(params.dropout)
         for layer in (self.fc6, self.fc7):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.normal_(self.score.weight, std=0.01)
         for layer in (self.fc6, self.fc7, self.score):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
+    @property
+    def smallest_map(self) -> int:
+        """Cells a side that a top map must have."""
+        return max(1, self.kernel - 2 * self.padding)
+
     def forward(self, top: Float[Tensor, "B C h w"]) -> tuple[Tensor, Tensor, Tensor]:
         """The activations of fc6 and fc7 and the score map."""
-        fc6 = F.relu(self.fc6(top))
-        fc7 = F.relu(self.fc7(self.drop6(fc6)))
+        fc6 = F.relu(self.norm6(self.fc6(top)))
+        fc7 = F.relu(self.norm7(self.fc7(self.drop6(fc6))))
         return fc6, fc7, self.score(self.drop7(fc7))
 
 
@@ -88,15 +98,15 @@ class Classifier(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, Term]:
         """Sigmoid cross-entropy, summed over the tags and averaged over the images (equation 1)."""
-        scores = self(batch.images).decision
-        total = F.binary_cross_entropy_with_logits(scores, batch.tags.to(scores.dtype), reduction="sum")
+        scores = self(batch.images).decision.float()
+        total = F.binary_cross_entropy_with_logits(scores, batch.tags, reduction="sum")
         return {"tags": Term(total, scores.new_tensor(len(batch.ids)))}
 
 
 def build(backbone: BackboneParams, head: HeadParams, n_tags: int) -> Classifier:
     """A classifier with its initial weights; VGG-16's own fc6 and fc7 serve where their shapes fit."""
     trunk = backbones.build(backbone)
-    top = FullyConnectedHead(trunk.channels, n_tags, head.width, head.kernel, head.dropout)
+    top = FullyConnectedHead(trunk.channels, n_tags, head)
     classifier = Classifier(trunk, top, backbone)
     weights = backbones.weights_of(backbone) if isinstance(trunk, backbones.VGG16) else None
     if weights and "classifier.0.weight" in weights:

@@ -6,7 +6,8 @@ out of range becomes one `Problems` that names every key, what was found and wha
 
 import difflib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,7 +17,8 @@ from ruamel.yaml.error import YAMLError
 
 from segcore.problems import Problem, Problems
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+NAME = r"^[a-z][a-z0-9_]*$"
+Name = Annotated[str, Field(pattern=NAME)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -31,11 +33,19 @@ def _multiple_of_32(size: int) -> int:
 
 InputSize = Annotated[int, Field(ge=32), AfterValidator(_multiple_of_32)]
 
+BACKBONES = ("vgg16", "vgg16_bn", "resnet18", "resnet50", "resnet101", "timm/<model>")
+
+
+def _known_backbone(name: str) -> str:
+    if name not in BACKBONES[:-1] and not (name.startswith("timm/") and name.removeprefix("timm/")):
+        raise ValueError(f"must be one of {', '.join(BACKBONES)}")
+    return name
+
 
 class Section(BaseModel):
-    """A section of `params.yaml`: frozen, no unknown key, no conversion between types."""
+    """A section of `params.yaml`: frozen, no unknown key, no conversion between types, no infinite number."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ShapesParams(Section):
@@ -90,7 +100,7 @@ class RecipeParams(Section):
     batch_size: Count
     """Samples of one optimiser step, over all processes and accumulated micro-batches."""
     accumulate: Count
-    """Micro-batches that a step is cut into; batch normalisation sees one at a time."""
+    """Micro-batches that a step is cut into, each weighing the same; batch normalisation sees one at a time."""
     optimizer: Literal["sgd", "adamw"]
     learning_rate: Positive
     momentum: Fraction
@@ -106,10 +116,14 @@ class RecipeParams(Section):
     warmup_steps: Annotated[int, Field(ge=0)]
     clip_norm: Positive | None
     precision: Literal["auto", "fp32", "bf16"]
+    """auto: bf16 on a GPU that has it, else fp32. A CPU uses bf16 only when told to, so that all give the same."""
     channels_last: bool
     compile: bool
+    """Whether torch.compile makes the network faster; on a CPU that needs a C++ compiler."""
     checkpoint_every: Count
+    """Steps after which a run that is killed can go on."""
     workers: Annotated[int, Field(ge=0)]
+    """Processes that load images ahead; they change no result."""
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "RecipeParams":
@@ -121,8 +135,8 @@ class RecipeParams(Section):
 class BackboneParams(Section):
     """The network below the heads."""
 
-    name: str
-    """`vgg16`, `vgg16_bn`, `resnet18`, `resnet50`, `resnet101`, or `timm/<model>`."""
+    name: Annotated[str, AfterValidator(_known_backbone)]
+    """One of `BACKBONES`."""
     weights: str
     """`random`, `imagenet` (downloaded), or a local `.safetensors` or `.pth` file."""
     width: Positive
@@ -130,12 +144,25 @@ class BackboneParams(Section):
     frozen_norm: bool
     """Batch normalisation keeps the statistics of the pre-training."""
 
+    @model_validator(mode="after")
+    def _only_vgg_has_small_versions(self) -> "BackboneParams":
+        if self.width != 1 and not self.name.startswith("vgg16"):
+            raise ValueError(
+                f"width {self.width} must be 1.0 for {self.name}; only vgg16 and vgg16_bn have small versions"
+            )
+        return self
+
 
 class HeadParams(Section):
     """The non-linear convolutional head of DecoupledNet's classifier: fc6, fc7, score."""
 
     width: Count
     kernel: Count
+    """Side of fc6, and of the bridging layers of a segmenter around the classifier."""
+    padding: Annotated[int, Field(ge=0)]
+    """Zeros around the top map for fc6; the published network has none."""
+    batch_norm: bool
+    """Batch normalisation behind fc6 and fc7, without which they hardly learn from random weights."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -148,13 +175,15 @@ class ClassifierParams(Section):
     input_size: InputSize
     resize: Count
     """Images are scaled so that their short side is this long, then randomly cut to `input_size`."""
+    test_size: InputSize
+    """Side of the padded squares on which its tags are measured: the size that its segmenter predicts at."""
     recipe: Name
 
     @model_validator(mode="after")
     def _crop_fits(self) -> "ClassifierParams":
         if self.resize < self.input_size:
             raise ValueError(f"resize {self.resize} must be at least input_size {self.input_size}")
-        if self.head.kernel > self.input_size // 32:
+        if self.head.kernel > self.input_size // 32 + 2 * self.head.padding:
             raise ValueError(f"head.kernel {self.head.kernel} exceeds the {self.input_size // 32} cells of the top map")
         return self
 
@@ -196,7 +225,7 @@ class EvaluationParams(Section):
 class SystemEntry(BaseModel):
     """What every system's entry has; the rest is checked by the `Params` of its module."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
     module: Name
     classifier: Name
@@ -212,7 +241,9 @@ def read(path: Path) -> dict[str, Any]:
         content = YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
         raise Problem(f"there is no parameters file {path}; start from one of profiles/*.yaml") from None
-    except YAMLError as error:
+    except OSError as error:
+        raise Problem(f"the parameters file {path} cannot be read ({error.strerror})") from None
+    except (YAMLError, UnicodeDecodeError) as error:
         raise Problem(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise Problem(f"{path} must hold sections, found {type(content).__name__}")
@@ -233,7 +264,8 @@ def section(params: Mapping[str, Any], name: str, into: type[SectionType]) -> Se
         value = value[key]
     try:
         # By way of JSON, so that a YAML list is taken for a tuple while types stay strict otherwise.
-        return into.model_validate_json(json.dumps(value))
+        # What JSON lacks, a date for one, becomes text.
+        return into.model_validate_json(json.dumps(value, default=str))
     except ValidationError as error:
         raise Problems("params.yaml has a mistake:", [_sentence(name, into, e) for e in error.errors()]) from None
 
@@ -242,13 +274,19 @@ def _sentence(name: str, into: type[BaseModel], error: Any) -> str:
     where = ".".join([name, *(str(part) for part in error["loc"])])
     if error["type"] == "extra_forbidden":
         allowed = sorted(_fields_at(into, error["loc"][:-1]))
-        close = difflib.get_close_matches(str(error["loc"][-1]), allowed, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        return f"{where}: unknown key; allowed here are {', '.join(allowed)}{hint}"
+        hint = _hint(str(error["loc"][-1]), allowed)
+        return f"{where}: unknown key, found {error['input']!r}; allowed here are {', '.join(allowed)}{hint}"
     if error["type"] == "missing":
         return f"{where}: this key is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: found {error['input']!r}; {message}" if error["loc"] else f"{where}: {message}"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if isinstance(error["input"], Mapping) and error["type"] == "value_error":
+        return f"{where}: {message}"  # the message of a rule over several keys names what it found
+    return f"{where}: found {error['input']!r}; {message}"
+
+
+def _hint(found: str, allowed: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(found), list(allowed), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _fields_at(into: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
@@ -268,45 +306,70 @@ class Settings:
     """
 
     KEYS = ("seed", "dataset", "split", "recipes", "classifiers", "crops", "systems", "evaluation")
+    NAMED = ("recipes", "classifiers", "systems")
 
     def __init__(self, params: Mapping[str, Any]) -> None:
-        self._reject_unknown_sections(params)
+        self._problems = list(self._unknown_or_missing(params))
+        self._raise_problems()
         self.raw = dict(params)
-        seed = params["seed"]
-        if type(seed) is not int or seed < 0:
-            raise Problem(f"params.yaml: seed: found {seed!r}; it must be a whole number, 0 or more")
-        self.seed: int = seed
-        self.dataset = section(params, "dataset", DatasetParams)
-        self.split = section(params, "split", SplitParams)
-        self.crops = section(params, "crops", CropsParams)
-        self.evaluation = section(params, "evaluation", EvaluationParams)
-        self.recipes = {key: section(params, f"recipes.{key}", RecipeParams) for key in params["recipes"]}
-        self.classifiers = {
-            key: section(params, f"classifiers.{key}", ClassifierParams) for key in params["classifiers"]
-        }
-        self.systems = {key: section(params, f"systems.{key}", SystemEntry) for key in params["systems"]}
-        self._check_references()
+        self.seed = self._checked_seed(params["seed"])
+        self.dataset = self._checked("dataset", DatasetParams)
+        self.split = self._checked("split", SplitParams)
+        self.crops = self._checked("crops", CropsParams)
+        self.evaluation = self._checked("evaluation", EvaluationParams)
+        self.recipes = {key: self._checked(f"recipes.{key}", RecipeParams) for key in params["recipes"]}
+        self.classifiers = {key: self._checked(f"classifiers.{key}", ClassifierParams) for key in params["classifiers"]}
+        self.systems = {key: self._checked(f"systems.{key}", SystemEntry) for key in params["systems"]}
+        self._raise_problems()
+        self._problems += self._broken_references()
+        self._raise_problems()
 
-    def _reject_unknown_sections(self, params: Mapping[str, Any]) -> None:
-        problems = [f"{key}: unknown section; allowed are {', '.join(self.KEYS)}" for key in params if key not in self.KEYS]
-        problems += [f"{key}: this section is missing" for key in self.KEYS if key not in params]
-        problems += [
-            f"{key}: found {params[key]!r}; it must hold at least one named entry"
-            for key in ("recipes", "classifiers", "systems")
-            if key in params and not (isinstance(params[key], Mapping) and params[key])
-        ]
-        if problems:
-            raise Problems("params.yaml has a mistake:", problems)
+    def _raise_problems(self) -> None:
+        if self._problems:
+            raise Problems("params.yaml has a mistake:", self._problems)
 
-    def _check_references(self) -> None:
+    def _unknown_or_missing(self, params: Mapping[str, Any]) -> Iterator[str]:
+        for key in params:
+            if key not in self.KEYS:
+                yield f"{key}: unknown section; allowed are {', '.join(self.KEYS)}{_hint(key, self.KEYS)}"
+        for key in self.KEYS:
+            if key not in params:
+                yield f"{key}: this section is missing"
+            elif key in self.NAMED and not (isinstance(params[key], Mapping) and params[key]):
+                yield f"{key}: found {params[key]!r}; it must hold at least one named entry"
+            elif key in self.NAMED:
+                # A name becomes part of folders and of DVC's stages.
+                odd = [name for name in params[key] if not re.fullmatch(NAME, str(name))]
+                yield from (f"{key}: found the name {name!r}; allowed are names like 'my_name_2'" for name in odd)
+
+    def _checked_seed(self, seed: Any) -> int:
+        if type(seed) is int and seed >= 0:
+            return seed
+        self._problems.append(f"seed: found {seed!r}; must be a whole number, 0 or more")
+        return 0
+
+    def _checked(self, name: str, into: type[SectionType]) -> SectionType:
+        try:
+            return section(self.raw, name, into)
+        except Problems as found:
+            self._problems += found.problems
+            return into.model_construct()  # seen by nobody: the problems are raised once all are known
+
+    def _broken_references(self) -> Iterator[str]:
         wants = [(f"classifiers.{k}.recipe", c.recipe, self.recipes) for k, c in self.classifiers.items()]
         wants += [(f"systems.{k}.recipe", s.recipe, self.recipes) for k, s in self.systems.items()]
         wants += [(f"systems.{k}.classifier", s.classifier, self.classifiers) for k, s in self.systems.items()]
-        problems = [
-            f"{where}: found '{name}'; allowed are {', '.join(sorted(have))}" for where, name, have in wants if name not in have
-        ]
-        if problems:
-            raise Problems("params.yaml has a mistake:", problems)
+        for where, name, have in wants:
+            if name not in have:
+                yield f"{where}: found '{name}'; allowed are {', '.join(sorted(have))}{_hint(name, have)}"
+        cells = self.crops.input_size // 32
+        for key, system in self.systems.items():
+            classifier = self.classifiers.get(system.classifier)
+            if classifier is not None and classifier.head.kernel > cells + 2 * classifier.head.padding:
+                yield (
+                    f"systems.{key}: classifiers.{system.classifier}.head.kernel {classifier.head.kernel} exceeds "
+                    f"the {cells} cells of the top map at crops.input_size {self.crops.input_size}"
+                )
 
 
 def load(path: Path) -> Settings:

@@ -18,7 +18,6 @@ class KeyedDropout(nn.Module):
         self.rank = 0
         self.world = 1
 
-    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
@@ -34,3 +33,13 @@ def set_key(model: nn.Module, key: int, rank: int, world: int) -> None:
     layers = [module for module in model.modules() if isinstance(module, KeyedDropout)]
     for number, layer in enumerate(layers):
         layer.key, layer.rank, layer.world = key + number, rank, world
+
+
+def keep_from_compiler(model: nn.Module) -> None:
+    """Let `torch.compile` call every keyed dropout of `model` as it is: compiled code has no generators.
+
+    No decorator of the class, as that loads the compiler into every process that never compiles: a second each.
+    """
+    for module in model.modules():
+        if isinstance(module, KeyedDropout):
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]

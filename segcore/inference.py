@@ -10,26 +10,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segcore.config import CropsParams, EvaluationParams
+from segcore.problems import Problem
 from segcore.proposals import edge_boxes
 from segcore.systems import System
 from segcore.transforms import padded_square
 
-Image = UInt8[np.ndarray, "H W 3"]
+Image = UInt8[np.ndarray, "_ _ 3"]
 Predict = Callable[[Float[Tensor, "B 3 S S"]], Float[Tensor, "B K S S"]]
 
 
 @torch.inference_mode()
 def predict(
     system: System, images: Sequence[Image], input_size: int, params: EvaluationParams, crops: CropsParams
-) -> list[UInt8[np.ndarray, "H W"]]:
+) -> list[UInt8[np.ndarray, "_ _"]]:
     """The class of each pixel of each image, at the image's own size.
 
     Each image is padded with black to a square, scaled to `input_size` times each of `params.scales` (rounded to a
     multiple of 32), predicted as it is and mirrored if `params.flip`, and the scores are averaged at the size of the
     square before the greatest is chosen. A system that asks for proposals is predicted by EdgeBoxes windows instead.
+
+    Raises:
+        Problem: a scale makes images too small for the system.
     """
     if system.proposals:
-        scores = [by_proposals(system.predict, image, input_size, system.proposals, crops) for image in images]
+        on_device = _device(system)
+
+        def predict_windows(windows: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B K S S"]:
+            return system.predict(windows.to(on_device))
+
+        scores = [by_proposals(predict_windows, image, input_size, system.proposals, crops) for image in images]
     else:
         scores = _by_squares(system, images, input_size, params)
     return [score.argmax(0).to(torch.uint8).cpu().numpy() for score in scores]
@@ -37,11 +46,16 @@ def predict(
 
 def _by_squares(
     system: System, images: Sequence[Image], input_size: int, params: EvaluationParams
-) -> list[Float[Tensor, "K H W"]]:
+) -> list[Float[Tensor, "K _ _"]]:
     sides = [max(image.shape[:2]) for image in images]
     sums: list[Tensor | float] = [0.0] * len(images)
     for scale in params.scales:
         size = max(32, round(input_size * scale / 32) * 32)
+        if size < system.smallest_input:
+            raise Problem(
+                f"evaluation.scales: {scale} of {input_size} makes images of {size} pixels; "
+                f"this system needs at least {system.smallest_input}"
+            )
         batch = torch.stack([padded_square(image, size) for image in images]).float().to(_device(system))
         passes = [system.predict(batch)]
         if params.flip:

@@ -1,31 +1,49 @@
 """Batch normalisation as the published networks use it, on any number of processes."""
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from segcore.problems import Problem
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is that of all of them too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _Sum.forward(ctx, gradient)
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation whose statistics are those of the whole batch, spread over processes or not.
 
     torch's own SyncBatchNorm runs on GPUs only. This one runs everywhere and is exactly `nn.BatchNorm2d` in a single
-    process; every process must hold as many samples as any other.
+    process; every process must hold as many samples as any other. The variance takes a second round of sums, as
+    E[x^2] - E[x]^2 loses all digits where the mean is large.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and distributed.is_initialized() and distributed.get_world_size() > 1):
             return super().forward(input)
-        count = input.numel() / input.shape[1] * distributed.get_world_size()
-        x = input.float()
-        sums = all_reduce(torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]))
-        mean = sums[0] / count
-        variance = sums[1] / count - mean.square()
+        world = distributed.get_world_size()
+        count = input.numel() // input.shape[1] * world
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        mean = cast(Tensor, _Sum.apply(x.mean((0, 2, 3)))) / world
+        x = x - mean[:, None, None]
+        variance = cast(Tensor, _Sum.apply(x.square().mean((0, 2, 3)))) / world
         self._remember(mean.detach(), variance.detach() * count / max(1, count - 1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+        return (x * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -37,25 +55,34 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def share(model: nn.Module) -> None:
-    """Turn every `BatchNorm2d` inside `model` into a `SharedBatchNorm2d`, in place; names and values stay."""
+    """Turn every `BatchNorm2d` inside `model` into a `SharedBatchNorm2d`, in place; names and values stay.
+
+    Raises:
+        Problem: a layer in training mode normalises over the batch in a way of its own (some of timm's do).
+    """
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm2d
+        elif isinstance(module, _BatchNorm) and not isinstance(module, SharedBatchNorm2d) and module.training:
+            raise Problem(
+                f"the backbone's {type(module).__name__} cannot be shared by several processes; "
+                "set backbone.frozen_norm: true, take another backbone, or train in one process"
+            )
 
 
-def batch_norm(channels: int) -> SharedBatchNorm2d:
+def batch_norm(channels: int, eps: float = 1e-5) -> SharedBatchNorm2d:
     """As DecoupledNet and DeconvNet start it: scale 1, shift 0.001.
 
-    The published epsilon of 1e-9 lets channels that are dead everywhere (saliency maps have some) explode; 1e-5 is
-    torch's.
+    The published epsilon of 1e-9 lets channels that are nearly dead explode, hence torch's 1e-5, except where the
+    input itself is tiny, as gradients are.
     """
-    layer = SharedBatchNorm2d(channels, eps=1e-5)
+    layer = SharedBatchNorm2d(channels, eps=eps)
     nn.init.constant_(layer.bias, 0.001)
     return layer
 
 
 @torch.no_grad()
-def reestimate(model: nn.Module, layers: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> None:
+def reestimate(model: nn.Module, layers: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]]) -> None:
     """Replace the running statistics in `layers` by plain averages over `batches`, as the authors did after training.
 
     Each item is what `model` is called with. The mean is averaged over batches, and so is the unbiased variance

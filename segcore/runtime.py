@@ -1,12 +1,12 @@
 """Seeds, device, precision, processes and whole files: what a run decides once."""
 
+import contextlib
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,28 +17,35 @@ from segcore.problems import Problem
 Item = TypeVar("Item")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` at once: a crash or a full disk leaves the old file or none, never half of one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` at once when the block ends well.
+
+    A crash or a full disk leaves the old file or none, never half of one. A kill may leave `.<name>.partial` behind;
+    the next run writes over it.
+
+    Raises:
+        Problem: the file could not be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        with partial.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise Problem(f"{path} could not be written ({error.strerror}); nothing that was there is lost") from error
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        os.replace(partial, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise Problem(f"{path} could not be written ({error.strerror}); nothing that was there is lost") from error
         raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` at once; see `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def fingerprint(run: Any, sources: Iterable[Path]) -> str:
@@ -58,14 +65,18 @@ def derived_seed(*parts: int | str) -> int:
 class Runtime:
     """The device, the processes and the precision of a run.
 
-    One process on a CPU or GPU, or many started by `torchrun`: the same code. The number type is bf16 where asked
-    for, or where `auto` finds a GPU that has it, else fp32.
+    One process on a CPU or GPU, or many started by `torchrun`: the same code. `bf16` computes in bf16 what torch's
+    autocast deems safe; `auto` does so on a GPU with bf16 units only. A CPU never changes by itself, not even one
+    with such units, so that the same run gives the same numbers on all of them.
     """
 
     def __init__(self, precision: Literal["auto", "fp32", "bf16"] = "fp32") -> None:
         has_gpu = torch.cuda.is_available()
-        bf16 = precision == "bf16" or (precision == "auto" and has_gpu and torch.cuda.is_bf16_supported())
-        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not has_gpu)
+        bf16 = precision == "bf16" or (
+            precision == "auto" and has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        )
+        # Accelerate fixes its precision once a process, ours is a run's own: see `autocast`.
+        self.accelerator = Accelerator(mixed_precision="no", cpu=not has_gpu)
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
@@ -75,9 +86,24 @@ class Runtime:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's part of per-image work."""
-        return items[self.rank :: self.world]
+    def autocast(self) -> torch.autocast:
+        """The block in which networks run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def shard(self, items: Sequence[Item], block: int = 1) -> list[Item]:
+        """This process's part of per-image work, dealt out in blocks.
+
+        With the batch size as `block`, batches hold the same images for any number of processes: a network may round
+        an image's scores differently in another batch.
+        """
+        starts = range(self.rank * block, len(items), self.world * block)
+        return [item for start in starts for item in items[start : start + block]]
+
+    def merge(self, results: Sequence[Item], block: int = 1) -> list[Item]:
+        """The results of every process for its `shard`, in the order of the items."""
+        parts = self.gather(list(results))
+        starts = range(0, max(len(part) for part in parts), block)
+        return [result for start in starts for part in parts for result in part[start : start + block]]
 
     def gather(self, value: Item) -> list[Item]:
         """The values of all processes, in their order; for numbers, matrices and small tables."""
@@ -93,7 +119,8 @@ class Runtime:
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes; carries no gradient."""
+        value = value.detach()
         if self.world > 1:
-            value = value.detach().clone()
+            value = value.clone()
             distributed.all_reduce(value)
         return value

@@ -3,8 +3,10 @@
 The conventions of PASCAL VOC hold everywhere: labels are class indices, 0 is background, 255 is unknown.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,9 +51,13 @@ class Record:
 
 def read_manifest(path: Path) -> dict[str, Record]:
     """All rows of a manifest written by the `prepare` stage, by image id and in its order."""
-    table = pd.read_parquet(path)
+    try:
+        table = pd.read_parquet(path)
+    except ValueError as error:  # what Arrow raises is one
+        raise Problem(f"{path} is no manifest: {error}; run `dvc repro prepare`") from error
     if missing := set(MANIFEST_COLUMNS) - set(table.columns):
         raise Problem(f"{path} is no manifest: it lacks the columns {sorted(missing)}; run `dvc repro prepare`")
+    rows: Iterable[Any] = table.itertuples()  # named tuples of these columns
     return {
         row.image_id: Record(
             image_id=row.image_id,
@@ -62,7 +68,7 @@ def read_manifest(path: Path) -> dict[str, Record]:
             tags=tuple(int(tag) for tag in row.tags),
             split=row.split,
         )
-        for row in table.itertuples()
+        for row in rows
     }
 
 

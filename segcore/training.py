@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NoReturn, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ def parameter_groups(model: nn.Module, recipe: RecipeParams) -> list[dict[str, A
             multiplier *= recipe.bias_multiplier
         decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((multiplier, decay), []).append(parameter)
-    return [{"params": p, "multiplier": m, "weight_decay": d, "lr": recipe.learning_rate} for (m, d), p in groups.items()]
+    return [{"params": ps, "multiplier": m, "weight_decay": d, "lr": 0.0} for (m, d), ps in groups.items()]
 
 
 def optimiser(model: nn.Module, recipe: RecipeParams) -> torch.optim.Optimizer:
@@ -88,6 +88,18 @@ def optimiser(model: nn.Module, recipe: RecipeParams) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999))
+
+
+def _compiled(losses: nn.Module, device: torch.device) -> nn.Module:
+    if device.type == "cpu":
+        from torch._inductor import cpp_builder, exc
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except exc.InvalidCxxCompiler as error:
+            raise Problem("compile: true needs a C++ compiler on a CPU; install g++ or set compile: false") from error
+    dropout.keep_from_compiler(losses)
+    return cast(nn.Module, torch.compile(losses))
 
 
 class Fit:
@@ -104,11 +116,17 @@ class Fit:
         checkpoint: the scratch file of this run, by its fingerprint; None keeps none.
 
     Raises:
-        Problem: a loss is not finite, or the disk is full.
+        Problem: a loss or a weight is not finite, the disk is full, or processes cannot share the work.
     """
 
     def __init__(
-        self, model: nn.Module, samples: Samples, recipe: RecipeParams, seed: int, runtime: Runtime, checkpoint: Path | None
+        self,
+        model: nn.Module,
+        samples: Samples,
+        recipe: RecipeParams,
+        seed: int,
+        runtime: Runtime,
+        checkpoint: Path | None,
     ) -> None:
         self.model = model
         self.recipe = recipe
@@ -118,6 +136,7 @@ class Fit:
         self.history: list[dict[str, float]] = []
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         model.to(device=runtime.device).to(memory_format=layout)  # type: ignore[call-overload]
+        model.train()
         if runtime.world > 1:
             normalisation.share(model)
         self.optimiser = optimiser(model, recipe)
@@ -127,7 +146,7 @@ class Fit:
         """Why an existing checkpoint was not used, or None."""
         self._losses: nn.Module = runtime.accelerator.prepare_model(_Losses(model))
         if recipe.compile:
-            self._losses = cast(nn.Module, torch.compile(self._losses))
+            self._losses = _compiled(self._losses, runtime.device)
 
     def __iter__(self) -> Iterator[Progress]:
         for step, losses in enumerate(self.history):
@@ -143,6 +162,8 @@ class Fit:
             now = time.perf_counter()
             yield Progress(step, losses, self._rate(step), now - begin, False)
             begin = now
+        if not all(bool(p.isfinite().all()) for group in self.optimiser.param_groups for p in group["params"]):
+            raise Problem("the last step left weights that are not finite; lower learning_rate or set clip_norm")
         self.model.eval()
 
     def finish(self) -> None:
@@ -158,31 +179,40 @@ class Fit:
             group["lr"] = self._rate(step) * group["multiplier"]
         self.optimiser.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
+        last = len(micro_batches) - 1
         for number, batch in enumerate(micro_batches):
             key = derived_seed(self.seed, "dropout", step, number)
             dropout.set_key(self.model, key, self.runtime.rank, self.runtime.world)
-            terms = self._backward(batch.to(self.runtime.device, self.recipe.channels_last), number == len(micro_batches) - 1)
+            torch.manual_seed(key + self.runtime.rank)  # for layers of others that draw from torch's own generator
+            batch = batch.to(self.runtime.device, self.recipe.channels_last)
+            terms = self._backward(batch, is_last=number == last)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value / len(micro_batches)
-        losses = {name: float(value) for name, value in sums.items()}
+        # One transfer for all terms: each would make the CPU wait for a GPU.
+        losses = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
         if not all(math.isfinite(value) for value in losses.values()):
-            ids = [image_id for batch in micro_batches for image_id in batch.ids]
-            raise Problem(
-                f"step {step}: the loss is not finite ({losses}); the images are {ids}; "
-                "a smaller learning_rate, a longer warmup_steps or clip_norm helps against diverging"
-            )
+            self._refuse(step, losses, micro_batches)
         if self.recipe.clip_norm is not None:
             trained = [p for group in self.optimiser.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
         self.optimiser.step()
         return losses
 
+    def _refuse(self, step: int, losses: dict[str, float], micro_batches: list[Batch]) -> NoReturn:
+        mine = [image_id for batch in micro_batches for image_id in batch.ids]
+        ids = [image_id for part in self.runtime.gather(mine) for image_id in part]
+        terms = ", ".join(f"{name} {value}" for name, value in losses.items())
+        raise Problem(
+            f"step {step}: the loss is not finite ({terms}); its images are {', '.join(ids)}; "
+            "a smaller learning_rate, more warmup_steps or clip_norm help against diverging"
+        )
+
     def _backward(self, batch: Batch, is_last: bool) -> dict[str, Tensor]:
         """Add a micro-batch's gradient; its terms, normalised over all processes."""
         accelerator = self.runtime.accelerator
         # Processes exchange gradients at the last micro-batch of a step only.
         with contextlib.nullcontext() if is_last else accelerator.no_sync(self._losses):
-            with accelerator.autocast():
+            with self.runtime.autocast():
                 terms = self._losses(batch)
             values = {}
             total = torch.zeros((), device=self.runtime.device)
@@ -205,6 +235,8 @@ class Fit:
 
     def _resume(self) -> str | None:
         state = checkpoints.load(self.checkpoint) if self.checkpoint is not None else None
+        if len(set(self.runtime.gather(len(state["history"]) if isinstance(state, dict) else 0))) > 1:
+            raise Problem(f"not every process can see {self.checkpoint}; put it on a file system that all share")
         if state is None:
             return None
         if isinstance(state, checkpoints.Unreadable):
@@ -213,4 +245,3 @@ class Fit:
         self.optimiser.load_state_dict(state["optimiser"])
         self.history = state["history"]
         return None
-

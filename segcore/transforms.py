@@ -97,7 +97,9 @@ def _resized(image: UInt8[np.ndarray, "H W 3"], width: int, height: int) -> UInt
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _random_square(image: UInt8[np.ndarray, "H W 3"], size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+def _random_square(
+    image: UInt8[np.ndarray, "H W 3"], size: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
     top = rng.integers(0, image.shape[0] - size + 1)
     left = rng.integers(0, image.shape[1] - size + 1)
     return image[top : top + size, left : left + size]

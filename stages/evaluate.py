@@ -78,7 +78,8 @@ def main(
         def predict(images: list[UInt8[np.ndarray, "H W 3"]]) -> list[Labels]:
             return inference.predict(trained, images, card["input_size"], settings.evaluation, settings.crops)
 
-        shares = runtime.gather(score(runtime.shard(records), predict, len(names), settings.evaluation))
+        mine = runtime.shard(records, settings.evaluation.batch_size)
+        shares = runtime.gather(score(mine, predict, len(names), settings.evaluation))
         if runtime.is_main:
             scores = sum(shares[1:], start=shares[0])
             write_results(scores, names, out)
@@ -124,9 +125,8 @@ def score(records: Sequence[Record], predict: Predict, n_classes: int, params: E
 
 
 def _batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
-    for start in track(
-        range(0, len(records), size), "scoring", console=run.console, disable=not run.is_main_process(), transient=True
-    ):
+    quiet = not (run.is_main_process() and run.console.is_terminal)
+    for start in track(range(0, len(records), size), "scoring", console=run.console, disable=quiet, transient=True):
         yield records[start : start + size]
 
 
@@ -194,17 +194,20 @@ def write_panels(
     images: Sequence[ScoredImage], records: dict[str, Record], names: Sequence[str], n_panels: int, out: Path
 ) -> None:
     """out/panels/: image, truth, prediction and errors of the best, median and worst images."""
-    folder, new = out / "panels", out / ".panels.new"
+    folder, new = out / "panels", out / ".panels.partial"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    for number, (kind, scored) in enumerate(chosen(images, n_panels)):
-        record = records[scored.image_id]
-        prediction = np.asarray(Image.open(io.BytesIO(scored.prediction)))
-        title = f"{kind}: {scored.image_id}, mIoU {scored.mean_iou:.3f} of its classes"
-        page = figures.panel(read_image(record.image), _read_truth(record, len(names)), prediction, names, title)
-        page.save(new / f"{number:02d}_{kind}_{scored.image_id.replace('/', '_')}.png", format="PNG", optimize=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    try:
+        for number, (kind, scored) in enumerate(chosen(images, n_panels)):
+            record = records[scored.image_id]
+            prediction = np.asarray(Image.open(io.BytesIO(scored.prediction)))
+            title = f"{kind}: {scored.image_id}, mIoU {scored.mean_iou:.3f} of its classes"
+            page = figures.panel(read_image(record.image), _read_truth(record, len(names)), prediction, names, title)
+            page.save(new / f"{number:02d}_{kind}_{scored.image_id.replace('/', '_')}.png", format="PNG", optimize=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def chosen(images: Sequence[ScoredImage], n_panels: int) -> list[tuple[str, ScoredImage]]:

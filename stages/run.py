@@ -56,6 +56,16 @@ def start(main: Callable[..., None]) -> None:
         except Problem as problem:
             console.print(f"[bold red]error[/]: {_escape(str(problem))}")
             raise typer.Exit(2) from None
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            if error.filename is None and not missing:
+                raise
+            what = "not there; `dvc repro` makes what a stage needs" if missing else error.strerror
+            console.print(f"[bold red]error[/]: {_escape(f'{error.filename or error}: {what}')}")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            say("stopped; no output was left half-written; a training goes on from its last checkpoint when run again")
+            raise typer.Exit(130) from None
 
     command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     typer.run(command)

@@ -6,12 +6,14 @@ Reads the manifest, the class names and the split; writes `model/`, `training/` 
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from segcore import classifiers, metrics, models, runtime
 from segcore.classifiers import Classifier
+from segcore.problems import Problem
 from segcore.samples import Record, read_image, read_manifest
 from segcore.training import Fit
 from segcore.transforms import TaggedImages, padded_square, tag_vector
@@ -26,7 +28,7 @@ def main(
     recipe = settings.recipes[entry.recipe]
     tags = json.loads(classes.read_text())[1:]
     records = read_manifest(manifest)
-    ids = (split / f"{entry.images}.txt").read_text().split()
+    ids = _listed(split / f"{entry.images}.txt", records)
     device = runtime.Runtime(recipe.precision)
 
     with run.timed(f"train_classifier@{name}"):
@@ -34,12 +36,12 @@ def main(
         model = classifiers.build(entry.backbone, entry.head, len(tags))
         samples = TaggedImages([records[i] for i in ids], len(tags), entry.resize, entry.input_size)
         run_key = [name, settings.seed, entry.model_dump(), recipe.model_dump(), device.world, ids]
-        scratch = training.scratch_file(f"classifier-{name}", run_key, [manifest])
+        scratch = training.scratch_file(f"classifier-{name}", run_key, [manifest], model)
         fit = Fit(model, samples, recipe, runtime.derived_seed(settings.seed, "classifier"), device, scratch)
         training.announce(f"classifier {name}", model, recipe, len(samples), fit)
         training.follow(f"classifier {name}", fit, out / "training")
         val = [record for record in records.values() if record.split == "val"]
-        measured = measure(model, device, val, tags, entry.input_size)
+        measured = metrics.rounded(measure(model, device, val, tags, entry.test_size))
         if device.is_main:
             models.save_classifier(out / "model", name, entry, tags, model)
             runtime.write_atomically(out / "metrics.json", json.dumps(measured, indent=2).encode())
@@ -47,22 +49,28 @@ def main(
     run.say(f"classifier {name}: tag mAP {measured['mean_average_precision']} on {len(val)} validation images")
 
 
+def _listed(path: Path, records: dict[str, Record]) -> list[str]:
+    ids = path.read_text().split()
+    if unknown := [image_id for image_id in ids if image_id not in records]:
+        raise Problem(f"{path}: {len(unknown)} ids are not in the manifest, {unknown[0]} first; run `dvc repro split`")
+    return ids
+
+
 @torch.inference_mode()
 def measure(
-    model: Classifier, device: runtime.Runtime, val: list[Record], tags: list[str], input_size: int
-) -> dict[str, object]:
+    model: Classifier, device: runtime.Runtime, val: list[Record], tags: list[str], size: int
+) -> dict[str, Any]:
     """Tag metrics of the classifier on images padded to a square, as the segmenter's inference sees them."""
     model.eval()
     scores, batch = [], 16
-    mine = device.shard(val)
+    mine = device.shard(val, batch)
     for first in range(0, len(mine), batch):
-        squares = [padded_square(read_image(record.image), input_size) for record in mine[first : first + batch]]
+        squares = [padded_square(read_image(record.image), size) for record in mine[first : first + batch]]
         images = torch.stack(squares).float().to(device.device)
-        with device.accelerator.autocast():
-            scores.append(model(images).decision.sigmoid().float().cpu().numpy())
-    truth = [tag_vector(record.tags, len(tags)).bool().numpy() for record in mine]
-    parts = device.gather((np.concatenate(scores), np.stack(truth)))
-    return metrics.tag_metrics(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), tags)
+        with device.autocast():
+            scores += list(model(images).decision.float().sigmoid().cpu().numpy())
+    truth = [tag_vector(record.tags, len(tags)).bool().numpy() for record in val]
+    return metrics.tag_metrics(np.stack(device.merge(scores, batch)), np.stack(truth), tags)
 
 
 if __name__ == "__main__":

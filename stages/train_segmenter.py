@@ -4,13 +4,16 @@ Reads the manifest, the crop index and the classifier that the system's entry na
 (dvclive) (Hong et al. 2015, section 5).
 """
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from segcore import batches, models, runtime, systems
-from segcore.config import section
+from segcore import models, runtime, systems
+from segcore.batches import Batch, Order, Stream
+from segcore.config import RecipeParams, section
 from segcore.samples import read_manifest
 from segcore.systems import System
 from segcore.training import Fit
@@ -35,26 +38,32 @@ def main(
         size = settings.crops.input_size
         samples = CropSamples(pd.read_parquet(crops), read_manifest(manifest), len(tags), settings.crops.warp, size)
         run_key = [system, settings.seed, entry, recipe.model_dump(), settings.crops.model_dump(), device.world]
-        inputs = [manifest, crops, classifier / "model.safetensors", classifier / "model.json"]
-        scratch = training.scratch_file(f"segmenter-{system}", run_key, inputs)
-        fit = Fit(model, samples, recipe, runtime.derived_seed(settings.seed, "segmenter"), device, scratch)
+        inputs = [manifest, crops, classifier / "model.json"]
+        scratch = training.scratch_file(f"segmenter-{system}", run_key, inputs, model)
+        seed = runtime.derived_seed(settings.seed, "segmenter")
+        last_batches = finishing_batches(model, samples, recipe, seed, device)
+        fit = Fit(model, samples, recipe, seed, device, scratch)
         training.announce(f"segmenter {system}", model, recipe, len(samples), fit)
         training.follow(f"segmenter {system}", fit, out / "training")
-        finish(model, samples, fit)
+        with device.autocast():
+            model.finish(last_batches)
         if device.is_main:
             models.save_system(out / "model", system, entry, models.classifier_card(classifier), size, model)
         fit.finish()
 
 
-def finish(model: System, samples: CropSamples, fit: Fit) -> None:
-    """Hand the system the training batches that it asks for at the end, drawn after those of the last step."""
+def finishing_batches(
+    model: System, samples: CropSamples, recipe: RecipeParams, seed: int, device: runtime.Runtime
+) -> Iterator[Batch]:
+    """The training batches that the system asks for at the end, drawn after those of the last step."""
     count, size = model.finishing_batches()
-    order = batches.Order(len(samples), size, 1, fit.seed)
-    stream = batches.Stream(samples, order, fit.recipe.workers)
-    first = fit.recipe.steps
-    micro = (part for parts in stream.steps(first, first + count) for part in parts)
-    with fit.runtime.accelerator.autocast():
-        model.finish([batch.to(fit.runtime.device, fit.recipe.channels_last) for batch in micro])
+    if not count:
+        return iter(())
+    # Made before training, as it checks whether the processes can share a batch.
+    order = Order(len(samples), size, 1, seed, device.rank, device.world)
+    first = math.ceil(recipe.steps * recipe.batch_size / size)
+    steps = Stream(samples, order, recipe.workers).steps(first, first + count)
+    return (batch.to(device.device, recipe.channels_last) for step in steps for batch in step)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """How a training stage shows itself: the plan, bars on a terminal or lines in a log, and dvclive files."""
 
-import sys
+import contextlib
+import hashlib
+import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -11,6 +14,7 @@ from torch import nn
 
 import segcore
 from segcore.config import RecipeParams
+from segcore.problems import Problem
 from segcore.runtime import fingerprint
 from segcore.training import Fit
 from segcore.training import Progress as Step
@@ -21,9 +25,13 @@ SECONDS_BETWEEN_LINES = 15
 MEASURED_STEPS = 3
 
 
-def scratch_file(name: str, run_key: object, inputs: list[Path]) -> Path:
-    """The checkpoint of a run: its name changes with parameters, inputs and the sources of the core."""
-    sources = sorted(Path(segcore.__path__[0]).rglob("*.py"))
+def scratch_file(name: str, run_key: object, inputs: list[Path], model: nn.Module) -> Path:
+    """The checkpoint of a run: its name changes with parameters, inputs, sources, torch and the initial weights."""
+    weights = hashlib.sha256()
+    for value in model.state_dict().values():
+        weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    sources = [*Path(segcore.__path__[0]).rglob("*.py"), *Path(__file__).parent.glob("*.py")]
+    run_key = [run_key, torch.__version__, weights.hexdigest()]
     return SCRATCH / f"{name}-{fingerprint(run_key, [*inputs, *sources])}.pt"
 
 
@@ -43,20 +51,49 @@ def announce(name: str, model: nn.Module, recipe: RecipeParams, images: int, fit
 
 
 def follow(name: str, fit: Fit, log: Path) -> None:
-    """Run the training to its end; every step goes to the dvclive files in `log`."""
-    main = run.is_main_process()
-    live = Live(str(log), dvcyaml=None, save_dvc_exp=False, monitor_system=False) if main else None
-    display = _Bars(name, fit.recipe) if sys.stdout.isatty() and main else _Lines(name, fit.recipe)
-    with display:
+    """Run the training to its end; every step goes to the dvclive files in `log`, which appears whole at the end."""
+    on_terminal = run.console.is_terminal and run.is_main_process()
+    display = _Bars(name, fit.recipe) if on_terminal else _Lines(name, fit.recipe)
+    with display, _logged(log) as write:
         for progress in fit:
-            if live is not None:
-                live.step = progress.step
-                for term, value in progress.losses.items():
-                    live.log_metric(f"loss/{term}", round(value, 6))
-                live.log_metric("learning_rate", round(progress.learning_rate, 8))
+            write(progress)
             display.show(progress)
-    if live is not None:
-        live.make_summary()
+
+
+@contextlib.contextmanager
+def _logged(log: Path) -> Iterator[Callable[[Step], None]]:
+    """What writes a step into dvclive files; while the run lasts they can be watched in `.<log>.partial`."""
+    if not run.is_main_process():
+        yield lambda _: None
+        return
+    partial = log.with_name(f".{log.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with _as_problem(partial):
+        live = Live(str(partial), dvcyaml=None, save_dvc_exp=False, monitor_system=False)
+
+    def write(progress: Step) -> None:
+        with _as_problem(partial):
+            live.step = progress.step
+            for term, value in progress.losses.items():
+                live.log_metric(f"loss/{term}", round(value, 6))
+            live.log_metric("learning_rate", round(progress.learning_rate, 8))
+
+    try:
+        yield write
+        with _as_problem(partial):
+            live.make_summary()
+            shutil.rmtree(log, ignore_errors=True)
+            partial.rename(log)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _as_problem(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Problem(f"{folder} could not be written ({error.strerror})") from error
 
 
 def _estimate(seconds: list[float], steps_left: int) -> str:
@@ -95,7 +132,8 @@ class _Lines:
             self.last = time.monotonic()
             rate = self.recipe.batch_size * len(self.seconds) / sum(self.seconds)
             left = (self.recipe.steps - done) * self.recipe.batch_size / rate / 60
-            run.say(f"{self.name}: step {done}/{self.recipe.steps}, {_terms(progress)}, {rate:.1f} images/s, {left:.1f} min left")
+            speed = f"{rate:.1f} images/s, {left:.1f} min left"
+            run.say(f"{self.name}: step {done}/{self.recipe.steps}, {_terms(progress)}, {speed}")
 
 
 class _Bars:

@@ -1,7 +1,7 @@
 """The systems: one file each, found by its name. A system is a row of the result table."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
@@ -29,6 +29,9 @@ class System(nn.Module, ABC):
     proposals: int = 0
     """Object proposals an image is predicted by; 0 predicts it whole."""
 
+    smallest_input: int = 32
+    """Side of the smallest image it can predict, in pixels."""
+
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Term]:
         """The terms to sum and minimise, by the name they are logged under."""
@@ -37,7 +40,7 @@ class System(nn.Module, ABC):
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
         """Scores of each class at each pixel, background first; the greatest wins. Images are RGB in 0..255."""
 
-    def finish(self, batches: list[Batch]) -> None:
+    def finish(self, batches: Iterable[Batch]) -> None:
         """Called once after training with some training batches on the system's device."""
 
     def finishing_batches(self) -> tuple[int, int]:
@@ -69,6 +72,9 @@ def check(entries: Mapping[str, Any]) -> None:
     """
     problems: list[str] = []
     for key, entry in entries.items():
+        if entry["module"] not in names():
+            problems.append(f"systems.{key}.module: found '{entry['module']}'; allowed are {', '.join(names())}")
+            continue
         try:
             config.section({"systems": entries}, f"systems.{key}", load(entry["module"]).Params)
         except Problems as found:

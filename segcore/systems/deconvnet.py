@@ -6,17 +6,19 @@ two stages of instance crops and proposal windows are not repeated. Whole-image 
 predicts by EdgeBoxes windows and takes the maximum, as the paper does.
 """
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from segcore import backbones, normalisation
 from segcore.batches import Batch
-from segcore.classifiers import Classifier
+from segcore.classifiers import Classifier, FullyConnectedHead
 from segcore.config import Count, Positive, SystemEntry
-from segcore.deconvolution import Deconvolution, deconvolution_block
+from segcore.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.systems import System
 
@@ -31,9 +33,11 @@ class Params(SystemEntry):
     encoder: Literal["classifier", "backbone"]
     """Start from the trunk that the classifier trained, or from the backbone's own initial weights."""
     width: Positive
+    output_stride: OutputStride
     norm_batches: Count
     norm_batch_size: Count
-    proposals: int
+    proposals: Annotated[int, Field(ge=0)]
+    """EdgeBoxes windows that an image is predicted by; 0 predicts it whole."""
 
 
 class DeconvNet(System):
@@ -41,16 +45,19 @@ class DeconvNet(System):
 
     pretrained = ("encoder.",)
 
-    def __init__(self, encoder: backbones.Trunk, n_tags: int, kernel: int, params: Params) -> None:
+    def __init__(self, encoder: backbones.Trunk, head: FullyConnectedHead, params: Params) -> None:
         super().__init__()
         hidden = max(1, round(FC_CHANNELS * params.width))
         self.encoder = encoder
-        self.deconvolution = Deconvolution(encoder.switch_channels, params.width, n_tags + 1)
-        self.fc6 = deconvolution_block(nn.Conv2d(encoder.channels, hidden, kernel))
+        n_classes, kernel, padding = head.score.out_channels + 1, head.kernel, head.padding
+        self.deconvolution = Deconvolution(encoder.switch_channels, params.width, n_classes, params.output_stride)
+        self.fc6 = deconvolution_block(nn.Conv2d(encoder.channels, hidden, kernel, padding=padding))
         self.fc7 = deconvolution_block(nn.Conv2d(hidden, hidden, 1))
-        self.fc6_deconv = deconvolution_block(nn.ConvTranspose2d(hidden, self.deconvolution.inputs, kernel))
+        back = nn.ConvTranspose2d(hidden, self.deconvolution.inputs, kernel, padding=padding)
+        self.fc6_deconv = deconvolution_block(back)
         self.params = params
         self.proposals = params.proposals
+        self.smallest_input = 32 * head.smallest_map
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
         features = self.encoder(images)
@@ -64,7 +71,7 @@ class DeconvNet(System):
     def finishing_batches(self) -> tuple[int, int]:
         return self.params.norm_batches, self.params.norm_batch_size
 
-    def finish(self, batches: list[Batch]) -> None:
+    def finish(self, batches: Iterable[Batch]) -> None:
         """Re-estimate the statistics of batch normalisation, as the authors did after training."""
         self.train()
         normalisation.reestimate(self, self, (batch.images for batch in batches))
@@ -83,4 +90,4 @@ def build(params: Params, classifier: Classifier) -> DeconvNet:
     encoder = classifier.trunk if params.encoder == "classifier" else backbones.build(classifier.backbone)
     if isinstance(encoder, backbones.VGG16):
         encoder = encoder.with_batch_norm()
-    return DeconvNet(encoder, classifier.n_tags, classifier.head.fc6.kernel_size[0], params)
+    return DeconvNet(encoder, classifier.head, params)

@@ -2,9 +2,11 @@
 
 Hong, Noh and Han, "Decoupled Deep Neural Network for Semi-supervised Semantic Segmentation", NIPS 2015. Layers,
 constants and inference follow the published prototxts and MATLAB code. Departures: batch normalisation has epsilon
-1e-5 (1e-9 explodes on dead saliency channels); kernel, widths and input size are parameters, so that small versions
+1e-5 (the published 1e-9 stays on the saliency map, whose values are tiny); kernel, widths and input size are parameters, so that small versions
 exist; a trunk without max-pool switches is mirrored by learned transposed convolutions.
 """
+
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -17,7 +19,7 @@ from segcore.batches import Batch
 from segcore.classifiers import Activations, Classifier
 from segcore.config import Count, Fraction, Positive, SystemEntry
 from segcore.crops import binary_labels
-from segcore.deconvolution import Deconvolution, deconvolution_block
+from segcore.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.localisation import saliency
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.systems import System
@@ -34,6 +36,8 @@ class Params(SystemEntry):
 
     width: Positive
     """Channels of the bridging layers and of the levels without switches, over the published numbers."""
+    output_stride: OutputStride
+    """Stride of the finest level of the deconvolution network; the published one has 1."""
     norm_batches: Count
     """Batches from which the statistics of batch normalisation are re-estimated after training."""
     norm_batch_size: Count
@@ -44,14 +48,15 @@ class Params(SystemEntry):
 class Bridge(nn.Module):
     """The bridging layers: top map and saliency map in, class-specific activation map out (section 4.3)."""
 
-    def __init__(self, channels: int, width: float, kernel: int, outputs: int) -> None:
+    def __init__(self, channels: int, width: float, kernel: int, padding: int, outputs: int) -> None:
         super().__init__()
         hidden = max(1, round(BRIDGE_CHANNELS * width))
         self.spatial_norm = normalisation.batch_norm(channels)
-        self.saliency_norm = normalisation.batch_norm(channels)
-        self.fc6 = deconvolution_block(nn.Conv2d(2 * channels, hidden, kernel))
+        # Gradients are tiny: torch's 1e-5 would be more than their variance. The published epsilon stays here.
+        self.saliency_norm = normalisation.batch_norm(channels, eps=1e-9)
+        self.fc6 = deconvolution_block(nn.Conv2d(2 * channels, hidden, kernel, padding=padding))
         self.fc7 = deconvolution_block(nn.Conv2d(hidden, hidden, 1))
-        self.fc6_deconv = deconvolution_block(nn.ConvTranspose2d(hidden, outputs, kernel))
+        self.fc6_deconv = deconvolution_block(nn.ConvTranspose2d(hidden, outputs, kernel, padding=padding))
 
     def forward(self, top: Float[Tensor, "P C h w"], saliency: Float[Tensor, "P C h w"]) -> Float[Tensor, "P D h w"]:
         both = torch.cat([self.spatial_norm(top), self.saliency_norm(saliency)], dim=1)
@@ -61,11 +66,11 @@ class Bridge(nn.Module):
 class Segmenter(nn.Module):
     """Bridging layers and deconvolution network: background and foreground scores of some tags in an image."""
 
-    def __init__(self, classifier: Classifier, width: float) -> None:
+    def __init__(self, classifier: Classifier, width: float, output_stride: OutputStride) -> None:
         super().__init__()
-        self.deconvolution = Deconvolution(classifier.trunk.switch_channels, width, n_classes=2)
-        kernel = classifier.head.fc6.kernel_size[0]
-        self.bridge = Bridge(classifier.trunk.channels, width, kernel, self.deconvolution.inputs)
+        self.deconvolution = Deconvolution(classifier.trunk.switch_channels, width, 2, output_stride)
+        head, inputs = classifier.head, self.deconvolution.inputs
+        self.bridge = Bridge(classifier.trunk.channels, width, head.kernel, head.padding, inputs)
 
     def forward(
         self, features: Features, saliency: Float[Tensor, "P C h w"], size: tuple[int, int]
@@ -78,9 +83,10 @@ class DecoupledNet(System):
 
     def __init__(self, classifier: Classifier, params: Params) -> None:
         super().__init__()
-        self.classifier = classifier.requires_grad_(False)
-        self.segmenter = Segmenter(classifier, params.width)
+        self.classifier = classifier.requires_grad_(False).eval()
+        self.segmenter = Segmenter(classifier, params.width, params.output_stride)
         self.params = params
+        self.smallest_input = 32 * classifier.head.smallest_map
 
     def train(self, mode: bool = True) -> "DecoupledNet":
         super().train(mode)
@@ -105,7 +111,7 @@ class DecoupledNet(System):
     def finishing_batches(self) -> tuple[int, int]:
         return self.params.norm_batches, self.params.norm_batch_size
 
-    def finish(self, batches: list[Batch]) -> None:
+    def finish(self, batches: Iterable[Batch]) -> None:
         """Re-estimate the statistics of batch normalisation, as the authors did after training."""
         self.train()
         normalisation.reestimate(self.segmenter, self.segmenter, map(self._training_inputs, batches))

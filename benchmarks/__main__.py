@@ -1,0 +1,27 @@
+"""Run every benchmark of this folder, one after the other: `python -m benchmarks`, which is what `make bench` does.
+
+Each runs in a process of its own, so that none measures the memory or the threads that another left behind. Ends with
+exit code 1 if a benchmark failed or missed its bar.
+"""
+
+import subprocess
+import sys
+from pkgutil import iter_modules
+
+import benchmarks
+
+
+def main() -> int:
+    names = sorted(module.name for module in iter_modules(benchmarks.__path__) if module.name != "__main__")
+    missed = []
+    for name in names:
+        print(f"== {name}", flush=True)
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"]).returncode:
+            missed.append(name)
+        print()
+    print(f"missed or failed: {', '.join(missed)}" if missed else "every bar is met")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Small networks and batches for tests."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segcore import classifiers, config, systems
+from segcore.batches import Batch
+from segcore.classifiers import Classifier
+from segcore.config import BackboneParams, HeadParams
+from segcore.samples import IGNORE
+from segcore.systems import System
+from tests.devkit import PROJECT
+
+N_TAGS = 5
+SIZE = 96
+COLOURS = torch.tensor([[90, 90, 90], [250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [20, 250, 250]])
+
+
+def backbone(name: str = "vgg16", weights: str = "random", frozen_norm: bool = False) -> BackboneParams:
+    """A trunk that costs nothing: VGG-16 of 4 to 32 channels, or whatever else is asked for."""
+    width = 1 / 16 if name.startswith("vgg") else 1.0
+    return BackboneParams(name=name, weights=weights, width=width, frozen_norm=frozen_norm)
+
+
+def tiny_classifier(
+    name: str = "vgg16", n_tags: int = N_TAGS, kernel: int = 2, width: int = 24, dropout: float = 0.0, seed: int = 0
+) -> Classifier:
+    """A random classifier in eval mode."""
+    torch.manual_seed(seed)
+    head = HeadParams(width=width, kernel=kernel, padding=0, batch_norm=False, dropout=dropout)
+    return classifiers.build(backbone(name), head, n_tags).eval()
+
+
+def published_classifier() -> Classifier:
+    """VGG-16 with the published head and 20 tags; on the device `meta`, where it takes no memory."""
+    with torch.device("meta"):
+        params = BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False)
+        return classifiers.build(
+            params, HeadParams(width=4096, kernel=7, padding=0, batch_norm=False, dropout=0.5), 20
+        ).eval()
+
+
+def entry(module: str, **changes: Any) -> dict[str, Any]:
+    """The first entry of the project's params.yaml that is of `module`, made small."""
+    entries = config.read(PROJECT / "params.yaml")["systems"].values()
+    found = next(dict(one) for one in entries if one["module"] == module)
+    small = {"width": 1 / 64, "norm_batches": 2, "norm_batch_size": 4, **changes}
+    return found | {key: value for key, value in small.items() if key in found}
+
+
+def build(module: str, classifier: Classifier, **changes: Any) -> System:
+    """A system around a classifier, by way of its entry in params.yaml."""
+    loaded = systems.load(module)
+    params = config.section({"systems": {"tested": entry(module, **changes)}}, "systems.tested", loaded.Params)
+    torch.manual_seed(1)
+    return loaded.build(params, classifier)
+
+
+def squares(count: int, size: int = SIZE, n_tags: int = N_TAGS, seed: int = 0) -> Batch:
+    """Noisy pictures with two coloured squares each, a border of unknown pixels, and the tags of both squares."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.zeros(count, size, size, dtype=torch.int64)
+    tags = torch.zeros(count, n_tags)
+    for number in range(count):
+        for place in range(2):
+            label = (number + place * 2) % n_tags + 1
+            top, left = 8 + 6 * number % 16, 4 + place * size // 2
+            labels[number, top : top + size // 2, left : left + size // 3] = label
+            tags[number, label - 1] = 1
+    images = COLOURS[labels].permute(0, 3, 1, 2) + 20 * torch.randn(count, 3, size, size, generator=random)
+    labels[:, 0] = IGNORE
+    return Batch(tuple(f"image_{i}" for i in range(count)), images.clamp(0, 255), tags, labels)
+
+
+def parameters(*modules: nn.Module) -> int:
+    """How many numbers they learn."""
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def find_exactly(classifier: Classifier, images: Tensor, wanted: list[list[int]]) -> None:
+    """Turn the last layer of a classifier so that it finds the tags (1..L) `wanted[i]` in image i, with spread scores.
+
+    The score of a tag is linear in the mean activation of fc7, which is different for every image.
+    """
+    with torch.no_grad():
+        hidden = classifier(images).fc7.mean((2, 3)).double()
+        targets = torch.full((len(images), classifier.n_tags), -1.0, dtype=torch.float64)
+        for image, labels in enumerate(wanted):
+            for label in labels:
+                targets[image, label - 1] = 0.3 + 0.4 * label
+        hidden = torch.cat([hidden, torch.ones(len(images), 1)], dim=1)
+        solution = torch.linalg.lstsq(hidden, targets, driver="gelsd").solution.float()
+        classifier.head.score.weight.copy_(solution[:-1].T[:, :, None, None])
+        assert classifier.head.score.bias is not None
+        classifier.head.score.bias.copy_(solution[-1])
+
+
+def system_of(module: str, trunk: str = "vgg16", **changes: Any) -> System:
+    """A small random system around a classifier with dropout."""
+    return build(module, tiny_classifier(trunk, dropout=0.3), **changes)
+
+
+def total(system: System, batch: Batch) -> Tensor:
+    """What training minimises."""
+    terms = system.losses(batch).values()
+    return torch.stack([term.total / term.weight.clamp(min=1) for term in terms]).sum()

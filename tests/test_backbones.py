@@ -1,0 +1,206 @@
+"""Trunks: shapes, switches, weights from files, frozen statistics, and what is told to who names a wrong one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segcore import backbones, config
+from segcore.backbones import VGG16, VGG16_CHANNELS, Trunk
+from segcore.config import BackboneParams
+from segcore.problems import Problem
+from tests.networks import backbone, parameters, squares
+
+SWITCHLESS = ["resnet18", "timm/test_resnet", "timm/test_convnext", "timm/test_mambaout"]
+
+
+def test_vgg16_is_the_published_network() -> None:
+    with torch.device("meta"):
+        trunk = backbones.build(BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False))
+        features = trunk(torch.zeros(2, 3, 320, 320))
+    assert parameters(trunk) == 14_714_688
+    assert features.top.shape == (2, 512, 10, 10)
+    shapes = [tuple(switch.shape) for switch in features.switches if switch is not None]
+    assert shapes == [(2, level[-1], 160 >> i, 160 >> i) for i, level in enumerate(VGG16_CHANNELS)]
+    assert trunk.switch_channels == (64, 128, 256, 512, 512)
+
+
+def test_pixels_are_normalised_as_the_pre_training_saw_them() -> None:
+    trunk = backbones.build(backbone())
+    white, black = trunk.normalise(torch.tensor([255.0, 0.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(white[:, 0, 0], (1 - mean) / std)
+    torch.testing.assert_close(black[:, 0, 0], -mean / std)
+    as_bytes = torch.full((1, 3, 4, 4), 200, dtype=torch.uint8)
+    assert torch.equal(trunk.normalise(as_bytes), trunk.normalise(as_bytes.float()))
+
+
+@torch.no_grad()
+def test_switches_undo_the_pooling() -> None:
+    """Unpooling a level's output puts every maximum back to where it was, and pooling that gives the output again."""
+    trunk = backbones.build(backbone())
+    x = trunk.normalise(squares(2).images)
+    assert isinstance(trunk, VGG16)
+    level = 0
+    for layer in trunk.features:
+        if not isinstance(layer, nn.MaxPool2d):
+            x = layer(x)
+            continue
+        before = x
+        x, switches = layer(before)
+        back = F.max_unpool2d(x, switches, [2, 2])
+        assert torch.equal(F.max_pool2d(back, 2), x)
+        assert torch.equal(back[back > 0], before[back > 0]), f"level {level}: a maximum was moved"
+        assert torch.count_nonzero(back) == torch.count_nonzero(x)
+        given = trunk(squares(2).images).switches[level]
+        assert given is not None
+        assert torch.equal(given, switches)
+        level += 1
+    assert level == backbones.LEVELS
+
+
+@torch.no_grad()
+def test_features_of_picked_images() -> None:
+    trunk = backbones.build(backbone())
+    features = trunk(squares(3, 64).images)
+    picked = features.pick(torch.tensor([2, 0, 2, 2]))
+    assert torch.equal(picked.top, features.top[[2, 0, 2, 2]])
+    for ours, theirs in zip(picked.switches, features.switches, strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert torch.equal(ours, theirs[[2, 0, 2, 2]])
+
+
+@pytest.mark.parametrize("name", SWITCHLESS)
+@torch.no_grad()
+def test_other_trunks_have_no_switches(name: str) -> None:
+    trunk = backbones.build(backbone(name)).eval()
+    features = trunk(squares(2).images)
+    assert features.top.shape == (2, trunk.channels, 3, 3)
+    assert features.switches == trunk.switch_channels == (None,) * 5
+    assert features.pick(torch.tensor([1])).top.shape == (1, trunk.channels, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("timm/resnet10q", ["timm has no model 'resnet10q'", "resnet10t"]),
+        ("timm/test_vit", ["reduces the image by 16", "must reduce it by 32"]),
+    ],
+)
+def test_a_wrong_timm_model_is_a_problem(name: str, words: list[str]) -> None:
+    with pytest.raises(Problem) as caught:
+        backbones.build(backbone(name))
+    for word in ["backbone.name", *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vgg61", "resnet34", "timm/", ""])
+def test_an_unknown_name_is_a_problem_that_lists_the_known(name: str) -> None:
+    section = {"backbone": {"name": name, "weights": "random", "width": 1.0, "frozen_norm": False}}
+    with pytest.raises(Problem) as caught:
+        backbones.build(config.section(section, "backbone", BackboneParams))
+    assert "backbone.name" in str(caught.value)
+    assert "vgg16, vgg16_bn, resnet18, resnet50, resnet101, timm/<model>" in str(caught.value)
+
+
+def test_only_vgg_has_small_versions() -> None:
+    section = {"backbone": {"name": "resnet18", "weights": "random", "width": 0.5, "frozen_norm": False}}
+    with pytest.raises(Problem, match=r"width.*0.5.*only vgg16 and vgg16_bn have small versions"):
+        backbones.build(config.section(section, "backbone", BackboneParams))
+
+
+def test_weights_that_are_not_there_are_a_problem(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="must be 'random', 'imagenet' or an existing file"):
+        backbones.build(backbone(weights="imagnet"))
+    (tmp_path / "broken.safetensors").write_bytes(b"not a tensor in sight")
+    (tmp_path / "broken.pth").write_bytes(b"not a tensor in sight")
+    torch.save({"epoch": 3, "state_dict": {"features.0.weight": torch.zeros(1)}}, tmp_path / "checkpoint.pth")
+    for name in ("broken.safetensors", "broken.pth", "checkpoint.pth"):
+        with pytest.raises(Problem, match=rf"{name} is not a readable weights file"):
+            backbones.build(backbone(weights=str(tmp_path / name)))
+
+
+def test_without_network_the_download_fails_with_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nonexistent")
+    monkeypatch.setattr("os.makedirs", lambda *_, **__: None)
+    with pytest.raises(Problem, match="ImageNet weights of resnet18 could not be downloaded.*name the file"):
+        backbones.build(backbone("resnet18", weights="imagenet"))
+    monkeypatch.setattr("timm.create_model", no_network)
+    with pytest.raises(Problem, match="ImageNet weights of timm/test_resnet could not be downloaded.*name the file"):
+        backbones.build(backbone("timm/test_resnet", weights="imagenet"))
+
+
+def state(trunk: Trunk) -> dict[str, Tensor]:
+    """What a file of weights for this trunk holds."""
+    return {key.removeprefix("body."): value for key, value in trunk.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg16_bn", "resnet18", "timm/test_resnet"])
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_weights_are_read_from_a_file(tmp_path: Path, name: str, ending: str) -> None:
+    path = tmp_path / f"weights.{ending}"
+    torch.manual_seed(5)
+    source = backbones.build(backbone(name))
+    # Half precision and a classifier on top, as such files come.
+    content = {k: v.half() if v.is_floating_point() else v for k, v in state(source).items()}
+    content["fc.weight"] = torch.zeros(3, 4)
+    save_file(content, path) if ending == "safetensors" else torch.save(content, path)
+    loaded = backbones.build(backbone(name, weights=str(path)))
+    for key, value in state(loaded).items():
+        expected = content[key].float() if value.is_floating_point() else content[key]
+        assert torch.equal(value, expected), key
+
+
+def test_files_from_before_batches_were_counted_can_be_read(tmp_path: Path) -> None:
+    content = {k: v for k, v in state(backbones.build(backbone("resnet18"))).items() if "num_batches" not in k}
+    save_file(content, tmp_path / "old.safetensors")
+    loaded = backbones.build(backbone("resnet18", weights=str(tmp_path / "old.safetensors")))
+    assert torch.equal(loaded.state_dict()["body.layer4.1.conv2.weight"], content["layer4.1.conv2.weight"])
+
+
+def test_the_weights_of_another_network_are_a_problem(tmp_path: Path) -> None:
+    save_file(state(backbones.build(backbone("resnet18"))), tmp_path / "resnet18.safetensors")
+    with pytest.raises(Problem, match=r"is not of vgg16 at width 0.0625: 26 arrays are missing \['features.0.weight'"):
+        backbones.build(backbone("vgg16", weights=str(tmp_path / "resnet18.safetensors")))
+    save_file(state(backbones.build(backbone("vgg16"))), tmp_path / "vgg16.safetensors")
+    wide = BackboneParams(name="vgg16", weights=str(tmp_path / "vgg16.safetensors"), width=0.125, frozen_norm=False)
+    with pytest.raises(Problem, match=r"26 have another shape \['features.0.weight'"):
+        backbones.build(wide)
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "resnet18", "timm/test_resnet", "timm/test_efficientnet"])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_statistics_stay_in_training(name: str, frozen: bool) -> None:
+    trunk = backbones.build(backbone(name, frozen_norm=frozen))
+    before = {key: value.clone() for key, value in trunk.state_dict().items() if "running" in key}
+    nn.Sequential(trunk).train()(squares(2, 64).images)
+    same = all(torch.equal(value, before[key]) for key, value in trunk.state_dict().items() if key in before)
+    assert before
+    assert same == frozen
+    assert trunk.training
+
+
+def test_batch_normalisation_is_inserted_around_the_same_convolutions() -> None:
+    plain = backbones.build(backbone("vgg16", frozen_norm=True))
+    assert isinstance(plain, VGG16)
+    twin = plain.with_batch_norm()
+    kinds = [type(layer) for layer in twin.features]
+    assert kinds.count(nn.BatchNorm2d) == kinds.count(nn.Conv2d) == 13
+    assert all(kinds[i + 1 : i + 3] == [nn.BatchNorm2d, nn.ReLU] for i, kind in enumerate(kinds) if kind is nn.Conv2d)
+    ours = [layer for layer in plain.features if isinstance(layer, nn.Conv2d)]
+    theirs = [layer for layer in twin.features if isinstance(layer, nn.Conv2d)]
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(ours, theirs, strict=True))
+    assert twin.with_batch_norm() is twin
+    images = squares(2, 64).images
+    torch.testing.assert_close(twin.eval()(images).top, plain.eval()(images).top, rtol=1e-3, atol=1e-4)
+    twin.train()
+    new = next(layer for layer in twin.features if isinstance(layer, nn.BatchNorm2d))
+    assert new.training, "the new layers have no statistics of a pre-training to keep"

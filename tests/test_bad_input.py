@@ -1,0 +1,203 @@
+"""What a user gets wrong at the command line ends in one clear sentence, exit code 2, and no half-written output."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from stages import evaluate, make_crops, prepare, report, run, show, split, train_classifier, train_segmenter
+from tests.devkit import PROJECT, make_devkit, write_params
+
+MANIFEST = ["--manifest", "data/prepared/manifest.parquet"]
+CLASSES = ["--classes", "data/prepared/classes.json"]
+SPLIT = ["--split", "data/split"]
+NOTHING_THERE = ["--model", "data/segmenters/deconvnet/model"]
+
+STAGES: dict[ModuleType, list[str]] = {
+    prepare: ["--out", "out"],
+    split: [*MANIFEST, *CLASSES, "--out", "out"],
+    train_classifier: ["--name", "decoupled", *MANIFEST, *CLASSES, *SPLIT, "--out", "out"],
+    make_crops: [*MANIFEST, *CLASSES, *SPLIT, "--out", "out"],
+    train_segmenter: [
+        *("--system", "deconvnet", *MANIFEST, "--crops", "data/crops/crops.parquet"),
+        *("--classifier", "data/classifiers/decoupled_str/model", "--out", "out"),
+    ],
+    evaluate: ["--system", "deconvnet", *MANIFEST, *CLASSES, *SPLIT, *NOTHING_THERE, "--out", "out"],
+    report: ["--out", "out"],
+}
+NAMES = [stage.__name__.removeprefix("stages.") for stage in STAGES]
+
+Fails = Callable[..., str]
+
+
+def changed(values: dict[str, Any]) -> None:
+    kit: dict[str, Any] = {"dataset.layout": "voc", "dataset.root": "kit", "split.strong_per_class": 1}
+    write_params(Path("params.yaml"), kit | values)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of which `prepare` and `split` have run."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_devkit(folder / "kit")
+        changed({})
+        prepare.main(out=Path("data/prepared"))
+        split.main(manifest=Path(MANIFEST[1]), classes=Path(CLASSES[1]), out=Path(SPLIT[1]))
+    return folder
+
+
+@pytest.fixture
+def project(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to run stages in and to spoil."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def fails(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run a stage as the command line does; returns what is said, once it has failed as it must."""
+
+    def go(stage: ModuleType, *options: str) -> str:
+        before = files(project)
+        monkeypatch.setattr(sys, "argv", [f"stages.{stage.__name__}", *(options or STAGES[stage])])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run.start(stage.main)
+        said = "".join(capsys.readouterr())
+        assert ended.value.code == 2, said
+        assert "Traceback" not in said
+        assert files(project) == before
+        return said
+
+    return go
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if ".scratch" not in path.parts}
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=NAMES)
+def test_a_mistake_in_any_section_stops_every_stage(fails: Fails, stage: ModuleType) -> None:
+    changed({"recipes.segmenter.learnin_rate": 0.1, "systems.decouplednet.threshold": "0.5"})
+    said = fails(stage)
+    assert said.startswith("error: params.yaml has a mistake:")
+    assert "recipes.segmenter.learnin_rate: unknown key" in said
+    assert "did you mean 'learning_rate'?" in said
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=NAMES)
+def test_a_mistake_in_a_systems_own_part_stops_every_stage(fails: Fails, stage: ModuleType) -> None:
+    changed({"systems.decouplednet.threshold": "0.5"})
+    assert "systems.decouplednet.threshold: found '0.5'; must be a valid number" in fails(stage)
+
+
+def test_as_a_process_too(project: Path) -> None:
+    changed({"recipes.segmenter.learnin_rate": 0.1})
+    command = [sys.executable, "-m", "stages.split", *STAGES[split]]
+    path = {"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "HOME": str(project)}
+    ended = subprocess.run(command, cwd=project, capture_output=True, text=True, env=path)
+    assert ended.returncode == 2
+    assert ended.stderr == ""
+    assert ended.stdout.startswith("error: params.yaml has a mistake:\n  - recipes.segmenter.learnin_rate: unknown key")
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=NAMES)
+def test_params_yaml_is_missing(fails: Fails, stage: ModuleType) -> None:
+    Path("params.yaml").unlink()
+    assert "error: there is no parameters file params.yaml; start from one of profiles/*.yaml" in fails(stage)
+
+
+@pytest.mark.parametrize("stage", list(STAGES)[1:-1], ids=NAMES[1:-1])
+def test_an_input_is_missing(fails: Fails, stage: ModuleType) -> None:
+    shutil.rmtree("data")
+    said = fails(stage)
+    assert said.startswith("error: ")
+    assert "data/" in said
+    assert "dvc repro" in said or "run the stage that trains it" in said
+
+
+@pytest.mark.parametrize("stage", [split, train_classifier, make_crops, evaluate])
+def test_the_manifest_is_broken(fails: Fails, stage: ModuleType) -> None:
+    Path(MANIFEST[1]).write_bytes(Path(MANIFEST[1]).read_bytes()[:-40])
+    said = fails(stage)
+    assert f"{MANIFEST[1]} is no manifest" in said
+    assert "run `dvc repro prepare`" in said
+
+
+@pytest.mark.parametrize(
+    ("root", "said"),
+    [
+        ("nowhere", "dataset.root: nowhere: there is no such folder"),
+        (".", "dataset.root: .: it has no folder JPEGImages/; did you mean kit?"),
+        ("kit/classes.txt", "dataset.root: kit/classes.txt: there is no such folder"),
+    ],
+)
+def test_the_data_set_is_elsewhere(fails: Fails, root: str, said: str) -> None:
+    changed({"dataset.root": root})
+    assert said in fails(prepare)
+
+
+def test_a_list_of_strong_images_is_missing(fails: Fails) -> None:
+    changed({"split.strong": "list", "split.strong_list": "mine.txt"})
+    assert "split.strong_list: mine.txt cannot be read" in fails(split)
+
+
+def test_there_are_not_enough_masks(fails: Fails) -> None:
+    changed({"split.strong_per_class": 50})
+    said = fails(split)
+    assert "circle" in said
+    assert "50" in said
+
+
+def test_names_that_params_yaml_does_not_have(fails: Fails) -> None:
+    options = STAGES[train_classifier][2:]
+    said = fails(train_classifier, "--name", "decuopled", *options)
+    assert "there is no classifier 'decuopled' in params.yaml; it has decoupled, decoupled_str" in said
+    said = fails(evaluate, "--system", "unet", *STAGES[evaluate][2:])
+    assert "there is no system 'unet' in params.yaml; it has deconvnet, decouplednet" in said
+    said = fails(train_segmenter, "--system", "unet", *STAGES[train_segmenter][2:])
+    assert "there is no system 'unet' in params.yaml" in said
+
+
+def test_there_is_no_model(fails: Fails) -> None:
+    assert "data/classifiers/decoupled_str/model holds no model" in fails(train_segmenter)
+    assert "data/segmenters/deconvnet/model holds no model" in fails(evaluate)
+
+
+def test_a_list_names_an_image_that_the_manifest_lacks(fails: Fails) -> None:
+    for name in ("weak", "strong", "val"):
+        with Path(f"data/split/{name}.txt").open("a") as file:
+            file.write("stranger\n")
+    for stage in (train_classifier, make_crops):
+        said = fails(stage)
+        assert "stranger" in said
+        assert "dvc repro split" in said
+
+
+def test_there_are_no_images_to_train_on(fails: Fails) -> None:
+    Path("data/split/weak.txt").write_text("")
+    assert "there are no training samples; check the split" in fails(train_classifier)
+
+
+def test_nothing_to_report_and_nothing_to_show(fails: Fails) -> None:
+    assert "run `dvc repro evaluate@deconvnet`" in fails(report)
+    assert "there is no table of systems yet" in fails(show, "--report", "data/report")
+
+
+def test_an_option_is_missing_or_unknown(fails: Fails) -> None:
+    assert "Missing option '--manifest'" in fails(split, "--out", "out")
+    assert "No such option: --ouy" in fails(prepare, "--ouy", "x")
+
+
+def test_the_output_cannot_be_written(fails: Fails) -> None:
+    Path("out").write_text("a file in the way")
+    for stage in (prepare, split):
+        assert "out" in fails(stage)

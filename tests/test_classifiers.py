@@ -1,0 +1,115 @@
+"""The fully convolutional classifier: its size, grids, pooling, loss, and VGG-16's own fc6 and fc7."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from segcore import classifiers, config, dropout
+from segcore.config import BackboneParams, HeadParams
+from segcore.training import parameter_groups
+from tests.devkit import PROJECT
+from tests.networks import SIZE, backbone, parameters, published_classifier, squares, tiny_classifier
+from tests.test_backbones import SWITCHLESS
+
+
+def test_the_published_classifier_has_134_million_parameters() -> None:
+    classifier = published_classifier()
+    assert parameters(classifier) == 134_342_484
+    with torch.device("meta"):
+        activations = classifier(torch.zeros(2, 3, 320, 320))
+    assert activations.features.top.shape == (2, 512, 10, 10)
+    assert activations.fc6.shape == activations.fc7.shape == (2, 4096, 4, 4)
+    assert activations.scores.shape == (2, 20, 4, 4)
+    assert activations.decision.shape == activations.strongest.shape == (2, 20)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg16_bn", *SWITCHLESS])
+@torch.no_grad()
+def test_decision_is_the_mean_and_strongest_the_maximum(name: str) -> None:
+    activations = tiny_classifier(name)(squares(2).images)
+    grid = activations.scores.flatten(2)
+    assert grid.shape[2] == 4
+    torch.testing.assert_close(activations.decision, grid.mean(2))
+    assert torch.equal(activations.strongest, grid.max(2).values)
+    assert (activations.fc6 >= 0).all()
+    assert (activations.fc7 >= 0).all()
+
+
+def test_the_loss_is_summed_over_tags_and_averaged_over_images() -> None:
+    classifier, batch = tiny_classifier(), squares(3)
+    term = classifier.losses(batch)["tags"]
+    p = classifier(batch.images).decision.sigmoid().double()
+    by_hand = -(batch.tags * p.log() + (1 - batch.tags) * (1 - p).log()).sum()
+    torch.testing.assert_close(term.total.double(), by_hand, rtol=1e-5, atol=1e-6)
+    assert term.weight == 3
+
+
+def test_a_few_steps_teach_it_the_tags() -> None:
+    classifier, batch = tiny_classifier(dropout=0.2).train(), squares(4)
+    optimiser = torch.optim.Adam(classifier.parameters(), lr=3e-3)
+    losses = []
+    for step in range(25):
+        dropout.set_key(classifier, step, rank=0, world=1)
+        term = classifier.losses(batch)["tags"]
+        optimiser.zero_grad()
+        (term.total / term.weight).backward()
+        optimiser.step()
+        losses.append(term.total.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def vgg16_file(path: Path, width: int) -> dict[str, Tensor]:
+    """A file with torchvision's names: a small trunk, and fully connected layers over its 7x7 map."""
+    trunk = tiny_classifier().trunk
+    state = {key: torch.randn_like(value) for key, value in trunk.state_dict().items()}
+    for number, inputs in ((0, trunk.channels * 49), (3, width), (6, width)):
+        state[f"classifier.{number}.weight"] = torch.randn(width, inputs)
+        state[f"classifier.{number}.bias"] = torch.randn(width)
+    save_file(state, path)
+    return state
+
+
+@pytest.mark.parametrize(("width", "kernel", "fits"), [(24, 7, True), (16, 7, False), (24, 3, False)])
+def test_fully_connected_layers_of_vgg16_serve_where_they_fit(
+    tmp_path: Path, width: int, kernel: int, fits: bool
+) -> None:
+    state = vgg16_file(tmp_path / "vgg16.safetensors", 24)
+    params = backbone(weights=str(tmp_path / "vgg16.safetensors"))
+    classifier = classifiers.build(
+        params, HeadParams(width=width, kernel=kernel, padding=0, batch_norm=False, dropout=0.0), 5
+    ).eval()
+    if not fits:
+        assert classifier.pretrained == ("trunk.",)
+        return
+    assert classifier.pretrained == ("trunk.", "head.fc6.", "head.fc7.")
+    # On a map of 7x7 the convolutions are the fully connected layers.
+    top = classifier.trunk(torch.rand(2, 3, 224, 224) * 255).top
+    fc6, fc7, _ = classifier.head(top)
+    as_trained = torch.relu(top.flatten(1) @ state["classifier.0.weight"].T + state["classifier.0.bias"])
+    torch.testing.assert_close(fc6.flatten(1), as_trained, rtol=1e-4, atol=as_trained.max().item() * 1e-5)
+    as_trained = torch.relu(as_trained @ state["classifier.3.weight"].T + state["classifier.3.bias"])
+    torch.testing.assert_close(fc7.flatten(1), as_trained, rtol=1e-4, atol=as_trained.max().item() * 1e-5)
+
+
+def test_what_is_pre_trained_learns_at_the_rate_of_the_trunk(tmp_path: Path) -> None:
+    vgg16_file(tmp_path / "vgg16.safetensors", 24)
+    head = HeadParams(width=24, kernel=7, padding=0, batch_norm=False, dropout=0.0)
+    classifier = classifiers.build(backbone(weights=str(tmp_path / "vgg16.safetensors")), head, 5)
+    recipe = config.load(PROJECT / "params.yaml").recipes["classifier"]
+    groups = parameter_groups(classifier, recipe.model_copy(update={"trunk_multiplier": 0.1, "bias_multiplier": 2.0}))
+    rates = {id(p): (group["multiplier"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert rates[id(classifier.head.fc7.weight)] == (0.1, recipe.weight_decay)
+    assert rates[id(classifier.head.fc7.bias)] == (0.2, 0.0)
+    assert rates[id(classifier.head.score.weight)] == (1.0, recipe.weight_decay)
+    assert len(rates) == len(list(classifier.parameters()))
+
+
+def test_a_head_that_fits_the_map_of_the_input_size() -> None:
+    params = BackboneParams(name="vgg16", weights="random", width=1 / 16, frozen_norm=False)
+    classifier = classifiers.build(
+        params, HeadParams(width=8, kernel=3, padding=0, batch_norm=False, dropout=0.0), 2
+    ).eval()
+    assert classifier(torch.zeros(1, 3, SIZE, SIZE)).scores.shape == (1, 2, 1, 1)

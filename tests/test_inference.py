@@ -1,0 +1,155 @@
+"""From pictures to labels at their own size: padding, scales, flips and proposals, with predictors made by hand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segcore import config, inference
+from segcore.batches import Batch
+from segcore.config import EvaluationParams
+from segcore.losses import Term
+from segcore.systems import System
+from tests.devkit import PROJECT
+
+SETTINGS = config.load(PROJECT / "params.yaml")
+STEP = 50
+
+
+class ByColour(System):
+    """Class c is where red is c * STEP; remembers the batches that it was shown."""
+
+    def __init__(self, n_classes: int = 6, proposals: int = 0) -> None:
+        super().__init__()
+        self.levels = nn.Parameter(STEP * torch.arange(n_classes).float())
+        self.proposals = proposals
+        self.seen: list[Tensor] = []
+
+    def losses(self, batch: Batch) -> dict[str, Term]:
+        raise NotImplementedError
+
+    def predict(self, images: Tensor) -> Tensor:
+        self.seen.append(images)
+        return 100 - (images[:, :1] - self.levels.view(1, -1, 1, 1)).abs()
+
+
+def params(scales: tuple[float, ...] = (1.0,), flip: bool = False) -> EvaluationParams:
+    return SETTINGS.evaluation.model_copy(update={"scales": scales, "flip": flip})
+
+
+def blocks(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of coloured blocks of 16 pixels, and the class of each pixel."""
+    coarse = np.random.default_rng(seed).integers(0, 6, (-(-height // 16), -(-width // 16)), dtype=np.uint8)
+    labels = coarse.repeat(16, 0).repeat(16, 1)[:height, :width]
+    return np.stack([labels * STEP, labels * 0 + 7, labels * 0 + 9], axis=2), labels
+
+
+def inner(labels: np.ndarray, margin: int) -> np.ndarray:
+    """Where no other class is nearer than `margin` pixels."""
+    same = np.ones(labels.shape, dtype=bool)
+    for axis in (0, 1):
+        for shift in (*range(-margin, 0), *range(1, margin + 1)):
+            same &= np.roll(labels, shift, axis) == labels
+    edge = np.zeros_like(same)
+    edge[margin:-margin, margin:-margin] = True
+    return same & edge
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [(96, 96), (96, 61), (33, 96)])
+def test_a_picture_of_the_input_size_is_recovered_exactly(size: tuple[int, int], flip: bool) -> None:
+    picture, labels = blocks(*size)
+    system = ByColour()
+    (found,) = inference.predict(system, [picture], 96, params(flip=flip), SETTINGS.crops)
+    np.testing.assert_array_equal(found, labels)
+    (image,) = system.seen[0]
+    assert torch.equal(image[:, : size[0], : size[1]], torch.from_numpy(picture).permute(2, 0, 1).float())
+    assert not image[:, size[0] :].any()
+    assert not image[:, :, size[1] :].any()
+    assert len(system.seen) == 1 + flip
+    if flip:
+        assert torch.equal(system.seen[1], system.seen[0].flip(3))
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.75, 1.0, 1.5)])
+def test_pictures_of_any_size_in_one_batch_come_back_in_place(scales: tuple[float, ...]) -> None:
+    sizes = [(131, 77), (50, 90), (201, 140), (65, 65), (48, 199)]
+    pictures, labels = zip(*(blocks(*size, seed) for seed, size in enumerate(sizes)), strict=True)
+    system = ByColour()
+    found = inference.predict(system, list(pictures), 96, params(scales, flip=True), SETTINGS.crops)
+    for ours, truth in zip(found, labels, strict=True):
+        assert ours.dtype == np.uint8
+        assert ours.shape == truth.shape
+        sure = inner(truth, 5)
+        assert sure.mean() > 0.05
+        np.testing.assert_array_equal(ours[sure], truth[sure])
+    sides = [batch.shape for batch in system.seen[::2]]
+    assert sides == [(5, 3, side, side) for side in ([96] if len(scales) == 1 else [64, 96, 128])]
+
+
+def test_scores_of_both_directions_are_averaged() -> None:
+    """A predictor that favours the left sees, with flips, both sides alike."""
+
+    class Left(ByColour):
+        def predict(self, images: Tensor) -> Tensor:
+            across = torch.linspace(1, -1, images.shape[3]).expand(len(images), 1, images.shape[2], -1)
+            return torch.cat([torch.full_like(across, -0.01), across], dim=1)
+
+    picture, _ = blocks(64, 64)
+    (one_way,) = inference.predict(Left(), [picture], 64, params(), SETTINGS.crops)
+    assert (one_way[:, :32] == 1).all()
+    assert (one_way[:, 33:] == 0).all()
+    (both,) = inference.predict(Left(), [picture], 64, params(flip=True), SETTINGS.crops)
+    assert (both == 1).all(), "0 on average, which is more than -0.01"
+
+
+def with_boxes(monkeypatch: pytest.MonkeyPatch, boxes: list[tuple[int, int, int, int]]) -> list[int]:
+    asked: list[int] = []
+
+    def edge_boxes(image: np.ndarray, crops: object, maximum: int) -> np.ndarray:
+        asked.append(maximum)
+        return np.array(boxes, dtype=np.int32).reshape(-1, 4)
+
+    monkeypatch.setattr(inference, "edge_boxes", edge_boxes)
+    return asked
+
+
+def test_windows_are_cut_where_the_proposals_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole picture and two large proposals; one is too small and one too many."""
+    with_boxes(monkeypatch, [(0, 0, 64, 48), (10, 10, 40, 100), (32, 16, 120, 80), (0, 0, 64, 64)])
+    picture, labels = blocks(100, 130)
+    system = ByColour(proposals=2)
+    (found,) = inference.predict(system, [picture], 64, params(), SETTINGS.crops)
+    assert [batch.shape for batch in system.seen] == [(1, 3, 64, 64)] * 3
+    assert system.seen[1][0, 0, 2, 2] == picture[1, 2, 0]
+    sure = inner(labels, 5)
+    np.testing.assert_array_equal(found[sure], labels[sure])
+
+
+def test_overlapping_windows_keep_the_greatest_score_from_zero_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_boxes(monkeypatch, [(0, 0, 40, 40), (20, 20, 60, 60)])
+    scores = iter([[-1.0, -2.0, 0.5], [0.2, -3.0, 0.1], [-9.0, 4.0, 0.1]])
+
+    def constant(images: Tensor) -> Tensor:
+        return torch.tensor(next(scores)).view(1, 3, 1, 1).expand(1, 3, *images.shape[2:])
+
+    picture, _ = blocks(60, 80)
+    best = inference.by_proposals(constant, picture, 64, 50, SETTINGS.crops)
+    assert best.shape == (3, 60, 80)
+    expected = {(50, 70): [0, 0, 0.5], (5, 5): [0.2, 0, 0.5], (30, 30): [0.2, 4, 0.5], (50, 50): [0, 4, 0.5]}
+    for (row, column), scores_there in expected.items():
+        torch.testing.assert_close(best[:, row, column], torch.tensor(scores_there, dtype=torch.float32))
+
+
+def test_without_a_proposal_the_whole_picture_is_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_boxes(monkeypatch, [])
+    picture, labels = blocks(64, 64)
+    (found,) = inference.predict(ByColour(proposals=5), [picture], 64, params(), SETTINGS.crops)
+    np.testing.assert_array_equal(found, labels)
+
+
+def test_real_proposals_of_a_small_picture() -> None:
+    picture, labels = blocks(80, 112)
+    (found,) = inference.predict(ByColour(proposals=4), [picture], 64, params(), SETTINGS.crops)
+    sure = inner(labels, 5)
+    np.testing.assert_array_equal(found[sure], labels[sure])

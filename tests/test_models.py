@@ -1,0 +1,134 @@
+"""Models on disk: what is saved is what is loaded, bit for bit; what is damaged or of another kind is told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from segcore import classifiers, config, models, systems
+from segcore.classifiers import Classifier
+from segcore.config import BackboneParams, ClassifierParams
+from segcore.problems import Problem
+from tests.devkit import PROJECT
+from tests.networks import backbone, build, entry, squares
+
+CPU = torch.device("cpu")
+TAGS = ["disc", "ring", "square", "star", "moon"]
+
+
+def small_classifier(name: str = "vgg16_bn") -> tuple[Classifier, ClassifierParams]:
+    """A classifier in eval mode and its parameters, which name a file of weights that is long gone."""
+    torch.manual_seed(0)
+    params = config.load(PROJECT / "params.yaml").classifiers["decoupled"]
+    head = params.head.model_copy(update={"width": 16, "kernel": 2})
+    model = classifiers.build(backbone(name), head, len(TAGS))
+    gone = BackboneParams.model_validate(backbone(name).model_dump() | {"weights": "gone/weights.pth"})
+    model.train()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    model.trunk(squares(2).images)
+    return model.eval(), params.model_copy(update={"backbone": gone, "head": head})
+
+
+def saved_system(folder: Path, module: str, trunk: str = "vgg16_bn", **changes: Any) -> nn.Module:
+    """A system with statistics, saved in folder/system and its classifier in folder/classifier."""
+    classifier, params = small_classifier(trunk)
+    models.save_classifier(folder / "classifier", "decoupled", params, TAGS, classifier)
+    card = models.classifier_card(folder / "classifier")
+    random = backbone(trunk)
+    classifier.backbone = random
+    system = build(module, classifier, **changes)
+    system.finish([squares(3)])
+    models.save_system(folder / "system", "tested", entry(module, **changes), card, 96, system)
+    return system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "timm/test_resnet"])
+@torch.no_grad()
+def test_a_classifier_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
+    model, params = small_classifier(name)
+    models.save_classifier(tmp_path / "new/model", "decoupled", params, TAGS, model)
+    loaded, their_params, tags = models.load_classifier(tmp_path / "new/model", CPU)
+    assert their_params == params
+    assert loaded.backbone == params.backbone, "a system may want a fresh trunk of the same kind"
+    assert tags == TAGS
+    assert not any(part.training for part in loaded.modules())
+    images = squares(2).images
+    expected = model.to(memory_format=torch.channels_last)(images)  # type: ignore[call-overload]
+    assert torch.equal(loaded(images).scores, expected.scores)
+
+
+@pytest.mark.parametrize("module", systems.names())
+@pytest.mark.parametrize("trunk", ["vgg16_bn", "timm/test_resnet"])
+def test_a_system_comes_back_bit_for_bit(tmp_path: Path, module: str, trunk: str) -> None:
+    system = saved_system(tmp_path, module, trunk)
+    loaded, card = models.load_system(tmp_path / "system", CPU)
+    assert type(loaded) is type(system)
+    assert (card["name"], card["input_size"], card["entry"]["module"]) == ("tested", 96, module)
+    assert card["classifier"]["tags"] == TAGS
+    for key, value in system.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    images = squares(2, seed=7).images
+    assert torch.equal(loaded.predict(images), system.predict(images))  # type: ignore[operator]
+    assert not any(part.training for part in loaded.modules())
+
+
+def test_deconvnet_of_a_fresh_backbone_needs_no_weights_to_be_loaded(tmp_path: Path) -> None:
+    system = saved_system(tmp_path, "deconvnet", "vgg16", encoder="backbone", proposals=3)
+    loaded, _ = models.load_system(tmp_path / "system", CPU)
+    assert loaded.proposals == 3
+    images = squares(1).images
+    assert torch.equal(loaded.predict(images), system.predict(images))  # type: ignore[operator]
+
+
+def test_the_same_model_is_the_same_file(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        saved_system(tmp_path / folder, "decouplednet")
+    for name in ("model.json", "model.safetensors"):
+        assert (tmp_path / "a/system" / name).read_bytes() == (tmp_path / "b/system" / name).read_bytes()
+    assert {path.name for path in (tmp_path / "a/system").iterdir()} == {"model.json", "model.safetensors"}
+
+
+def test_what_is_no_model_is_a_problem(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="holds no model .*run the stage that trains it"):
+        models.load_system(tmp_path, CPU)
+    saved_system(tmp_path, "decouplednet")
+    with pytest.raises(Problem, match="found a classifier of format 1; wanted a system of format 1"):
+        models.load_system(tmp_path / "classifier", CPU)
+    with pytest.raises(Problem, match="found a system of format 1; wanted a classifier"):
+        models.load_classifier(tmp_path / "system", CPU)
+    card = json.loads((tmp_path / "system/model.json").read_text())
+    (tmp_path / "system/model.json").write_text(json.dumps(card | {"format": 99}))
+    with pytest.raises(Problem, match="of format 99"):
+        models.load_system(tmp_path / "system", CPU)
+
+
+def test_what_is_damaged_is_a_problem(tmp_path: Path) -> None:
+    saved_system(tmp_path, "decouplednet")
+    weights = tmp_path / "system/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Problem, match="model.safetensors is damaged"):
+        models.load_system(tmp_path / "system", CPU)
+    weights.write_bytes((tmp_path / "classifier/model.safetensors").read_bytes())
+    with pytest.raises(Problem, match="of another model"):
+        models.load_system(tmp_path / "system", CPU)
+    weights.unlink()
+    with pytest.raises(Problem, match="model.safetensors"):
+        models.load_system(tmp_path / "system", CPU)
+    (tmp_path / "system/model.json").write_text("{")
+    with pytest.raises(Problem, match="model.json is damaged"):
+        models.load_system(tmp_path / "system", CPU)
+
+
+def test_nothing_but_numbers_and_text_is_stored(tmp_path: Path) -> None:
+    saved_system(tmp_path, "decouplednet")
+    state = load_file(tmp_path / "system/model.safetensors")
+    assert any(key.startswith("classifier.") for key in state)
+    assert any(key.startswith("segmenter.") for key in state)
+    assert json.loads((tmp_path / "system/model.json").read_text())["format"] == 1

@@ -1,0 +1,127 @@
+"""Whole files, seeds, fingerprints, precision, and per-image work shared by processes."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from segcore.problems import Problem
+from segcore.runtime import Runtime, derived_seed, fingerprint, replacing, write_atomically
+from tests.test_training import full_disk
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    write_atomically(path, b"old")
+    with replacing(path) as file:
+        file.write(b"ne")
+        assert path.read_bytes() == b"old"
+        file.write(b"w")
+    assert path.read_bytes() == b"new"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError, SystemExit])
+def test_an_interrupted_write_leaves_the_old_file(stop: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    write_atomically(path, b"old")
+
+    def interrupted() -> None:
+        with replacing(path) as file:
+            file.write(b"half")
+            raise stop
+
+    with pytest.raises(stop):
+        interrupted()
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x", b"old")]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    write_atomically(path, b"old")
+    with full_disk(1000), pytest.raises(Problem, match=r"could not be written \(File too large\)"):
+        write_atomically(path, bytes(5000))
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x", b"old")]
+
+
+def test_a_folder_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="could not be written"):
+        write_atomically(tmp_path / "nowhere/x", b"")
+
+
+def test_what_a_kill_left_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / ".x.partial").write_bytes(b"half of a longer file")
+    write_atomically(tmp_path / "x", b"new")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x", b"new")]
+
+
+def test_seeds_depend_on_every_part_and_never_change() -> None:
+    assert derived_seed(0, "augment", 5) == 4338464573090083236
+    seeds = {derived_seed(a, b, c) for a in range(5) for b in ("x", "y") for c in range(5)}
+    assert len(seeds) == 50
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_fingerprint_follows_parameters_and_contents(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("1")
+    b.write_text("2")
+    name = fingerprint({"steps": 3}, [a, b])
+    assert name == fingerprint({"steps": 3}, [b, a])
+    assert name != fingerprint({"steps": 4}, [a, b])
+    b.write_text("3")
+    assert name != fingerprint({"steps": 3}, [a, b])
+
+
+def test_precision_is_each_run_s_own() -> None:
+    layer = torch.nn.Linear(2, 2)
+    for precision, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        runtime = Runtime(precision)  # type: ignore[arg-type]
+        with runtime.autocast():
+            assert layer.to(runtime.device)(torch.ones(1, 2, device=runtime.device)).dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("gpu", "units", "expected"), [(False, False, "fp32"), (True, False, "fp32"), (True, True, "bf16")]
+)
+def test_auto_is_bf16_only_on_a_gpu_that_has_it(
+    gpu: bool, units: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Process:
+        device, process_index, num_processes = torch.device("cpu"), 0, 1
+
+        def __init__(self, mixed_precision: str, cpu: bool) -> None:
+            assert cpu is not gpu
+
+    monkeypatch.setattr("segcore.runtime.Accelerator", Process)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units or including_emulation)
+    assert Runtime("auto").precision == expected
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("block", [1, 4])
+@pytest.mark.parametrize("count", [0, 1, 7, 24, 25])
+def test_shares_are_merged_in_order_and_cut_into_the_same_batches(
+    world: int, block: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = list(range(count))
+    ranks = [object.__new__(Runtime) for _ in range(world)]
+    for rank, runtime in enumerate(ranks):
+        runtime.rank, runtime.world = rank, world
+    shares = [runtime.shard(items, block) for runtime in ranks]
+    batches = {tuple(share[i : i + block]) for share in shares for i in range(0, len(share), block)}
+    assert batches == {tuple(items[i : i + block]) for i in range(0, count, block)}
+    monkeypatch.setattr(Runtime, "gather", lambda self, value: shares)
+    assert ranks[-1].merge(shares[-1], block) == items
+
+
+def test_one_process_gathers_and_sums_alone() -> None:
+    runtime = Runtime()
+    assert runtime.gather(3) == [3]
+    total = runtime.sum(torch.tensor(2.0, requires_grad=True))
+    assert total == 2
+    assert not total.requires_grad

@@ -1,0 +1,148 @@
+"""What every system keeps to: gradients, learning, prediction, statistics, parameters."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segcore import config, dropout, inference, systems
+from segcore.problems import Problem, Problems
+from tests.devkit import PROJECT
+from tests.networks import N_TAGS, entry, squares, system_of, total
+
+TRUNKS = ["vgg16", "timm/test_resnet"]
+EVERY = [(module, trunk) for module in systems.names() for trunk in TRUNKS]
+
+
+@pytest.mark.parametrize(("module", "trunk"), EVERY)
+def test_every_trained_parameter_gets_a_finite_gradient(module: str, trunk: str) -> None:
+    system = system_of(module, trunk).train()
+    dropout.set_key(system, 0, rank=0, world=1)
+    batch = squares(3)
+    terms = system.losses(batch)
+    assert terms
+    for name, term in terms.items():
+        assert term.total.shape == term.weight.shape == ()
+        assert math.isfinite(term.total.item()), name
+    total(system, batch).backward()
+    trained = {name: p for name, p in system.named_parameters() if p.requires_grad}
+    assert trained
+    without = [name for name, p in trained.items() if p.grad is None or not p.grad.isfinite().all()]
+    assert not without
+    frozen = [name for name, p in system.named_parameters() if not p.requires_grad and p.grad is not None]
+    assert not frozen
+    for prefix in system.pretrained:
+        assert any(name.startswith(prefix) for name in trained), f"nothing is called {prefix}*"
+
+
+@pytest.mark.parametrize(("module", "trunk"), EVERY)
+def test_the_loss_falls_on_two_samples(module: str, trunk: str) -> None:
+    system, batch = system_of(module, trunk).train(), squares(2)
+    optimiser = torch.optim.Adam([p for p in system.parameters() if p.requires_grad], lr=0.02)
+    losses = []
+    for step in range(20):
+        dropout.set_key(system, step, rank=0, world=1)
+        loss = total(system, batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0], losses
+
+
+@pytest.mark.parametrize(("module", "trunk"), EVERY)
+def test_prediction_scores_every_class_of_every_pixel(module: str, trunk: str) -> None:
+    """One image alone, in eval mode, gives what it gives among others; nothing carries a gradient."""
+    system, batch = system_of(module, trunk), squares(3)
+    system.finish([batch])
+    assert not any(part.training for part in system.modules())
+    scores = system.predict(batch.images)
+    assert scores.shape == (3, N_TAGS + 1, 96, 96)
+    assert scores.dtype == torch.float32
+    assert scores.isfinite().all()
+    assert not scores.requires_grad
+    for number in range(3):
+        alone = system.predict(batch.images[number : number + 1])
+        torch.testing.assert_close(alone[0], scores[number], rtol=1e-4, atol=1e-4)
+    assert system.predict(batch.images[:1, :, :, :64]).shape == (1, N_TAGS + 1, 96, 64)
+
+
+@pytest.mark.parametrize(("module", "trunk"), EVERY)
+def test_pictures_of_any_size_get_labels_of_their_size(module: str, trunk: str) -> None:
+    system = system_of(module, trunk)
+    system.finish([squares(2)])
+    random = np.random.default_rng(0)
+    pictures = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(37, 81), (96, 96), (130, 5), (1, 1)]]
+    settings = config.load(PROJECT / "params.yaml")
+    params = settings.evaluation.model_copy(update={"scales": (1.0, 0.5), "flip": True})
+    labels = inference.predict(system, pictures, 96, params, settings.crops)
+    assert [found.shape for found in labels] == [picture.shape[:2] for picture in pictures]
+    assert all(found.dtype == np.uint8 and found.max() <= N_TAGS for found in labels)
+
+
+@pytest.mark.parametrize("module", systems.names())
+def test_a_scale_that_leaves_too_small_a_map_is_a_problem(module: str) -> None:
+    settings = config.load(PROJECT / "params.yaml")
+    params = settings.evaluation.model_copy(update={"scales": (1.0, 0.25)})
+    picture = np.zeros((50, 50, 3), dtype=np.uint8)
+    with pytest.raises(Problem, match=r"evaluation.scales: 0.25 .* 32 pixels.*at least 64"):
+        inference.predict(system_of(module), [picture], 96, params, settings.crops)
+
+
+@pytest.mark.parametrize("module", systems.names())
+def test_parameters_are_checked(module: str) -> None:
+    entries = {"mine": entry(module)}
+    systems.check(entries)
+    wrong = entry(module) | {"widht": 0.5}
+    for key in wrong:
+        if key in ("norm_batches", "threshold"):
+            wrong[key] = "many"
+    mistakes = [key for key, value in wrong.items() if value == "many"]
+    with pytest.raises(Problems) as caught:
+        systems.check(entries | {"yours": wrong, "theirs": {**entry(module), "recepi": "x"}})
+    text = str(caught.value)
+    assert "systems.yours.widht: unknown key" in text
+    assert "did you mean 'width'?" in text
+    assert "systems.theirs.recepi: unknown key" in text
+    for key in mistakes:
+        assert f"systems.yours.{key}: found 'many'" in text
+    assert "mine" not in text
+    assert systems.load(module).Params.model_config["extra"] == "forbid"
+
+
+def test_an_unknown_system_is_a_problem_that_names_those_there_are() -> None:
+    for ask in (lambda: systems.load("fickelnet"), lambda: systems.check({"a": {"module": "fickelnet"}})):
+        with pytest.raises(Problem) as caught:
+            ask()
+        assert "'fickelnet'" in str(caught.value)
+        assert ", ".join(systems.names()) in str(caught.value)
+
+
+def remember(seen: list[Tensor], _: nn.Module, inputs: tuple[Tensor]) -> None:
+    seen.append(inputs[0].detach().double())
+
+
+@pytest.mark.parametrize("module", ["decouplednet", "deconvnet"])
+def test_statistics_are_means_over_batches_of_mean_and_unbiased_variance(module: str) -> None:
+    system = system_of(module)
+    batches = [squares(count, seed=count) for count in (2, 3, 5)]
+    norms = {name: m for name, m in system.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    seen: dict[str, list[Tensor]] = {name: [] for name in norms}
+    for name, norm in norms.items():
+        norm.register_forward_pre_hook(partial(remember, seen[name]))
+        nn.init.constant_(norm.running_mean, 17.0)  # type: ignore[arg-type]
+    system.finish(iter(batches))
+    for name, norm in norms.items():
+        inputs = seen[name]
+        assert len(inputs) == 3
+        mean = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
+        variance = torch.stack([x.transpose(0, 1).flatten(1).var(1, correction=1) for x in inputs]).mean(0)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(norm.running_var.double(), variance, rtol=1e-4, atol=1e-9)
+        assert norm.momentum == 0.1, "later training goes on as before"
+    assert system.finishing_batches() == (2, 4)

@@ -1,0 +1,137 @@
+"""Training samples: a function of the seed, image and labels moved together, tags of the subset."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from segcore.samples import Record, write_labels
+from segcore.transforms import CropSamples, TaggedImages, padded_square, tag_vector
+
+COLOURS = np.array([[0, 0, 0], [240, 0, 0], [0, 240, 0], [0, 0, 240], [240, 240, 0]], dtype=np.uint8)
+
+
+def record(folder: Path, width: int = 90, height: int = 60, name: str = "one") -> Record:
+    """A picture whose colours are its labels: four classes, one of which is in one corner only."""
+    labels = np.zeros((height, width), dtype=np.uint8)
+    labels[5 : height // 2, 5 : width // 2] = 1
+    labels[height // 2 : height - 5, width // 3 :] = 2
+    labels[: height // 3, 2 * width // 3 :] = 3
+    labels[:8, :8] = 4
+    Image.fromarray(COLOURS[labels]).save(folder / f"{name}.png")
+    write_labels(folder / f"{name}_labels.png", labels)
+    paths = folder / f"{name}.png", folder / f"{name}_labels.png"
+    return Record(name, *paths, width, height, (1, 2, 3, 4), "train")
+
+
+def crop_samples(folder: Path, warp: int = 72, input_size: int = 64) -> CropSamples:
+    boxes = [(0, 0, 90, 60), (-20, 10, 60, 90), (40, 20, 80, 60)]
+    rows = [("one", subset, *box) for subset, box in zip([[1], [2, 4], [1, 2, 3]], boxes, strict=True)]
+    index = pd.DataFrame(rows, columns=["image_id", "labels", "x1", "y1", "x2", "y2"])
+    return CropSamples(index, {"one": record(folder)}, 5, warp, input_size)
+
+
+def test_tags_become_zeros_and_ones() -> None:
+    assert tag_vector([1, 4], 5).tolist() == [1, 0, 0, 1, 0]
+    assert tag_vector((5,), 5).tolist() == [0, 0, 0, 0, 1]
+    assert tag_vector([], 3).tolist() == [0, 0, 0]
+
+
+def test_a_sample_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    for samples in (crop_samples(tmp_path), TaggedImages([record(tmp_path)] * 3, 5, 70, 64)):
+        assert len(samples) == 3
+        first, again = samples.sample(1, 5), samples.sample(1, 5)
+        assert torch.equal(first.image, again.image)
+        assert torch.equal(first.labels, again.labels)
+        others = [samples.sample(1, seed).image for seed in range(6, 26)]
+        assert sum(torch.equal(first.image, other) for other in others) <= 2
+
+
+def test_labels_move_with_the_image(tmp_path: Path) -> None:
+    """The label of every pixel away from borders is the class of its colour, whatever the cut and the flip."""
+    samples = crop_samples(tmp_path)
+    left = 0
+    for seed in range(12):
+        for index in range(3):
+            sample = samples.sample(index, seed)
+            assert sample.image.shape == (3, 64, 64)
+            assert sample.image.dtype == sample.labels.dtype == torch.uint8
+            known = sample.labels != 255
+            by_colour = nearest_colour(sample.image)
+            agree = by_colour == sample.labels.long()
+            assert agree[known].float().mean() > 0.93
+            assert agree[known & uniform(sample.image)].all()
+            assert not sample.image[:, ~known].any(), "unknown is what lies beyond the image, and black"
+            if index == 1:
+                left += bool((sample.labels[:10, 0] == 255).all())
+    assert 2 <= left <= 10, "the part beyond the left border is, flipped, on the right half of the time"
+
+
+def nearest_colour(image: torch.Tensor) -> torch.Tensor:
+    distance = (image.permute(1, 2, 0)[:, :, None].float() - torch.from_numpy(COLOURS).float()).abs().sum(3)
+    return distance.argmin(2)
+
+
+def uniform(image: torch.Tensor) -> torch.Tensor:
+    """Pixels of a pure colour: not blended with a neighbour by the warp."""
+    distance = (image.permute(1, 2, 0)[:, :, None].float() - torch.from_numpy(COLOURS).float()).abs().sum(3)
+    return distance.min(2).values == 0
+
+
+def test_tags_of_a_crop_are_its_subset_and_labels_all_its_classes(tmp_path: Path) -> None:
+    samples = crop_samples(tmp_path)
+    assert samples.sample(0, 1).tags.tolist() == [1, 0, 0, 0, 0]
+    assert samples.sample(1, 1).tags.tolist() == [0, 1, 0, 1, 0]
+    assert samples.sample(2, 1).tags.tolist() == [1, 1, 1, 0, 0]
+    assert {1, 2, 3} <= set(samples.sample(0, 1).labels.unique().tolist())
+    assert samples.sample(0, 1).image_id == "one"
+
+
+def test_a_crop_as_large_as_the_warp_is_not_cut(tmp_path: Path) -> None:
+    samples = crop_samples(tmp_path, warp=64, input_size=64)
+    images = {samples.sample(0, seed).image.numpy().tobytes() for seed in range(10)}
+    assert len(images) == 2, "as it is, and mirrored"
+
+
+def test_crops_without_labels_are_refused(tmp_path: Path) -> None:
+    samples = crop_samples(tmp_path)
+    samples.records = {"one": Record("one", tmp_path / "one.png", None, 90, 60, (1,), "train")}
+    with pytest.raises(ValueError, match="one has crops but no labels"):
+        samples.sample(0, 0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(90, 60), (60, 90), (300, 40), (20, 31), (64, 64)])
+def test_weak_samples_have_tags_and_no_labels(tmp_path: Path, width: int, height: int) -> None:
+    samples = TaggedImages([record(tmp_path, width, height)], 6, resize=70, input_size=64)
+    sample = samples.sample(0, 3)
+    assert sample.image.shape == (3, 64, 64)
+    assert sample.tags.tolist() == [1, 1, 1, 1, 0, 0]
+    assert torch.equal(sample.labels, torch.full((64, 64), 255, dtype=torch.uint8))
+
+
+def test_weak_samples_keep_the_aspect(tmp_path: Path) -> None:
+    """A disc stays round: the short side is scaled, not both sides to a square."""
+    y, x = np.mgrid[:60, :180]
+    disc = ((x - 30) ** 2 + (y - 30) ** 2 < 25**2) | ((x - 90) ** 2 + (y - 30) ** 2 < 25**2)
+    disc |= (x - 150) ** 2 + (y - 30) ** 2 < 25**2
+    Image.fromarray(disc.astype(np.uint8) * 255).convert("RGB").save(tmp_path / "disc.png")
+    alone = Record("disc", tmp_path / "disc.png", None, 180, 60, (1,), "train")
+    samples = TaggedImages([alone], 1, resize=120, input_size=120)
+    high = [int((samples.sample(0, seed).image[0] > 127).any(1).sum()) for seed in range(8)]
+    share = [float((samples.sample(0, seed).image[0] > 127).float().mean()) for seed in range(8)]
+    assert all(abs(rows - 98) <= 2 for rows in high), "49 rows of 60, twice as large"
+    assert all(abs(value - np.pi * 25**2 / 60**2) < 0.12 for value in share)
+
+
+@pytest.mark.parametrize("size", [32, 96, 160])
+def test_a_padded_square_is_black_to_the_right_or_below(size: int) -> None:
+    picture = np.full((48, 96, 3), 200, dtype=np.uint8)
+    wide, high = padded_square(picture, size), padded_square(picture.transpose(1, 0, 2), size)
+    assert wide.shape == high.shape == (3, size, size)
+    assert torch.equal(wide, high.transpose(1, 2))
+    assert (wide[:, : size // 2 - 1] == 200).all()
+    assert not wide[:, size // 2 + 1 :].any()
+    assert (padded_square(picture[:48, :48], size) == 200).all()
