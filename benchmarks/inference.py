@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from segcore import classifiers, config
 from segcore.batches import Batch
-from segcore.config import BackboneParams, HeadParams
 from segcore.deconvolution import Level
 from segcore.localisation import saliency
+from segcore.sections import BackboneParams, HeadParams
 from segcore.systems import decouplednet
 from segcore.systems.decouplednet import DecoupledNet
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from segcore import classifiers, config
 from segcore.batches import Sample
 from segcore.classifiers import Classifier
-from segcore.config import RecipeParams
 from segcore.runtime import Runtime
+from segcore.sections import RecipeParams
 from segcore.training import Fit, optimiser
 
 BAR = 0.95

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int64
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from segcore.config import BackboneParams
 from segcore.problems import Problem
+from segcore.sections import BackboneParams
 
 VGG16_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of VGG-16's convolutions, by level: each level ends with a 2x2 max-pooling."""

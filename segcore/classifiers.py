@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from segcore import backbones
 from segcore.backbones import Features, Trunk
 from segcore.batches import Batch
-from segcore.config import BackboneParams, HeadParams
 from segcore.dropout import KeyedDropout
 from segcore.losses import Term
+from segcore.sections import BackboneParams, HeadParams
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from segcore.config import CropsParams, EvaluationParams
 from segcore.problems import Problem
 from segcore.proposals import edge_boxes
+from segcore.sections import CropsParams, EvaluationParams
 from segcore.systems import System
 from segcore.transforms import padded_square
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from segcore import classifiers, config, systems
 from segcore.classifiers import Classifier
-from segcore.config import BackboneParams, ClassifierParams
 from segcore.problems import Problem
 from segcore.runtime import write_atomically
+from segcore.sections import BackboneParams, ClassifierParams
 from segcore.systems import System
 
 FORMAT = 1

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segcore.config import SplitParams
 from segcore.problems import Problem, Problems
 from segcore.runtime import derived_seed
 from segcore.samples import Record
+from segcore.sections import SplitParams
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from typing import Any
 import pandas as pd
 from rich.progress import track
 
-from segcore.config import DatasetParams, Settings
+from segcore.config import Settings
 from segcore.datasets import CONVERSIONS, WARNINGS, Finding, Listing, Row, checks, shapes, voc
 from segcore.problems import Problem, Problems
 from segcore.runtime import write_atomically
+from segcore.sections import DatasetParams
 from stages import run
 
 SHOWN_WARNINGS = 10

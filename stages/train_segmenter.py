@@ -13,8 +13,9 @@ import torch
 
 from segcore import models, runtime, systems
 from segcore.batches import Batch, Order, Stream
-from segcore.config import RecipeParams, section
+from segcore.config import section
 from segcore.samples import read_manifest
+from segcore.sections import RecipeParams
 from segcore.systems import System
 from segcore.training import Fit
 from segcore.transforms import CropSamples

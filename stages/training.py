@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 import segcore
-from segcore.config import RecipeParams
 from segcore.problems import Problem
 from segcore.runtime import fingerprint
+from segcore.sections import RecipeParams
 from segcore.training import Fit
 from segcore.training import Progress as Step
 from stages import run

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from segcore import classifiers, config, systems
 from segcore.batches import Batch
 from segcore.classifiers import Classifier
-from segcore.config import BackboneParams, HeadParams
 from segcore.samples import IGNORE
+from segcore.sections import BackboneParams, HeadParams
 from segcore.systems import System
 from tests.devkit import PROJECT
 

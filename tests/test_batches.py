@@ -13,7 +13,7 @@ from segcore.batches import Batch, Order, Samples, Stream, collate
 from segcore.problems import Problem
 from segcore.samples import read_manifest
 from segcore.transforms import CropSamples, TaggedImages
-from tests.test_training import Pictures, fit, net, same, trained
+from tests.loop import Pictures, fit, net, same, trained
 from tests.tiny import run_stages, tiny_dataset
 
 

@@ -8,7 +8,7 @@ import torch
 
 from segcore import checkpoints
 from segcore.problems import Problem
-from tests.test_training import full_disk
+from tests.loop import full_disk
 
 STATE = {
     "model": {"a": torch.arange(3000.0), "count": torch.tensor(7)},

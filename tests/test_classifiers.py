@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from segcore import classifiers, config, dropout
-from segcore.config import BackboneParams, HeadParams
+from segcore.sections import BackboneParams, HeadParams
 from segcore.training import parameter_groups
 from tests.devkit import PROJECT
 from tests.networks import SIZE, backbone, parameters, published_classifier, squares, tiny_classifier

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from segcore import config, systems
+from segcore import config, sections, systems
 from segcore.problems import Problem, Problems
 
 PROJECT = Path(__file__).parents[1]
@@ -232,4 +232,4 @@ def test_what_json_lacks_is_told_too(tmp_path: Path) -> None:
 
 def test_a_section_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(Problem, match=r"'nowhere' is missing; here are \['deconvnet', 'decouplednet'"):
-        config.section(config.read(PARAMS), "systems.nowhere", config.SystemEntry)
+        config.section(config.read(PARAMS), "systems.nowhere", sections.SystemEntry)

@@ -18,7 +18,7 @@ from segcore.losses import Term
 from segcore.problems import Problem
 from segcore.runtime import Runtime, write_atomically
 from segcore.training import Fit
-from tests.test_training import Net, Pictures, recipe
+from tests.loop import Net, Pictures, recipe
 from tests.tiny import NAME, arguments, files, run_stages, tiny_dataset
 
 PROJECT = Path(__file__).parents[1]

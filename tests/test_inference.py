@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from segcore import config, inference
 from segcore.batches import Batch
-from segcore.config import EvaluationParams
 from segcore.losses import Term
+from segcore.sections import EvaluationParams
 from segcore.systems import System
 from tests.devkit import PROJECT
 

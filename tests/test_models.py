@@ -11,8 +11,8 @@ from torch import nn
 
 from segcore import classifiers, config, models, systems
 from segcore.classifiers import Classifier
-from segcore.config import BackboneParams, ClassifierParams
 from segcore.problems import Problem
+from segcore.sections import BackboneParams, ClassifierParams
 from tests.devkit import PROJECT
 from tests.networks import backbone, build, entry, squares
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from segcore.problems import Problem
 from stages import run, training
-from tests.test_training import fit, full_disk, net, recipe
+from tests.loop import fit, full_disk, net, recipe
 
 
 @pytest.fixture(autouse=True)

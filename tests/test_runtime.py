@@ -8,7 +8,7 @@ import torch
 
 from segcore.problems import Problem
 from segcore.runtime import Runtime, derived_seed, fingerprint, replacing, write_atomically
-from tests.test_training import full_disk
+from tests.loop import full_disk
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

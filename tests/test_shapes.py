@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore import config, samples
+from segcore import config, samples, sections
 from segcore.datasets import shapes
 from segcore.problems import Problem, Problems
 
 
-def _params(**changes: int) -> config.ShapesParams:
+def _params(**changes: int) -> sections.ShapesParams:
     values = {"classes": 10, "train_images": 60, "val_images": 10, "size": 96, "max_objects": 4}
-    return config.ShapesParams(**{**values, **changes})
+    return sections.ShapesParams(**{**values, **changes})
 
 
 def _files(root: Path) -> dict[str, bytes]:
@@ -131,7 +131,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 def test_unknown_and_impossible_settings_are_rejected() -> None:
     section = {"classes": 21, "train_images": 0, "val_images": 1, "size": 97, "max_objects": 9, "colour": 1}
     with pytest.raises(Problems) as caught:
-        config.section({"shapes": section}, "shapes", config.ShapesParams)
+        config.section({"shapes": section}, "shapes", sections.ShapesParams)
     text = str(caught.value)
     assert all(f"shapes.{key}" in text for key in ("classes", "train_images", "size", "max_objects", "colour"))
     assert "shapes.val_images" not in text

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from segcore import splits
-from segcore.config import SplitParams
 from segcore.problems import Problem, Problems
 from segcore.samples import Record
+from segcore.sections import SplitParams
 from stages import prepare, run, split
 from tests.devkit import make_devkit, write_params
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from segcore.config import DatasetParams
+from segcore.sections import DatasetParams
 
 Reader = Callable[[str], tuple[int, ...] | None]
 """Class indices 1..L of an image id, sorted; None where they cannot be told, and a problem then says why."""

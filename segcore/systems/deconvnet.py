@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from segcore import backbones, normalisation
 from segcore.batches import Batch
 from segcore.classifiers import Classifier, FullyConnectedHead
-from segcore.config import Count, Positive, SystemEntry
 from segcore.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.losses import Term, pixel_cross_entropy
+from segcore.sections import Count, Positive, SystemEntry
 from segcore.systems import System
 
 FC_CHANNELS = 4096

@@ -2,8 +2,9 @@
 
 Hong, Noh and Han, "Decoupled Deep Neural Network for Semi-supervised Semantic Segmentation", NIPS 2015. Layers,
 constants and inference follow the published prototxts and MATLAB code. Departures: batch normalisation has epsilon
-1e-5 (the published 1e-9 stays on the saliency map, whose values are tiny); kernel, widths and input size are parameters, so that small versions
-exist; a trunk without max-pool switches is mirrored by learned transposed convolutions.
+1e-5 (the published 1e-9 stays on the saliency map, whose values are tiny); kernel, widths and input size are
+parameters, so that small versions exist; a trunk without max-pool switches is mirrored by learned transposed
+convolutions.
 """
 
 from collections.abc import Iterable
@@ -17,11 +18,11 @@ from segcore import normalisation
 from segcore.backbones import Features
 from segcore.batches import Batch
 from segcore.classifiers import Activations, Classifier
-from segcore.config import Count, Fraction, Positive, SystemEntry
 from segcore.crops import binary_labels
 from segcore.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.localisation import saliency
 from segcore.losses import Term, pixel_cross_entropy
+from segcore.sections import Count, Fraction, Positive, SystemEntry
 from segcore.systems import System
 
 BRIDGE_CHANNELS = 2048
