@@ -25,11 +25,18 @@ def backbone(name: str = "vgg16", weights: str = "random", frozen_norm: bool = F
 
 
 def tiny_classifier(
-    name: str = "vgg16", n_tags: int = N_TAGS, kernel: int = 2, width: int = 24, dropout: float = 0.0, seed: int = 0
+    name: str = "vgg16",
+    n_tags: int = N_TAGS,
+    kernel: int = 2,
+    width: int = 24,
+    dropout: float = 0.0,
+    seed: int = 0,
+    padding: int = 0,
+    batch_norm: bool = False,
 ) -> Classifier:
     """A random classifier in eval mode."""
     torch.manual_seed(seed)
-    head = HeadParams(width=width, kernel=kernel, padding=0, batch_norm=False, dropout=dropout)
+    head = HeadParams(width=width, kernel=kernel, padding=padding, batch_norm=batch_norm, dropout=dropout)
     return classifiers.build(backbone(name), head, n_tags).eval()
 
 

@@ -43,7 +43,7 @@ DECONV = sum(DECODER) + sum(ENCODER) + 21 * 64 + 21
 
 def test_bridge_and_segmentation_network_have_173_million_parameters() -> None:
     with torch.device("meta"):
-        bridge = Bridge(512, 1.0, 7, 512)
+        bridge = Bridge(512, 1.0, 7, 0, 512)
         net = Deconvolution(PUBLISHED, 1.0, 2, 1)
     assert parameters(bridge, net) == DECOUPLED
     assert round(DECOUPLED / 1e6, 1) == 173.1

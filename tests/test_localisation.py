@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from segcore.backbones import Features
 from segcore.classifiers import Activations, FullyConnectedHead
 from segcore.localisation import saliency, saliency_autograd
+from segcore.sections import HeadParams
 from tests.networks import N_TAGS, squares, tiny_classifier
 
 SUBSETS = [(0, [1]), (0, [1, 3]), (0, [0, 1, 2, 3, 4]), (1, [4]), (1, []), (2, [0, 2]), (0, [2])]
@@ -40,6 +41,24 @@ def test_the_explicit_pass_is_what_autograd_gives(name: str) -> None:
     assert not torch.equal(explicit[0], explicit[6]), "tags differ in their maps"
 
 
+def test_padding_and_normalisation_of_the_head_go_back_too() -> None:
+    classifier = tiny_classifier("vgg16_bn", kernel=3, padding=1, batch_norm=True).double()
+    for norm in (classifier.head.norm6, classifier.head.norm7):
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        for value, low, high in ((norm.weight, -1, 2), (norm.bias, -1, 1), (norm.running_mean, -0.1, 0.1)):
+            nn.init.uniform_(value, low, high)
+        nn.init.uniform_(norm.running_var, 0.1, 2)
+    activations = classifier(squares(3, 128).images.double())
+    assert activations.scores.shape[2:] == (4, 4)
+    values, image = pairs(activations)
+    explicit = saliency(classifier.head, activations, values, image)
+    automatic = saliency_autograd(classifier.head, activations, values, image)
+    torch.testing.assert_close(explicit, automatic, rtol=1e-10, atol=1e-12)
+    assert explicit.any()
+
+
 def test_autograd_through_the_whole_network_gives_the_same() -> None:
     """Against the plain statement of equation 3, one image and one subset at a time."""
     classifier = tiny_classifier().double()
@@ -66,7 +85,8 @@ def test_maps_add_up_over_tags() -> None:
 
 def test_a_network_small_enough_to_do_by_hand() -> None:
     """One channel on a 1x3 map, a 1x1 head of two hidden units, two tags."""
-    head = FullyConnectedHead(1, n_tags=2, width=2, kernel=1, dropout=0.0)
+    params = HeadParams(width=2, kernel=1, padding=0, batch_norm=False, dropout=0.0)
+    head = FullyConnectedHead(1, 2, params)
     set_to(head.fc6, [[2.0], [-1.0]], [0.0, 2.0])
     set_to(head.fc7, [[1.0, 1.0], [3.0, -10.0]], [0.0, 0.0])
     set_to(head.score, [[1.0, 0.0], [-1.0, 5.0]], [0.0, 0.0])
