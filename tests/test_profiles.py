@@ -25,7 +25,8 @@ def test_systems_compare_at_the_same_budget(path: Path) -> None:
     settings = config.load(path)
     assert len({system.recipe for system in settings.systems.values()}) == 1
     recipes = [settings.recipes[classifier.recipe] for classifier in settings.classifiers.values()]
-    assert len({recipe.model_copy(update={"steps": 1}) for recipe in recipes}) == 1
+    for recipe in recipes:
+        assert recipe == recipes[0].model_copy(update={"steps": recipe.steps})
     if path.stem == "shapes":
         assert len({recipe.steps for recipe in recipes}) == 1
     assert settings.classifiers[settings.systems["decouplednet"].classifier].images == "weak"
