@@ -1,5 +1,6 @@
 """Seeds, device, precision, processes and whole files: what a run decides once."""
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -62,6 +63,12 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def _leave() -> None:
+    """Part from the other processes: at an exit, gloo's threads that still run would abort this one."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 class Runtime:
     """The device, the processes and the precision of a run.
 
@@ -81,6 +88,9 @@ class Runtime:
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.precision = "bf16" if bf16 else "fp32"
+        if self.world > 1:
+            atexit.unregister(_leave)
+            atexit.register(_leave)
 
     @property
     def is_main(self) -> bool:
