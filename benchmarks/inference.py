@@ -17,8 +17,8 @@ from segcore import classifiers, config
 from segcore.batches import Batch
 from segcore.deconvolution import Level
 from segcore.localisation import saliency
-from segcore.sections import BackboneParams, HeadParams
-from segcore.systems import decouplednet
+from segcore.network_sections import BackboneParams, FullyConnectedParams
+from segcore.systems import decouplednet, fully_connected
 from segcore.systems.decouplednet import DecoupledNet
 
 BAR_RATIO = 2.0
@@ -54,19 +54,23 @@ def compared(title: str, width: float) -> tuple[float, float]:
 
 def random_system(image: Tensor, width: float) -> DecoupledNet:
     """A network with random weights that finds exactly `LABELS` labels in `image`."""
-    backbone = BackboneParams(name="vgg16", weights="random", width=width, frozen_norm=False)
-    head = HeadParams(width=round(4096 * width), kernel=7, padding=0, batch_norm=False, dropout=0.0)
+    backbone = BackboneParams(name="vgg16", weights="random", width=width, frozen_norm=False, stride=32)
+    head = FullyConnectedParams(
+        kind="fully_connected", width=round(4096 * width), kernel=7, padding=0, batch_norm=False, dropout=0.0
+    )
     classifier = classifiers.build(backbone, head, TAGS).eval()
     sizes = {"width": width, "output_stride": 1, "norm_batches": 1, "norm_batch_size": 2, "threshold": 0.5}
-    entry = {"module": "decouplednet", "classifier": "any", "recipe": "any", **sizes}
+    sources = {"start": "data/classifiers/any/model", "images": "strong", "labels": config.CROPS}
+    entry = {"module": "decouplednet", "recipe": "any", **sources, **sizes}
     params = config.section({"systems": {"timed": entry}}, "systems.timed", decouplednet.Params)
     system = decouplednet.build(params, classifier)
     system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.no_grad():
         wanted = torch.linspace(-3, -1, TAGS)
         wanted[:LABELS] = torch.linspace(0.5, 3, LABELS)
-        assert classifier.head.score.bias is not None
-        classifier.head.score.bias += wanted - classifier(image).decision[0]
+        score = fully_connected(classifier).score
+        assert score.bias is not None
+        score.bias += wanted - classifier(image).decision[0]
     images = torch.cat([image, torch.rand_like(image).mul(255)])
     labels = torch.zeros(2, SIDE, SIDE, dtype=torch.int64)
     system.finish([Batch(("a", "b"), images, torch.eye(2, TAGS), labels)])
@@ -89,7 +93,7 @@ def forward(system: DecoupledNet, image: Tensor, labels: list[int]) -> Tensor:
     activations = system.classifier(image)
     values = torch.zeros_like(activations.decision)
     values[:, labels] = activations.decision[:, labels].sigmoid()
-    explained = saliency(system.classifier.head, activations, values, torch.tensor([0]))
+    explained = saliency(system.head, activations, values, torch.tensor([0]))
     x = system.segmenter.bridge(activations.features.top, explained)
     net = system.segmenter.deconvolution
     for level, switches in zip(net.levels, reversed(activations.features.switches), strict=True):

@@ -1,21 +1,20 @@
 """ImageNet networks as trunks: the map on top, and the max-pool switches on the way where there are any."""
 
 import difflib
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from segcore.network_sections import BackboneParams
+from segcore.pretrained import weights_of
 from segcore.problems import Problem
-from segcore.sections import BackboneParams
 
 VGG16_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Output channels of VGG-16's convolutions, by level: each level ends with a 2x2 max-pooling."""
+"""Output channels of VGG-16's convolutions, by level: each level ends with a max-pooling."""
 
 LEVELS = len(VGG16_CHANNELS)
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -26,8 +25,9 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 class Features:
     """What a trunk hands on.
 
-    `top` is the map at 1/32 of the input. `switches` has one entry a level, finest (1/2) first: the flat position
-    of each maximum within its plane, or None where the trunk reduces the map in another way.
+    `top` is the map at 1/stride of the input, n pixels giving ceil(n / stride) cells (at stride 32 VGG rounds down).
+    `switches` has one entry a level, finest (1/2) first: the flat position of each maximum within its plane, or None
+    where the trunk reduces the map in another way, as every trunk of a smaller stride than 32 does.
     """
 
     top: Float[Tensor, "B C h w"]
@@ -41,25 +41,37 @@ class Features:
 class Trunk(nn.Module):
     """A network without its head; takes RGB in 0..255 and normalises it itself.
 
+    The weights have the same names and shapes at every stride: at 8 and 16 the last levels are dilated instead of
+    reduced, so that each of their units sees what it saw in the pre-training, at more places.
+
     Attributes:
         channels: channels of the map on top.
+        stride: pixels of the image to one cell of that map, 8, 16 or 32.
         switch_channels: per level, finest first, the channels of its max-pool switches, or None.
+        channels_are_last: whether the layers inside (not the map on top) have the order B h w C.
     """
 
     channels: int
     switch_channels: tuple[int | None, ...]
+    channels_are_last = False
     mean: Tensor
     std: Tensor
 
-    def __init__(self, frozen_norm: bool) -> None:
+    def __init__(self, frozen_norm: bool, stride: int) -> None:
         super().__init__()
         self.frozen_norm = frozen_norm
+        self.stride = stride
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images in 0..255, of any type, as the pre-training saw them."""
         return (images.to(self.mean.dtype) - self.mean) / self.std
+
+    @property
+    def middle(self) -> nn.Module:
+        """The layer halfway up whose output still shows places well: conv4_1 of VGG, else the last level but one."""
+        raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Trunk":
         """As always, but statistics of a pre-training that are to stay are not touched."""
@@ -72,34 +84,49 @@ class Trunk(nn.Module):
 
 
 class VGG16(Trunk):
-    """VGG-16 to pool5, with the switches of its five max-poolings (Simonyan and Zisserman 2015, column D)."""
+    """VGG-16 to pool5, with the switches of its five max-poolings (Simonyan and Zisserman 2015, column D).
 
-    def __init__(self, width: float, batch_norm: bool, frozen_norm: bool) -> None:
-        super().__init__(frozen_norm)
+    Below stride 32 it is the trunk of DeepLab-LargeFOV (Chen et al. 2015): poolings of 3x3, no pool5, and at stride 8
+    pool4 does not reduce the map, behind which conv5 is dilated by 2.
+    """
+
+    def __init__(self, width: float, batch_norm: bool, frozen_norm: bool, stride: int = 32) -> None:
+        super().__init__(frozen_norm, stride)
         layers: list[nn.Module] = []
         inputs = 3
-        for level in VGG16_CHANNELS:
+        for number, level in enumerate(VGG16_CHANNELS):
+            dilation = 2 if stride == 8 and number == LEVELS - 1 else 1
             for published in level:
                 outputs = max(1, round(published * width))
-                layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
+                layers.append(nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation))
                 layers += [nn.BatchNorm2d(outputs)] if batch_norm else []
                 layers.append(nn.ReLU(inplace=True))
                 inputs = outputs
-            layers.append(nn.MaxPool2d(2, return_indices=True))
+            if stride == 32:
+                layers.append(nn.MaxPool2d(2, return_indices=True))
+            elif number < LEVELS - 1:
+                layers.append(nn.MaxPool2d(3, 1 if stride == 8 and number == LEVELS - 2 else 2, padding=1))
         self.features = nn.Sequential(*layers)
         self.width = width
         self.channels = inputs
-        self.switch_channels = tuple(max(1, round(level[-1] * width)) for level in VGG16_CHANNELS)
+        reduced = tuple(max(1, round(level[-1] * width)) for level in VGG16_CHANNELS)
+        self.switch_channels = reduced if stride == 32 else (None,) * LEVELS
         for layer in self.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
+    @property
+    def middle(self) -> nn.Module:
+        convolutions = [layer for layer in self.features if isinstance(layer, nn.Conv2d)]
+        return convolutions[sum(len(level) for level in VGG16_CHANNELS[:3])]
+
     def with_batch_norm(self) -> "VGG16":
         """This network with batch normalisation behind every convolution, or itself where it has it already."""
         if any(isinstance(layer, nn.BatchNorm2d) for layer in self.features):
             return self
-        twin = VGG16(self.width, True, frozen_norm=False)  # no pre-training gave the new layers statistics to keep
+        # Not frozen, as no pre-training gave the new layers statistics to keep.
+        twin = VGG16(self.width, True, False, self.stride)
         convolutions = [[x for x in net.features if isinstance(x, nn.Conv2d)] for net in (self, twin)]
         for ours, theirs in zip(*convolutions, strict=True):
             theirs.load_state_dict(ours.state_dict())
@@ -107,6 +134,8 @@ class VGG16(Trunk):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Features:
         x, switches = self.normalise(images), []
+        if self.stride < 32:
+            return Features(self.features(x), (None,) * LEVELS)
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
                 x, switch = layer(x)
@@ -123,14 +152,21 @@ class ResNet(Trunk):
     switch to undo it with, so no level has switches.
     """
 
-    def __init__(self, name: str, frozen_norm: bool) -> None:
+    def __init__(self, name: str, frozen_norm: bool, stride: int = 32) -> None:
         import torchvision  # here, as it takes longer to load than all of torch, and VGG needs none of it
 
-        super().__init__(frozen_norm)
+        super().__init__(frozen_norm, stride)
         self.body: Any = getattr(torchvision.models, name)(weights=None)
         self.channels = self.body.fc.in_features
         self.body.fc = nn.Identity()
         self.switch_channels = (None,) * LEVELS
+        dilation = 1
+        for level in {8: (self.body.layer3, self.body.layer4), 16: (self.body.layer4,), 32: ()}[stride]:
+            dilation = _dilate(level, dilation)
+
+    @property
+    def middle(self) -> nn.Module:
+        return self.body.layer3
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Features:
         body = self.body
@@ -138,18 +174,47 @@ class ResNet(Trunk):
         return Features(body.layer4(body.layer3(body.layer2(body.layer1(x)))), (None,) * LEVELS)
 
 
-class Timm(Trunk):
-    """The last feature map, at 1/32, of any `timm` model that gives feature maps."""
+def _dilate(level: nn.Module, dilation: int) -> int:
+    """Let a level of a ResNet keep the size of its map, whose cells lie `dilation` times as dense as published.
 
-    def __init__(self, name: str, pretrained: bool, frozen_norm: bool) -> None:
+    Its first convolutions see that map as it comes; those behind the former stride see it twice as dense again. So
+    every second place each way has what the level gave before. Returns how dense the map is then.
+    """
+    for module in level.modules():
+        if isinstance(module, nn.Conv2d):
+            reduces, kernel = module.stride == (2, 2), module.kernel_size[0]
+            module.stride = (1, 1)
+            if kernel == 3:
+                module.dilation = module.padding = (dilation, dilation)
+            if reduces and kernel == 3:
+                dilation *= 2
+    return dilation
+
+
+class Timm(Trunk):
+    """The last feature map of any `timm` model that gives feature maps.
+
+    At a stride below 32 images are padded to a multiple of it with the mean colour of the pre-training.
+    """
+
+    def __init__(self, name: str, pretrained: bool, frozen_norm: bool, stride: int = 32) -> None:
         import timm
 
-        super().__init__(frozen_norm)
+        super().__init__(frozen_norm, stride)
         if not timm.is_model(name):
             close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
             raise Problem(f"backbone.name: timm has no model '{name}'; near it are {', '.join(close)}")
+        options: dict[str, Any] = {} if stride == 32 else {"output_stride": stride}
         try:
-            self.body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
+            self.body: Any = timm.create_model(
+                name, pretrained=pretrained, features_only=True, out_indices=(-1,), **options
+            )
+        except (TypeError, AssertionError, NotImplementedError) as error:
+            if stride == 32:
+                raise
+            raise Problem(
+                f"backbone.stride: timm/{name} cannot be had at stride {stride}; choose 32 or another trunk"
+            ) from error
         except OSError as error:
             raise Problem(
                 f"backbone.weights: the ImageNet weights of timm/{name} could not be downloaded ({error}); "
@@ -159,12 +224,28 @@ class Timm(Trunk):
             raise Problem(f"backbone.name: timm/{name} gives no feature maps or has no weights ({error})") from error
         self.channels_are_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
         self.channels = self.body.feature_info.channels()[-1]
-        if (reduction := self.body.feature_info.reduction()[-1]) != 32:
-            raise Problem(f"backbone.name: timm/{name} reduces the image by {reduction}; a trunk must reduce it by 32")
+        if (reduction := self.body.feature_info.reduction()[-1]) != stride:
+            raise Problem(
+                f"backbone.name: timm/{name} reduces the image by {reduction}; a trunk must reduce it by {stride}"
+            )
         self.switch_channels = (None,) * LEVELS
 
+    @property
+    def middle(self) -> nn.Module:
+        level = self.body.feature_info.info[-2]["module"]
+        names = dict(self.body.named_modules())
+        # Where timm takes a model apart, it joins the names of nested layers by an underscore.
+        found = names.get(level, names.get(level.replace(".", "_")))
+        if found is None:
+            raise Problem(f"backbone.name: this timm model has no layer {level} of its own; use background: none")
+        return found
+
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Features:
-        top = self.body(self.normalise(images))[-1]
+        images = self.normalise(images)
+        if self.stride < 32:  # models that start with patches would drop what is left over of the image
+            height, width = images.shape[2:]
+            images = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
+        top = self.body(images)[-1]
         return Features(top.permute(0, 3, 1, 2) if self.channels_are_last else top, (None,) * LEVELS)
 
 
@@ -181,11 +262,12 @@ def build(params: BackboneParams) -> Trunk:
     if params.width != 1 and not name.startswith("vgg16"):
         raise Problem(f"backbone.width: found {params.width} for {name}; only vgg16 and vgg16_bn have small versions")
     if name in ("vgg16", "vgg16_bn"):
-        trunk: Trunk = VGG16(params.width, name == "vgg16_bn", params.frozen_norm)
+        trunk: Trunk = VGG16(params.width, name == "vgg16_bn", params.frozen_norm, params.stride)
     elif name in RESNETS:
-        trunk = ResNet(name, params.frozen_norm)
+        trunk = ResNet(name, params.frozen_norm, params.stride)
     elif name.startswith("timm/"):
-        trunk = Timm(name.removeprefix("timm/"), params.weights == "imagenet", params.frozen_norm)
+        pretrained = params.weights == "imagenet"
+        trunk = Timm(name.removeprefix("timm/"), pretrained, params.frozen_norm, params.stride)
     else:
         allowed = ", ".join(("vgg16", "vgg16_bn", *RESNETS, "timm/<model>"))
         raise Problem(f"backbone.name: found '{name}'; allowed are {allowed}")
@@ -194,40 +276,16 @@ def build(params: BackboneParams) -> Trunk:
     return trunk
 
 
-def weights_of(params: BackboneParams) -> dict[str, Tensor] | None:
-    """The pre-trained weights that `backbone.weights` names, float32, with torchvision's keys; None for random ones."""
-    if params.weights == "random" or (params.weights == "imagenet" and params.name.startswith("timm/")):
-        return None
-    if params.weights == "imagenet":
-        return _download(params.name)
-    path = Path(params.weights)
-    if not path.is_file():
-        raise Problem(
-            f"backbone.weights: found '{params.weights}'; it must be 'random', 'imagenet' or an existing file "
-            "(.safetensors, or a .pth that holds weights only)"
-        )
-    read: Callable[[Path], dict[str, Tensor]] = load_file if path.suffix == ".safetensors" else _read_pth
-    try:
-        return {key: value.float() if value.is_floating_point() else value for key, value in read(path).items()}
-    except Exception as error:
-        raise Problem(f"backbone.weights: {path} is not a readable weights file ({error})") from error
+def restride(params: BackboneParams, trunk: Trunk, stride: int) -> Trunk:
+    """A new trunk with copies of the weights of `trunk`, which was made from `params`, at another stride.
 
-
-def _read_pth(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _download(name: str) -> dict[str, Tensor]:
-    import torchvision
-
-    try:
-        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except OSError as error:
-        raise Problem(
-            f"backbone.weights: the ImageNet weights of {name} could not be downloaded ({error}); "
-            "download them elsewhere and name the file in backbone.weights"
-        ) from error
+    Raises:
+        Problem: this network cannot be had at that stride.
+    """
+    changes = {"weights": "random", "stride": stride}
+    twin = build(BackboneParams.model_validate(params.model_dump() | changes))
+    twin.load_state_dict(trunk.state_dict())
+    return twin.to(trunk.mean.device, trunk.mean.dtype).train(trunk.training)
 
 
 def _load_into(trunk: Trunk, weights: dict[str, Tensor], params: BackboneParams) -> None:

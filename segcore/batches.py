@@ -1,13 +1,13 @@
 """Training batches as a function of (seed, step): nothing about the order of the data needs to be saved."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,29 +17,43 @@ from segcore.runtime import derived_seed
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sample: an augmented image, its tags as 0/1, its labels (all 255 where there are none)."""
+    """One training sample: an augmented image, its tags as 0/1, its labels (all 255 where there are none).
+
+    Labels have the size of the image, or that of the grid of cells that a network scores.
+    """
 
     image_id: str
     image: UInt8[Tensor, "3 H W"]
     tags: Float[Tensor, " L"]
-    labels: UInt8[Tensor, "H W"]
+    labels: UInt8[Tensor, "h w"]
+    strong: bool = True
+    """Whether a person outlined the labels; those of a weak sample are cues, or unknown."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples side by side. Images are RGB in 0..255; labels are class indices, 255 where unknown."""
+    """Samples side by side. Images are RGB in 0..255; labels are class indices, 255 where unknown.
+
+    `strong` says which samples have labels that a person made; if it is not given, all have.
+    """
 
     ids: tuple[str, ...]
     images: Float[Tensor, "B 3 H W"]
     tags: Float[Tensor, "B L"]
-    labels: Int64[Tensor, "B H W"]
+    labels: Int64[Tensor, "B h w"]
+    strong: Bool[Tensor, " B"] = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.strong is None:
+            everyone = torch.ones(len(self.ids), dtype=torch.bool, device=self.images.device)
+            object.__setattr__(self, "strong", everyone)
 
     def to(self, device: torch.device, channels_last: bool = False) -> "Batch":
         """The batch on a device."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
         images = self.images.to(device, non_blocking=True).to(memory_format=layout)
-        labels, tags = self.labels.to(device, non_blocking=True), self.tags.to(device, non_blocking=True)
-        return replace(self, images=images, tags=tags, labels=labels)
+        tags, labels, strong = (x.to(device, non_blocking=True) for x in (self.tags, self.labels, self.strong))
+        return replace(self, images=images, tags=tags, labels=labels, strong=strong)
 
 
 @runtime_checkable
@@ -51,6 +65,36 @@ class Samples(Protocol):
     def sample(self, index: int, seed: int) -> Sample: ...
 
 
+@runtime_checkable
+class SizedSamples(Samples, Protocol):
+    """Samples whose images are squares of `input_size` pixels: what a network trained on them is predicted at."""
+
+    input_size: int
+
+
+class Mixed:
+    """Several sets of samples in one, of which every batch takes as many of each; see `Order`.
+
+    An index counts through the sets one after the other.
+    """
+
+    def __init__(self, *sets: SizedSamples) -> None:
+        self.sets = sets
+        self.parts = tuple(len(one) for one in sets)
+        """The size of each set."""
+        self.input_size = sets[0].input_size
+
+    def __len__(self) -> int:
+        return sum(self.parts)
+
+    def sample(self, index: int, seed: int) -> Sample:
+        for one in self.sets:
+            if index < len(one):
+                return one.sample(index, seed)
+            index -= len(one)
+        raise IndexError(f"{len(self)} samples have no index {index + len(self)}")
+
+
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of equal size."""
     return Batch(
@@ -58,12 +102,17 @@ def collate(samples: Sequence[Sample]) -> Batch:
         images=torch.stack([sample.image for sample in samples]).float(),
         tags=torch.stack([sample.tags for sample in samples]),
         labels=torch.stack([sample.labels for sample in samples]).long(),
+        strong=torch.tensor([sample.strong for sample in samples]),
     )
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which samples a step sees: epochs are shuffled by (seed, epoch), one after the other without a gap."""
+    """Which samples a step sees: epochs are shuffled by (seed, epoch), one after the other without a gap.
+
+    With several `parts` (the sizes of sets that lie one after the other) every batch takes turns between them: place p
+    of all places goes to part p modulo their number, and each part is shuffled by epochs of its own.
+    """
 
     n_samples: int
     batch_size: int
@@ -71,16 +120,32 @@ class Order:
     seed: int
     rank: int = 0
     world: int = 1
+    parts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         micro = self.batch_size // self.accumulate
-        if self.n_samples < 1:
+        if self.n_samples < 1 or 0 in self.parts:
             raise Problem("there are no training samples; check the split and the list files it came from")
+        if self.parts and sum(self.parts) != self.n_samples:
+            raise ValueError(f"parts of {self.parts} samples are not {self.n_samples} together")
         if micro % self.world:
             raise Problem(
                 f"{micro} samples cannot be shared by {self.world} processes; make batch_size / accumulate and "
                 f"norm_batch_size multiples of {self.world}"
             )
+        if self.parts and micro % len(self.parts):
+            raise Problem(
+                f"{micro} samples cannot be as many strong as weak ones; "
+                f"make batch_size / accumulate a multiple of {len(self.parts)}"
+            )
+
+    @classmethod
+    def of(
+        cls, samples: Samples, batch_size: int, accumulate: int, seed: int, rank: int = 0, world: int = 1
+    ) -> "Order":
+        """The order of these samples, dealt by their `parts` if they are `Mixed`."""
+        parts = samples.parts if isinstance(samples, Mixed) else ()
+        return cls(len(samples), batch_size, accumulate, seed, rank, world, parts)
 
     def micro_batches(self, step: int) -> Iterator[list[tuple[int, int]]]:
         """This process's (sample index, augmentation seed) pairs for each micro-batch of a step."""
@@ -90,11 +155,16 @@ class Order:
             yield [(self._index(place), derived_seed(self.seed, "augment", place)) for place in places]
 
     def _index(self, place: int) -> int:
-        epoch, offset = divmod(place, self.n_samples)
-        return int(_permutation(self.n_samples, derived_seed(self.seed, "epoch", epoch))[offset])
+        parts = self.parts or (self.n_samples,)
+        turn, part = divmod(place, len(parts))
+        epoch, offset = divmod(turn, parts[part])
+        # A set alone keeps the shuffle that it has always had.
+        own = ("part", part) if len(parts) > 1 else ()
+        shuffled = _permutation(parts[part], derived_seed(self.seed, "epoch", epoch, *own))
+        return sum(parts[:part]) + int(shuffled[offset])
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _permutation(n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(n)
 

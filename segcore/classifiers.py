@@ -1,4 +1,4 @@
-"""Classifiers: a trunk and a head that scores every tag at every place."""
+"""Classifiers: a trunk and a head that scores every tag."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,13 @@ from segcore.backbones import Features, Trunk
 from segcore.batches import Batch
 from segcore.dropout import KeyedDropout
 from segcore.losses import Term
-from segcore.sections import BackboneParams, HeadParams
+from segcore.network_sections import BackboneParams, FullyConnectedParams, HeadParams
+from segcore.stochastic import StochasticHead
 
 
 @dataclass(frozen=True)
 class Activations:
-    """The forward pass of a classifier: all that the saliency maps and the segmentation network need.
+    """The forward pass of a fully connected head: all that the saliency maps and the segmentation network need.
 
     `fc6` and `fc7` are after their ReLU; `scores` is the score of every tag at every place of the head's grid.
     """
@@ -38,6 +39,14 @@ class Activations:
         return self.scores.amax((2, 3))
 
 
+@dataclass(frozen=True)
+class TagScores:
+    """The forward pass of a stochastic head: `decision` is the score of every tag, before the sigmoid."""
+
+    features: Features
+    decision: Float[Tensor, "B L"]
+
+
 class FullyConnectedHead(nn.Module):
     """fc6, fc7 and score as convolutions (Hong et al. 2015, section 4.1).
 
@@ -46,7 +55,7 @@ class FullyConnectedHead(nn.Module):
     would be constant over space and tell nothing about where the object is.
     """
 
-    def __init__(self, channels: int, n_tags: int, params: HeadParams) -> None:
+    def __init__(self, channels: int, n_tags: int, params: FullyConnectedParams) -> None:
         super().__init__()
         width = params.width
         self.kernel = params.kernel
@@ -77,9 +86,9 @@ class FullyConnectedHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Finds the tags of an image (Hong et al. 2015, section 4.1, equation 1)."""
+    """Finds the tags of an image (Hong et al. 2015, section 4.1, equation 1; Lee et al. 2019, section 3.1)."""
 
-    def __init__(self, trunk: Trunk, head: FullyConnectedHead, backbone: BackboneParams) -> None:
+    def __init__(self, trunk: Trunk, head: FullyConnectedHead | StochasticHead, backbone: BackboneParams) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
@@ -92,8 +101,11 @@ class Classifier(nn.Module):
     def n_tags(self) -> int:
         return self.head.score.out_channels
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Activations:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Activations | TagScores:
+        """A fully connected head gives `Activations`, a stochastic one `TagScores`: in eval mode their expectation."""
         features = self.trunk(images)
+        if isinstance(self.head, StochasticHead):
+            return TagScores(features, self.head(features.top))
         return Activations(features, *self.head(features.top))
 
     def losses(self, batch: Batch) -> dict[str, Term]:
@@ -106,6 +118,8 @@ class Classifier(nn.Module):
 def build(backbone: BackboneParams, head: HeadParams, n_tags: int) -> Classifier:
     """A classifier with its initial weights; VGG-16's own fc6 and fc7 serve where their shapes fit."""
     trunk = backbones.build(backbone)
+    if not isinstance(head, FullyConnectedParams):
+        return Classifier(trunk, StochasticHead(trunk.channels, n_tags, head), backbone)
     top = FullyConnectedHead(trunk.channels, n_tags, head)
     classifier = Classifier(trunk, top, backbone)
     weights = backbones.weights_of(backbone) if isinstance(trunk, backbones.VGG16) else None

@@ -1,7 +1,7 @@
 """Reads `params.yaml` and checks it against the models of `segcore.sections`: the only reader of YAML.
 
-A typo, a wrong type or a value
-out of range becomes one `Problems` that names every key, what was found and what is allowed.
+A typo, a wrong type or a value out of range becomes one `Problems` that names every key, what was found and what is
+allowed.
 """
 
 import difflib
@@ -9,23 +9,32 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from segcore.network_sections import ClassifierParams, FullyConnectedParams, StochasticParams
 from segcore.problems import Problem, Problems
 from segcore.sections import (
     NAME,
-    ClassifierParams,
     CropsParams,
     DatasetParams,
     EvaluationParams,
+    PseudoLabelParams,
     RecipeParams,
     SplitParams,
     SystemEntry,
 )
+
+CROPS = "data/crops/crops.parquet"
+MANIFEST = "data/prepared/manifest.parquet"
+PSEUDO_LABELS = "data/pseudo_labels/"
+"""What `systems.<name>.labels` may name: the crop index, the masks of the manifest, a folder of pseudo-labels."""
+
+KINDS: dict[str, type[BaseModel]] = {"fully_connected": FullyConnectedParams, "stochastic": StochasticParams}
+"""What `head.kind` may be; pydantic puts it among the keys of a mistake in a head."""
 
 SectionType = TypeVar("SectionType", bound=BaseModel)
 
@@ -66,7 +75,10 @@ def section(params: Mapping[str, Any], name: str, into: type[SectionType]) -> Se
 
 
 def _sentence(name: str, into: type[BaseModel], error: Any) -> str:
-    where = ".".join([name, *(str(part) for part in error["loc"])])
+    where = ".".join([name, *(str(part) for part in error["loc"] if part not in KINDS)])
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        found = error["input"].get("kind") if isinstance(error["input"], Mapping) else error["input"]
+        return f"{where}.kind: found {found!r}; allowed are {', '.join(sorted(KINDS))}{_hint(str(found), KINDS)}"
     if error["type"] == "extra_forbidden":
         allowed = sorted(_fields_at(into, error["loc"][:-1]))
         hint = _hint(str(error["loc"][-1]), allowed)
@@ -86,10 +98,14 @@ def _hint(found: str, allowed: Iterable[str]) -> str:
 
 def _fields_at(into: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     for part in loc:
-        inner = into.model_fields[part].annotation if part in into.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        if part in KINDS:
+            into = KINDS[part]
+            continue
+        annotation = into.model_fields[part].annotation if part in into.model_fields else None
+        inner = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
+        if not inner:
             return []
-        into = inner
+        into = inner[0]
     return list(into.model_fields)
 
 
@@ -100,8 +116,19 @@ class Settings:
     `segcore.systems.check`, which a stage calls before any work.
     """
 
-    KEYS = ("seed", "dataset", "split", "recipes", "classifiers", "crops", "systems", "evaluation")
-    NAMED = ("recipes", "classifiers", "systems")
+    KEYS = (
+        "seed",
+        "dataset",
+        "split",
+        "recipes",
+        "classifiers",
+        "crops",
+        "pseudo_labels",
+        "systems",
+        "evaluation",
+    )
+    NAMED = ("recipes", "classifiers", "pseudo_labels", "systems")
+    MAY_BE_EMPTY = ("pseudo_labels",)
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         self._problems = list(self._unknown_or_missing(params))
@@ -114,6 +141,8 @@ class Settings:
         self.evaluation = self._checked("evaluation", EvaluationParams)
         self.recipes = {key: self._checked(f"recipes.{key}", RecipeParams) for key in params["recipes"]}
         self.classifiers = {key: self._checked(f"classifiers.{key}", ClassifierParams) for key in params["classifiers"]}
+        labels = params["pseudo_labels"]
+        self.pseudo_labels = {key: self._checked(f"pseudo_labels.{key}", PseudoLabelParams) for key in labels}
         self.systems = {key: self._checked(f"systems.{key}", SystemEntry) for key in params["systems"]}
         self._raise_problems()
         self._problems += self._broken_references()
@@ -130,6 +159,8 @@ class Settings:
         for key in self.KEYS:
             if key not in params:
                 yield f"{key}: this section is missing"
+            elif key in self.MAY_BE_EMPTY and params[key] == {}:
+                continue
             elif key in self.NAMED and not (isinstance(params[key], Mapping) and params[key]):
                 yield f"{key}: found {params[key]!r}; it must hold at least one named entry"
             elif key in self.NAMED:
@@ -151,20 +182,54 @@ class Settings:
             return into.model_construct()  # seen by nobody: the problems are raised once all are known
 
     def _broken_references(self) -> Iterator[str]:
-        wants = [(f"classifiers.{k}.recipe", c.recipe, self.recipes) for k, c in self.classifiers.items()]
+        models: dict[str, Mapping[str, object]] = {"classifiers": self.classifiers, "segmenters": self.systems}
+        wants: list[tuple[str, str, Mapping[str, object]]] = []
+        wants += [(f"classifiers.{k}.recipe", c.recipe, self.recipes) for k, c in self.classifiers.items()]
         wants += [(f"systems.{k}.recipe", s.recipe, self.recipes) for k, s in self.systems.items()]
-        wants += [(f"systems.{k}.classifier", s.classifier, self.classifiers) for k, s in self.systems.items()]
-        for where, name, have in wants:
-            if name not in have:
-                yield f"{where}: found '{name}'; allowed are {', '.join(sorted(have))}{_hint(name, have)}"
+        wants += [(f"systems.{k}.start", s.start_name, models[s.start_kind]) for k, s in self.systems.items()]
+        for key, labels in self.pseudo_labels.items():
+            if labels.source != "cues_file":
+                _, kind, name, _ = labels.input.split("/")
+                wants.append((f"pseudo_labels.{key}.input", name, models[kind]))
+        for key, system in self.systems.items():
+            if system.labels.startswith(PSEUDO_LABELS):
+                name = system.labels.removeprefix(PSEUDO_LABELS)
+                wants.append((f"systems.{key}.labels", name, self.pseudo_labels))
+        broken = [(where, name, have) for where, name, have in wants if name not in have]
+        for where, name, have in broken:
+            yield f"{where}: found '{name}'; allowed are {', '.join(sorted(have)) or 'none'}{_hint(name, have)}"
+        if not broken:
+            yield from self._impossible_systems()
+
+    def _impossible_systems(self) -> Iterator[str]:
         cells = self.crops.input_size // 32
         for key, system in self.systems.items():
-            classifier = self.classifiers.get(system.classifier)
-            if classifier is not None and classifier.head.kernel > cells + 2 * classifier.head.padding:
+            try:
+                name = self.classifier_of(key)
+            except Problem as problem:
+                yield str(problem)
+                continue
+            head = self.classifiers[name].head
+            if not (isinstance(head, FullyConnectedParams) and system.labels == CROPS):
+                continue
+            if head.kernel > cells + 2 * head.padding:
                 yield (
-                    f"systems.{key}: classifiers.{system.classifier}.head.kernel {classifier.head.kernel} exceeds "
+                    f"systems.{key}: classifiers.{name}.head.kernel {head.kernel} exceeds "
                     f"the {cells} cells of the top map at crops.input_size {self.crops.input_size}"
                 )
+
+    def classifier_of(self, system: str) -> str:
+        """The classifier at the beginning of a system's chain of starts.
+
+        Raises:
+            Problem: the chain is a circle.
+        """
+        seen = [system]
+        while self.systems[seen[-1]].start_kind == "segmenters":
+            seen.append(self.systems[seen[-1]].start_name)
+            if seen[-1] in seen[:-1]:
+                raise Problem(f"systems.{system}.start: found a circle, {' starts from '.join(seen)}")
+        return self.systems[seen[-1]].start_name
 
 
 def load(path: Path) -> Settings:

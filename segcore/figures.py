@@ -83,6 +83,16 @@ def panel(
     return page
 
 
+def stacked(panels: Sequence[Image.Image]) -> Image.Image:
+    """Panels one below the other."""
+    page = Image.new("RGB", (max(p.width for p in panels), sum(p.height for p in panels)), PAPER)
+    top = 0
+    for one in panels:
+        page.paste(one, (0, top))
+        top += one.height
+    return page
+
+
 def _tile(picture: UInt8[np.ndarray, "H W 3"], resampling: Image.Resampling) -> Image.Image:
     height, width = picture.shape[:2]
     scale = TILE / max(height, width)

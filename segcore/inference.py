@@ -1,4 +1,4 @@
-"""From a picture to a class per pixel at its own resolution: square padding, scales, flips, proposals."""
+"""From a picture to a class per pixel at its own resolution: squares, scales, flips, proposals, a CRF at the end."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,25 +9,27 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from segcore import crf
 from segcore.problems import Problem
 from segcore.proposals import edge_boxes
-from segcore.sections import CropsParams, EvaluationParams
+from segcore.sections import CRFParams, CropsParams, EvaluationParams
 from segcore.systems import System
-from segcore.transforms import padded_square
+from segcore.transforms import padded_square, stretched_square
 
 Image = UInt8[np.ndarray, "_ _ 3"]
 Predict = Callable[[Float[Tensor, "B 3 S S"]], Float[Tensor, "B K S S"]]
 
 
 @torch.inference_mode()
-def predict(
-    system: System, images: Sequence[Image], input_size: int, params: EvaluationParams, crops: CropsParams
-) -> list[UInt8[np.ndarray, "_ _"]]:
-    """The class of each pixel of each image, at the image's own size.
+def score_maps(
+    system: System, images: Sequence[Image], input_size: int, scales: Sequence[float], flip: bool, crops: CropsParams
+) -> list[Float[Tensor, "K _ _"]]:
+    """The system's scores at each pixel of each image, at the image's own size.
 
-    Each image is padded with black to a square, scaled to `input_size` times each of `params.scales` (rounded to a
-    multiple of 32), predicted as it is and mirrored if `params.flip`, and the scores are averaged at the size of the
-    square before the greatest is chosen. A system that asks for proposals is predicted by EdgeBoxes windows instead.
+    Each image becomes a square, scaled to `input_size` times each of `scales` (rounded to a size that the system
+    takes), predicted as it is and mirrored if `flip`, and the scores are averaged at the size of the square. How it
+    becomes a square is the system's to say: padded with black below and to the right, or stretched. A system that
+    asks for proposals is predicted by EdgeBoxes windows instead.
 
     Raises:
         Problem: a scale makes images too small for the system.
@@ -38,32 +40,71 @@ def predict(
         def predict_windows(windows: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B K S S"]:
             return system.predict(windows.to(on_device))
 
-        scores = [by_proposals(predict_windows, image, input_size, system.proposals, crops) for image in images]
-    else:
-        scores = _by_squares(system, images, input_size, params)
-    return [score.argmax(0).to(torch.uint8).cpu().numpy() for score in scores]
+        return [by_proposals(predict_windows, image, input_size, system.proposals, crops) for image in images]
+    return _by_squares(system, images, input_size, scales, flip)
+
+
+def predict(
+    system: System, images: Sequence[Image], input_size: int, params: EvaluationParams, crops: CropsParams
+) -> list[UInt8[np.ndarray, "_ _"]]:
+    """The class of each pixel of each image, at the image's own size: where `score_maps` are greatest."""
+    return [winners(s) for s in score_maps(system, images, input_size, params.scales, params.flip, crops)]
+
+
+def winners(scores: Float[Tensor, "K H W"]) -> UInt8[np.ndarray, "H W"]:
+    """The class of each pixel."""
+    return scores.argmax(0).to(torch.uint8).cpu().numpy()
+
+
+@torch.inference_mode()
+def refined(
+    system: System, scores: Float[Tensor, "K H W"], image: Image, params: CRFParams
+) -> UInt8[np.ndarray, "H W"]:
+    """The class of each pixel after a fully connected CRF has drawn the scores' borders to those of the image."""
+    return winners(crf.refine(system.probabilities(scores[None])[0], image, params))
+
+
+@torch.inference_mode()
+def restricted(
+    system: System, scores: Float[Tensor, "K H W"], allowed: Sequence[int], image: Image, params: CRFParams | None
+) -> UInt8[np.ndarray, "H W"]:
+    """The class of each pixel out of those `allowed` alone, after a CRF over them if `params` are given."""
+    probabilities = system.probabilities(scores[None])[0][list(allowed)]
+    probabilities = probabilities / probabilities.sum(0, keepdim=True).clamp(min=1e-8)
+    if params is not None:
+        probabilities = crf.refine(probabilities, image, params)
+    return np.asarray(allowed, dtype=np.uint8)[winners(probabilities)]
 
 
 def _by_squares(
-    system: System, images: Sequence[Image], input_size: int, params: EvaluationParams
+    system: System, images: Sequence[Image], input_size: int, scales: Sequence[float], flip: bool
 ) -> list[Float[Tensor, "K _ _"]]:
-    sides = [max(image.shape[:2]) for image in images]
+    stretched = system.square == "stretch"
+    heights_widths = [image.shape[:2] if stretched else (max(image.shape[:2]),) * 2 for image in images]
     sums: list[Tensor | float] = [0.0] * len(images)
-    for scale in params.scales:
-        size = max(32, round(input_size * scale / 32) * 32)
+    for scale in scales:
+        size = _input_size(system, input_size * scale)
         if size < system.smallest_input:
             raise Problem(
-                f"evaluation.scales: {scale} of {input_size} makes images of {size} pixels; "
+                f"scales: {scale} of {input_size} makes images of {size} pixels; "
                 f"this system needs at least {system.smallest_input}"
             )
-        batch = torch.stack([padded_square(image, size) for image in images]).float().to(_device(system))
+        square = stretched_square if stretched else padded_square
+        batch = torch.stack([square(image, size) for image in images]).float().to(_device(system))
         passes = [system.predict(batch)]
-        if params.flip:
+        if flip:
             passes.append(system.predict(batch.flip(3)).flip(3))
-        for i, side in enumerate(sides):
+        for i, (height, width) in enumerate(heights_widths):
             for scores in passes:
-                sums[i] = sums[i] + F.interpolate(scores[i : i + 1], (side, side), mode="bilinear", antialias=False)[0]
-    return [torch.as_tensor(s)[:, : im.shape[0], : im.shape[1]] for s, im in zip(sums, images, strict=True)]
+                sums[i] = sums[i] + F.interpolate(scores[i : i + 1], (height, width), mode="bilinear")[0]
+    count = len(scales) * (1 + flip)
+    return [torch.as_tensor(s / count)[:, : im.shape[0], : im.shape[1]] for s, im in zip(sums, images, strict=True)]
+
+
+def _input_size(system: System, wanted: float) -> int:
+    """The nearest size that the system takes: a multiple of its step, and its offset more."""
+    step = system.input_step
+    return max(step, round((wanted - system.input_offset) / step) * step) + system.input_offset
 
 
 def by_proposals(

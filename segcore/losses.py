@@ -1,4 +1,10 @@
-"""Losses that more than one system uses, as plain functions."""
+"""Losses that more than one system uses, as plain functions.
+
+Of weak labels there are three: seed, expand and boundary (Kolesnikov and Lampert, "Seed, Expand and Constrain", ECCV
+2016), the seed loss also as Huang et al., "Weakly-Supervised Semantic Segmentation Network with Deep Seeded Region
+Growing", CVPR 2018, balance it, which is the form that FickleNet (Lee et al., CVPR 2019, equations 5 to 7) uses. Each
+is a loss of one image, summed over the images of the batch; the weight is their number.
+"""
 
 from typing import NamedTuple
 
@@ -8,6 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segcore.samples import IGNORE
+
+FLOOR = 1e-4
+"""Least probability of a class, before all are divided by their sum; also stands for the size of an empty set."""
+RATIO = (0.05, 20.0)
+"""Bounds of the ratio of two probabilities in the boundary loss."""
 
 
 class Term(NamedTuple):
@@ -27,3 +38,87 @@ def pixel_cross_entropy(scores: Float[Tensor, "B K H W"], labels: Int64[Tensor, 
     """
     total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORE, reduction="sum")
     return Term(total, torch.count_nonzero(labels != IGNORE).to(total.dtype))
+
+
+def floored_softmax(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, "B K h w"]:
+    """Class probabilities of at least about 1e-4: logarithms and ratios of them stay finite. In float32 or wider."""
+    wide = scores if scores.dtype == torch.float64 else scores.float()
+    return _floored(wide.softmax(1) + FLOOR)
+
+
+def seed_loss(probabilities: Float[Tensor, "B K h w"], cues: Int64[Tensor, "B h w"]) -> Term:
+    """SEC's seed loss: the mean of -log f over all cues of an image, whatever their class.
+
+    `probabilities` f are `floored_softmax`; `cues` are class indices, 255 where there is none. An image without cues
+    costs nothing.
+    """
+    costs = _costs(probabilities, cues)
+    return _over_images(_mean_where(costs, cues != IGNORE))
+
+
+def balanced_seed_loss(probabilities: Float[Tensor, "B K h w"], cues: Int64[Tensor, "B h w"]) -> Term:
+    """DSRG's seed loss: the mean of -log f over the cues of the tags plus the mean over those of the background.
+
+    Arguments as of `seed_loss`; a side without cues costs nothing.
+    """
+    costs = _costs(probabilities, cues)
+    foreground = (cues != IGNORE) & (cues != 0)
+    return _over_images(_mean_where(costs, foreground) + _mean_where(costs, cues == 0))
+
+
+def expand_loss(
+    probabilities: Float[Tensor, "B K h w"],
+    tags: Float[Tensor, "B L"],
+    decay_foreground: float = 0.996,
+    decay_background: float = 0.999,
+) -> Term:
+    """SEC's expand loss: -log of the pooled probability of each tag and of the background, and of 1 minus the absent's.
+
+    Pooled is a weighted mean in which the i-th greatest probability weighs decay^i (global weighted rank pooling); of
+    an absent class it is the maximum. The means over tags and over absent classes count once each, and nothing where
+    there are none. `tags` are 0 or 1, L = K - 1. Published decays are for 41x41 places: 0 there is the maximum, 1 the
+    mean.
+    """
+    ranked = probabilities.flatten(2).sort(dim=2, descending=True).values
+    present = tags > 0
+    foreground = ranked[:, 1:]
+    tagged = -_pooled(foreground, decay_foreground).log()
+    absent = -(1 - foreground[:, :, 0]).log()
+    background = -_pooled(ranked[:, :1], decay_background).log()
+    return _over_images(_mean_where(tagged, present) + _mean_where(absent, ~present) + background.squeeze(1))
+
+
+def boundary_loss(probabilities: Float[Tensor, "B K h w"], refined: Float[Tensor, "B K h w"]) -> Term:
+    """Constrain-to-boundary loss: the mean over places of KL(Q || f), where Q is what a CRF makes of f.
+
+    `probabilities` f are `floored_softmax`; `refined` Q is floored and divided by its sum in the same way and takes no
+    gradient. As DSRG does, Q / f counts within 0.05..20: places that are further off teach nothing.
+    """
+    target = _floored(refined.detach().clamp(min=FLOOR))
+    divergence = target * (target / probabilities).clamp(*RATIO).log()
+    return _over_images(divergence.sum(1).mean((1, 2)))
+
+
+def _floored(positive: Float[Tensor, "B K h w"]) -> Float[Tensor, "B K h w"]:
+    return positive / positive.sum(1, keepdim=True)
+
+
+def _costs(probabilities: Float[Tensor, "B K h w"], cues: Int64[Tensor, "B h w"]) -> Float[Tensor, "B h w"]:
+    """-log of the probability of each cue's class; of class 0 where there is no cue."""
+    classes = torch.where(cues == IGNORE, 0, cues)
+    return -probabilities.gather(1, classes[:, None]).squeeze(1).log()
+
+
+def _mean_where(costs: Float[Tensor, "B *places"], chosen: Tensor) -> Float[Tensor, " B"]:
+    """Mean over the chosen places of each image; 0 where none is chosen."""
+    total = torch.where(chosen, costs, 0).flatten(1).sum(1)
+    return total / chosen.flatten(1).sum(1).clamp(min=FLOOR)
+
+
+def _pooled(ranked: Float[Tensor, "B C n"], decay: float) -> Float[Tensor, "B C"]:
+    weights = decay ** torch.arange(ranked.shape[2], dtype=ranked.dtype, device=ranked.device)
+    return (ranked * weights).sum(2) / weights.sum()
+
+
+def _over_images(losses: Float[Tensor, " B"]) -> Term:
+    return Term(losses.sum(), losses.new_full((), len(losses)))

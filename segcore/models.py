@@ -1,6 +1,7 @@
 """Finished models on disk: `model.safetensors` and a `model.json` that says what it is. Nothing is unpickled."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import nn
 
 from segcore import classifiers, config, systems
 from segcore.classifiers import Classifier
+from segcore.network_sections import BackboneParams, ClassifierParams
 from segcore.problems import Problem
 from segcore.runtime import write_atomically
-from segcore.sections import BackboneParams, ClassifierParams
 from segcore.systems import System
 
 FORMAT = 1
@@ -52,9 +53,21 @@ def load_system(folder: Path, device: torch.device) -> tuple[System, dict[str, A
     return model, card
 
 
-def classifier_card(folder: Path) -> dict[str, Any]:
-    """What `load_classifier` builds from, for the card of a system around it."""
-    return _read_card(folder, "classifier")
+def build_on(folder: Path, build: Callable[[Classifier], System]) -> tuple[System, dict[str, Any]]:
+    """A new system that starts from the model in `folder`, and the card of the classifier at its beginning.
+
+    From a classifier, `build` makes the system around it; from a system of the same kind, its weights are taken over.
+
+    Raises:
+        Problem: no model there, or a system with other layers.
+    """
+    card = _read_card(folder, "classifier", "system")
+    if card["kind"] == "classifier":
+        classifier, _, _ = load_classifier(folder, torch.device("cpu"))
+        return build(classifier), card
+    model = build(_empty_classifier(card["classifier"])[0])
+    _fill(folder, model, torch.device("cpu"))
+    return model, card["classifier"]
 
 
 def _empty_classifier(card: dict[str, Any]) -> tuple[Classifier, ClassifierParams]:
@@ -71,7 +84,7 @@ def _write(folder: Path, card: dict[str, Any], model: nn.Module) -> None:
     write_atomically(folder / "model.json", json.dumps({"format": FORMAT, **card}, indent=2).encode())
 
 
-def _read_card(folder: Path, kind: str) -> dict[str, Any]:
+def _read_card(folder: Path, *kinds: str) -> dict[str, Any]:
     path = folder / "model.json"
     if not path.is_file():
         raise Problem(f"{folder} holds no model (there is no model.json); run the stage that trains it")
@@ -79,8 +92,11 @@ def _read_card(folder: Path, kind: str) -> dict[str, Any]:
         card = json.loads(path.read_text())
     except ValueError as error:
         raise Problem(f"{path} is damaged ({error}); run the stage that writes it again") from error
-    if (found := (card.get("kind"), card.get("format"))) != (kind, FORMAT):
-        raise Problem(f"{path}: found a {found[0]} of format {found[1]}; wanted a {kind} of format {FORMAT}")
+    found = (card.get("kind"), card.get("format"))
+    if found[0] not in kinds or found[1] != FORMAT:
+        raise Problem(
+            f"{path}: found a {found[0]} of format {found[1]}; wanted a {' or a '.join(kinds)} of format {FORMAT}"
+        )
     return card
 
 

@@ -3,7 +3,8 @@
 The conventions of PASCAL VOC hold everywhere: labels are class indices, 0 is background, 255 is unknown.
 """
 
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,18 @@ def read_manifest(path: Path) -> dict[str, Record]:
     }
 
 
+def listed(path: Path, records: Mapping[str, Record]) -> list[str]:
+    """The image ids of a list of the split, one a line.
+
+    Raises:
+        Problem: an id is not in the manifest.
+    """
+    ids = path.read_text().split()
+    if unknown := [image_id for image_id in ids if image_id not in records]:
+        raise Problem(f"{path}: {len(unknown)} ids are not in the manifest, {unknown[0]} first; run `dvc repro split`")
+    return ids
+
+
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     """The picture as a person sees it: RGB, 8 bits, turned by its EXIF orientation.
 
@@ -105,9 +118,16 @@ def read_labels(path: Path) -> UInt8[np.ndarray, "H W"]:
 
 def write_labels(path: Path, labels: UInt8[np.ndarray, "H W"]) -> None:
     """An indexed PNG in the colours of VOC."""
+    path.write_bytes(labels_png(labels))
+
+
+def labels_png(labels: UInt8[np.ndarray, "H W"]) -> bytes:
+    """The file of `write_labels`."""
     image = Image.fromarray(labels)
     image.putpalette(voc_palette().tobytes())
-    image.save(path, format="PNG")
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
 
 
 def voc_palette() -> UInt8[np.ndarray, "256 3"]:

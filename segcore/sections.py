@@ -3,6 +3,7 @@
 A default in code would be a parameter that DVC cannot see.
 """
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +14,10 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Threshold = Annotated[float, Field(gt=0, lt=1)]
+ModelPath = Annotated[str, Field(pattern=r"^data/(classifiers|segmenters)/[a-z][a-z0-9_]*/model$")]
+"""The folder of a finished model."""
 
 
 def _multiple_of_32(size: int) -> int:
@@ -22,14 +27,8 @@ def _multiple_of_32(size: int) -> int:
 
 
 InputSize = Annotated[int, Field(ge=32), AfterValidator(_multiple_of_32)]
-
-BACKBONES = ("vgg16", "vgg16_bn", "resnet18", "resnet50", "resnet101", "timm/<model>")
-
-
-def _known_backbone(name: str) -> str:
-    if name not in BACKBONES[:-1] and not (name.startswith("timm/") and name.removeprefix("timm/")):
-        raise ValueError(f"must be one of {', '.join(BACKBONES)}")
-    return name
+GridSize = Annotated[int, Field(ge=33)]
+"""Side of the input of a network that keeps a fine grid: 8 k + 1 pixels become k + 1 cells at stride 8."""
 
 
 class Section(BaseModel):
@@ -122,62 +121,6 @@ class RecipeParams(Section):
         return self
 
 
-class BackboneParams(Section):
-    """The network below the heads."""
-
-    name: Annotated[str, AfterValidator(_known_backbone)]
-    """One of `BACKBONES`."""
-    weights: str
-    """`random`, `imagenet` (downloaded), or a local `.safetensors` or `.pth` file."""
-    width: Positive
-    """Channels over the published number; only VGG has small versions."""
-    frozen_norm: bool
-    """Batch normalisation keeps the statistics of the pre-training."""
-
-    @model_validator(mode="after")
-    def _only_vgg_has_small_versions(self) -> "BackboneParams":
-        if self.width != 1 and not self.name.startswith("vgg16"):
-            raise ValueError(
-                f"width {self.width} must be 1.0 for {self.name}; only vgg16 and vgg16_bn have small versions"
-            )
-        return self
-
-
-class HeadParams(Section):
-    """The non-linear convolutional head of DecoupledNet's classifier: fc6, fc7, score."""
-
-    width: Count
-    kernel: Count
-    """Side of fc6, and of the bridging layers of a segmenter around the classifier."""
-    padding: Annotated[int, Field(ge=0)]
-    """Zeros around the top map for fc6; the published network has none."""
-    batch_norm: bool
-    """Batch normalisation behind fc6 and fc7, without which they hardly learn from random weights."""
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-
-
-class ClassifierParams(Section):
-    """One `train_classifier@<name>`."""
-
-    images: Literal["weak", "strong"]
-    backbone: BackboneParams
-    head: HeadParams
-    input_size: InputSize
-    resize: Count
-    """Images are scaled so that their short side is this long, then randomly cut to `input_size`."""
-    test_size: InputSize
-    """Side of the padded squares on which its tags are measured: the size that its segmenter predicts at."""
-    recipe: Name
-
-    @model_validator(mode="after")
-    def _crop_fits(self) -> "ClassifierParams":
-        if self.resize < self.input_size:
-            raise ValueError(f"resize {self.resize} must be at least input_size {self.input_size}")
-        if self.head.kernel > self.input_size // 32 + 2 * self.head.padding:
-            raise ValueError(f"head.kernel {self.head.kernel} exceeds the {self.input_size // 32} cells of the top map")
-        return self
-
-
 class CropsParams(Section):
     """Combinatorial crops (Hong et al. 2015, section 5)."""
 
@@ -201,12 +144,82 @@ class CropsParams(Section):
         return self
 
 
+Selection = Literal["stochastic", "general", "deterministic"]
+"""Which hidden units a localisation map is made from: a random subset per window (FickleNet), ordinary dropout of
+single units, or all of them."""
+
+
+class CRFParams(Section):
+    """A fully connected CRF with two Gaussian kernels (Kraehenbuehl and Koltun 2011)."""
+
+    iterations: Count
+    """Steps of mean field."""
+    appearance_weight: NotNegative
+    appearance_xy: Positive
+    """Standard deviation in pixels of the image at its own size."""
+    appearance_rgb: Positive
+    smoothness_weight: NotNegative
+    smoothness_xy: Positive
+    stride: Count
+    """Every how many pixels it is computed, each way; what comes out is scaled up."""
+
+
+class PseudoLabelParams(Section):
+    """One `extract_pseudo_labels@<name>`: what the tags of images, or somebody's cues, say of their pixels."""
+
+    images: Literal["weak", "strong"]
+    source: Literal["classifier", "segmenter", "cues_file"]
+    """Localisation maps of a classifier, predictions of a segmenter (for retraining), or published cues."""
+    input: str
+    """The folder of that model, or the .npz file with `image_ids` and `labels`."""
+    input_size: GridSize
+    """Side of the square that images are stretched to."""
+    batch_size: Count
+    selection: Selection
+    rate: Rate
+    passes: Annotated[int, Field(ge=1)]
+    """Localisation maps N of an image and a tag."""
+    form: Literal["factorised", "expanded", "naive"]
+    theta: Threshold
+    """A pixel belongs to a class if a map of it exceeds this, every map divided by its greatest value."""
+    normalise: Literal["map", "image"]
+    """Divide a map by its own greatest value, or by the greatest of all maps of its image and class."""
+    background: Literal["gradient", "saliency", "none"]
+    """SEC's gradient cue, saliency maps from a folder, or no background."""
+    background_fraction: Threshold
+    """gradient: the share of the pixels, those that matter least to the classes, that is background."""
+    saliency_root: str | None
+    """saliency: a folder with <image id>.png, grey, bright where something stands out."""
+    saliency_threshold: Threshold
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    """segmenter: sizes that it predicts at, as parts of `input_size`."""
+    flip: bool
+    """segmenter: predict the mirrored image too."""
+    restrict_to_tags: bool
+    """segmenter: only classes among the image's tags, and the background, may win."""
+    crf: CRFParams | None
+    """segmenter: refines its predictions before the greatest wins."""
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> "PseudoLabelParams":
+        if self.background == "saliency" and self.source == "classifier" and self.saliency_root is None:
+            raise ValueError("background: saliency needs saliency_root, a folder with a grey PNG for each image")
+        kinds = {"classifier": "classifiers", "segmenter": "segmenters"}
+        if self.source in kinds and not re.match(rf"^data/{kinds[self.source]}/[a-z][a-z0-9_]*/model$", self.input):
+            raise ValueError(
+                f"source: {self.source} needs input data/{kinds[self.source]}/<name>/model, found {self.input!r}"
+            )
+        return self
+
+
 class EvaluationParams(Section):
     """How predictions are made and scored."""
 
     batch_size: Count
     scales: Annotated[tuple[Positive, ...], Field(min_length=1)]
     flip: bool
+    crf: CRFParams | None
+    """Also score the predictions that it refined: metrics with and without."""
     boundary_tolerance: Annotated[float, Field(gt=0, le=1)]
     """Distance within which boundaries match, as a fraction of the image diagonal."""
     panels: Count
@@ -218,5 +231,20 @@ class SystemEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
     module: Name
-    classifier: Name
+    start: ModelPath
+    """The model that it is built around, or goes on from."""
+    images: Literal["strong", "weak"]
+    """The list of the split that it learns from; a semi-supervised system names the strong images here."""
+    labels: str
+    """Where its labels come from: the crop index, the manifest (the masks themselves), or a folder of pseudo-labels."""
     recipe: Name
+
+    @property
+    def start_kind(self) -> str:
+        """`classifiers` or `segmenters`."""
+        return self.start.split("/")[1]
+
+    @property
+    def start_name(self) -> str:
+        """The name of that classifier or system."""
+        return self.start.split("/")[2]

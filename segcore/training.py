@@ -140,7 +140,7 @@ class Fit:
         if runtime.world > 1:
             normalisation.share(model)
         self.optimiser = optimiser(model, recipe)
-        order = Order(len(samples), recipe.batch_size, recipe.accumulate, seed, runtime.rank, runtime.world)
+        order = Order.of(samples, recipe.batch_size, recipe.accumulate, seed, runtime.rank, runtime.world)
         self.stream = Stream(samples, order, recipe.workers)
         self.damage = self._resume()
         """Why an existing checkpoint was not used, or None."""

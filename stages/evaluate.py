@@ -27,10 +27,20 @@ from segcore.sections import EvaluationParams
 from stages import run
 
 Labels = UInt8[np.ndarray, "H W"]
-Predict = Callable[[list[UInt8[np.ndarray, "H W 3"]]], list[Labels]]
 
 ROWS_PER_CLASS = 100
 """Rows of confusion.csv for each true class: what the plot shows is their proportions, in per cent."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The class of each pixel of an image, and what a CRF made of it, if one was asked for."""
+
+    labels: Labels
+    refined: Labels | None = None
+
+
+Predict = Callable[[list[UInt8[np.ndarray, "H W 3"]]], list[Prediction]]
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,13 @@ class Scores:
     confusion: ConfusionMatrix
     boundary: BoundaryScore
     images: list[ScoredImage]
+    with_crf: "Scores | None" = None
+    """The same of what a CRF made of the predictions; without its images."""
 
     def __add__(self, other: "Scores") -> "Scores":
-        return Scores(self.confusion + other.confusion, self.boundary + other.boundary, self.images + other.images)
+        with_crf = self.with_crf + other.with_crf if self.with_crf and other.with_crf else None
+        images = self.images + other.images
+        return Scores(self.confusion + other.confusion, self.boundary + other.boundary, images, with_crf)
 
 
 def main(
@@ -75,8 +89,13 @@ def main(
         if (known := card["classifier"]["tags"]) != names[1:]:
             raise Problem(f"{model} was trained for {known}, but {classes} has {names[1:]}; train it again")
 
-        def predict(images: list[UInt8[np.ndarray, "H W 3"]]) -> list[Labels]:
-            return inference.predict(trained, images, card["input_size"], settings.evaluation, settings.crops)
+        how = settings.evaluation
+
+        def predict(images: list[UInt8[np.ndarray, "H W 3"]]) -> list[Prediction]:
+            maps = inference.score_maps(trained, images, card["input_size"], how.scales, how.flip, settings.crops)
+            crf = how.crf
+            refined = [crf and inference.refined(trained, m, im, crf) for m, im in zip(maps, images, strict=True)]
+            return [Prediction(inference.winners(m), r) for m, r in zip(maps, refined, strict=True)]
 
         mine = runtime.shard(records, settings.evaluation.batch_size)
         shares = runtime.gather(score(mine, predict, len(names), settings.evaluation))
@@ -111,16 +130,24 @@ def validation_records(manifest: dict[str, Record], val: Path) -> list[Record]:
 
 def score(records: Sequence[Record], predict: Predict, n_classes: int, params: EvaluationParams) -> Scores:
     """Predict and compare, a batch at a time."""
-    scores = Scores(ConfusionMatrix(n_classes), BoundaryScore(n_classes, params.boundary_tolerance), [])
+
+    def empty() -> Scores:
+        return Scores(ConfusionMatrix(n_classes), BoundaryScore(n_classes, params.boundary_tolerance), [])
+
+    scores = empty()
+    scores.with_crf = empty() if params.crf else None
     for batch in _batches(records, params.batch_size):
         predictions = predict([read_image(record.image) for record in batch])
         for record, prediction in zip(batch, predictions, strict=True):
             truth = _read_truth(record, n_classes)
             alone = ConfusionMatrix(n_classes)
-            alone.update(truth, prediction)
+            alone.update(truth, prediction.labels)
             scores.confusion += alone
-            scores.boundary.update(truth, prediction)
-            scores.images.append(ScoredImage(record.image_id, alone.mean_iou, _png(prediction)))
+            scores.boundary.update(truth, prediction.labels)
+            scores.images.append(ScoredImage(record.image_id, alone.mean_iou, _png(prediction.labels)))
+            if scores.with_crf and prediction.refined is not None:
+                scores.with_crf.confusion.update(truth, prediction.refined)
+                scores.with_crf.boundary.update(truth, prediction.refined)
     return scores
 
 
@@ -153,15 +180,10 @@ def write_results(scores: Scores, names: Sequence[str], out: Path) -> None:
     """metrics.json, per_class.csv, confusion.csv (for `dvc plots`) and confusion_counts.csv (exact)."""
     out.mkdir(parents=True, exist_ok=True)
     confusion, boundary = scores.confusion, scores.boundary
-    metrics = {
-        "mean_iou": confusion.mean_iou,
-        "mean_iou_foreground": confusion.mean_iou_foreground,
-        "pixel_accuracy": confusion.pixel_accuracy,
-        "mean_accuracy": confusion.mean_accuracy,
-        "boundary_f": boundary.mean,
-        "images": len(scores.images),
-        "iou": dict(zip(names, confusion.iou.tolist(), strict=True)),
-    }
+    metrics = summary(scores)
+    metrics |= {"images": len(scores.images), "iou": dict(zip(names, confusion.iou.tolist(), strict=True))}
+    if scores.with_crf:
+        metrics["with_crf"] = summary(scores.with_crf)
     per_class = pd.DataFrame(
         {"class": names, "iou": confusion.iou, "accuracy": confusion.accuracy, "boundary_f": boundary.per_class}
     )
@@ -174,6 +196,18 @@ def write_results(scores: Scores, names: Sequence[str], out: Path) -> None:
     }
     for name, text in files.items():
         write_atomically(out / name, text.encode())
+
+
+def summary(scores: Scores) -> dict[str, Any]:
+    """The scores over all classes; fractions."""
+    confusion = scores.confusion
+    return {
+        "mean_iou": confusion.mean_iou,
+        "mean_iou_foreground": confusion.mean_iou_foreground,
+        "pixel_accuracy": confusion.pixel_accuracy,
+        "mean_accuracy": confusion.mean_accuracy,
+        "boundary_f": scores.boundary.mean,
+    }
 
 
 def _confusion_rows(counts: Int64[np.ndarray, "K K"], names: Sequence[str]) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from segcore import charts
-from segcore.config import Settings
+from segcore.config import PSEUDO_LABELS, Settings
 from segcore.problems import Problem, Problems
 from segcore.runtime import write_atomically
 from segcore.samples import voc_palette
@@ -28,7 +28,15 @@ from stages import run
 TEMPLATES = Path(__file__).parent / "templates"
 SCORES = ("mean_iou", "mean_iou_foreground", "pixel_accuracy", "mean_accuracy", "boundary_f")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-contrib-python-headless", "pillow", "dvc", "dvclive")
-STAGES = ("prepare", "split", "train_classifier", "make_crops", "train_segmenter", "evaluate")
+STAGES = (
+    "prepare",
+    "split",
+    "train_classifier",
+    "make_crops",
+    "extract_pseudo_labels",
+    "train_segmenter",
+    "evaluate",
+)
 WIDEST = 1600
 """Pixels that an embedded picture is scaled down to."""
 
@@ -39,6 +47,10 @@ PUBLISHED = {
 }
 """Mean IoU in per cent on VOC 2012 val (Hong et al. 2015, table 1), by module, images of its classifier and masks per
 class; DecoupledNet by tags of 10,582 images, DecoupledNet-Str and DeconvNet by masks only."""
+
+PUBLISHED_BY_TAGS = {"ficklenet": 61.2, "dsrg": 59.0, "sec": 50.7}
+"""The same for VGG-16 on the tags of 10,582 images and no mask, by row (Lee et al. 2019; SEC: Kolesnikov and Lampert
+2016)."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,9 @@ def check_complete(data: Path, settings: Settings) -> None:
         "crops/figure.png": "make_crops",
     }
     makers |= {f"classifiers/{name}/metrics.json": f"train_classifier@{name}" for name in settings.classifiers}
+    for name in settings.pseudo_labels:
+        for file in ("quality.json", "figure.png"):
+            makers[f"pseudo_labels/{name}/{file}"] = f"extract_pseudo_labels@{name}"
     for system in settings.systems:
         for name in ("metrics.json", "confusion_counts.csv", "panels"):
             makers[f"results/{system}/{name}"] = f"evaluate@{system}"
@@ -94,22 +109,49 @@ def check_complete(data: Path, settings: Settings) -> None:
 
 
 def _row(data: Path, system: str, number: int, settings: Settings) -> Row:
-    entry = settings.systems[system]
-    images = settings.classifiers[entry.classifier].images
-    masks = {"per_class": settings.split.strong_per_class, "all": "all", "list": "own list"}[settings.split.strong]
-    published = PUBLISHED.get((entry.module, images), {}).get(masks) if settings.dataset.layout == "voc" else None
+    masks, by_tags = supervision(system, settings)
+    published = None
+    if settings.dataset.layout == "voc":
+        images = "weak" if by_tags else "strong"
+        module = settings.systems[system].module
+        published = PUBLISHED.get((module, images), {}).get(masks) if masks else PUBLISHED_BY_TAGS.get(system)
     results = data / "results" / system
     return Row(
         system=system,
         colour=number % charts.COLOURS,
-        masks_per_class=str(masks),
-        strong_images=_count_lines(data / "split/strong.txt"),
-        tagged_images=_count_lines(data / "split/weak.txt") if images == "weak" else 0,
+        masks_per_class=str(masks or "none"),
+        strong_images=_count_lines(data / "split/strong.txt") if masks else 0,
+        tagged_images=_count_lines(data / "split/weak.txt") if by_tags else 0,
         published=published,
         metrics=_read_json(results / "metrics.json"),
         confusion=pd.read_csv(results / "confusion_counts.csv", index_col="actual"),
         panels=sorted((results / "panels").glob("*.png")),
     )
+
+
+def supervision(system: str, settings: Settings) -> tuple[int | str | None, bool]:
+    """What a system learned from: masks (per class, `all` or `own list`; None where it saw none), and W's tags or not.
+
+    Both are followed back through the models that it starts from and those that made its pseudo-labels.
+    """
+    split, behind = settings.split, [system]
+    sees_masks = sees_tags = False
+    for name in behind:  # grows on the way
+        entry, raw = settings.systems[name], settings.raw["systems"][name]
+        sees_masks |= not entry.labels.startswith(PSEUDO_LABELS) or bool(raw.get("full_weight"))
+        fresh = entry.start_kind == "classifiers" and raw.get("encoder") == "backbone"
+        makers = [] if fresh else [entry.start]
+        if entry.labels.startswith(PSEUDO_LABELS):
+            labels = settings.pseudo_labels[entry.labels.removeprefix(PSEUDO_LABELS)]
+            sees_tags |= labels.images == "weak"
+            makers += [labels.input] if labels.source != "cues_file" else []
+        for _, kind, maker, _ in (path.split("/") for path in makers):
+            if kind == "classifiers":
+                sees_tags |= settings.classifiers[maker].images == "weak"
+            elif maker not in behind:
+                behind.append(maker)
+    masks = {"per_class": split.strong_per_class, "all": "all", "list": "own list"}[split.strong]
+    return masks if sees_masks else None, sees_tags
 
 
 def table(rows: list[Row]) -> pd.DataFrame:
@@ -151,6 +193,10 @@ def _page(data: Path, rows: list[Row], settings: Settings, params_text: str, tim
         classifier_colours={name: number % charts.COLOURS for number, name in enumerate(settings.classifiers)},
         system_curves=_curve_charts(data / "segmenters", list(settings.systems)),
         classifier_curves=_curve_charts(data / "classifiers", list(settings.classifiers)),
+        pseudo_labels={
+            name: _read_json(data / f"pseudo_labels/{name}/quality.json") for name in settings.pseudo_labels
+        },
+        pseudo_label_figures={name: data / f"pseudo_labels/{name}/figure.png" for name in settings.pseudo_labels},
         crops_figure=data / "crops/figure.png",
         cards={title: _card(_read_json(data / file)) for title, file in cards.items()},
         params_text=params_text,
@@ -216,7 +262,12 @@ def read_timings(folder: Path) -> dict[str, Any]:
 
 def _expected_stages(settings: Settings) -> list[str]:
     systems = settings.systems
-    variants = {"train_classifier": settings.classifiers, "train_segmenter": systems, "evaluate": systems}
+    variants = {
+        "train_classifier": settings.classifiers,
+        "extract_pseudo_labels": settings.pseudo_labels,
+        "train_segmenter": systems,
+        "evaluate": systems,
+    }
     return [f"{stage}@{name}" if name else stage for stage in STAGES for name in variants.get(stage, [""])]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+import segcore
 from segcore import config
 from segcore.problems import Problem
 from segcore.runtime import write_atomically
@@ -89,6 +90,16 @@ def chosen(name: str, entries: Mapping[str, object], kind: str) -> str:
     if name not in entries:
         raise Problem(f"there is no {kind} '{name}' in params.yaml; it has {', '.join(sorted(entries))}")
     return name
+
+
+def sources() -> list[Path]:
+    """Every file of code that a result may depend on."""
+    return [*Path(segcore.__path__[0]).rglob("*.py"), *Path(__file__).parent.glob("*.py")]
+
+
+def files_in(path: Path) -> list[Path]:
+    """The file itself, or every file of a folder: what a result was made from."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 @contextlib.contextmanager

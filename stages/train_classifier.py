@@ -13,8 +13,7 @@ import torch
 
 from segcore import classifiers, metrics, models, runtime
 from segcore.classifiers import Classifier
-from segcore.problems import Problem
-from segcore.samples import Record, read_image, read_manifest
+from segcore.samples import Record, listed, read_image, read_manifest
 from segcore.training import Fit
 from segcore.transforms import TaggedImages, padded_square, tag_vector
 from stages import run, training
@@ -28,7 +27,7 @@ def main(
     recipe = settings.recipes[entry.recipe]
     tags = json.loads(classes.read_text())[1:]
     records = read_manifest(manifest)
-    ids = _listed(split / f"{entry.images}.txt", records)
+    ids = listed(split / f"{entry.images}.txt", records)
     device = runtime.Runtime(recipe.precision)
 
     with run.timed(f"train_classifier@{name}"):
@@ -47,13 +46,6 @@ def main(
             runtime.write_atomically(out / "metrics.json", json.dumps(measured, indent=2).encode())
         fit.finish()
     run.say(f"classifier {name}: tag mAP {measured['mean_average_precision']} on {len(val)} validation images")
-
-
-def _listed(path: Path, records: dict[str, Record]) -> list[str]:
-    ids = path.read_text().split()
-    if unknown := [image_id for image_id in ids if image_id not in records]:
-        raise Problem(f"{path}: {len(unknown)} ids are not in the manifest, {unknown[0]} first; run `dvc repro split`")
-    return ids
 
 
 @torch.inference_mode()

@@ -1,29 +1,35 @@
-"""Train one system on the combinatorial crops of S, around its classifier.
+"""Train one system on what its entry names: crops or masks of S, pseudo-labels of W, or both.
 
-Reads the manifest, the crop index and the classifier that the system's entry names; writes `model/` and `training/`
-(dvclive) (Hong et al. 2015, section 5).
+Reads the manifest, the lists of the split, the labels (a crop index, the manifest's masks, a folder of pseudo-labels)
+and the model that the system starts from; writes `model/` and `training/` (dvclive).
 """
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from segcore import models, runtime, systems
-from segcore.batches import Batch, Order, Stream
+from segcore.batches import Batch, Order, Samples, Stream
+from segcore.classifiers import Classifier
 from segcore.config import section
-from segcore.samples import read_manifest
+from segcore.samples import listed, read_manifest
 from segcore.sections import RecipeParams
-from segcore.systems import System
+from segcore.systems import Inputs, System
 from segcore.training import Fit
-from segcore.transforms import CropSamples
 from stages import run, training
 
 
 def main(
-    *, system: str, manifest: Path, crops: Path, classifier: Path, out: Path, params: Path = Path("params.yaml")
+    *,
+    system: str,
+    manifest: Path,
+    split: Path,
+    labels: Path,
+    start: Path,
+    out: Path,
+    params: Path = Path("params.yaml"),
 ) -> None:
     settings = run.settings(params)
     entry = settings.raw["systems"][run.chosen(system, settings.systems, "system")]
@@ -32,15 +38,19 @@ def main(
     recipe = settings.recipes[settings.systems[system].recipe]
     device = runtime.Runtime(recipe.precision)
 
-    with run.timed(f"train_segmenter@{system}"):
-        trained, _, tags = models.load_classifier(classifier, torch.device("cpu"))
+    def build(classifier: Classifier) -> System:
         torch.manual_seed(runtime.derived_seed(settings.seed, "segmenter", "initial weights"))
-        model: System = module.build(method_params, trained)
-        size = settings.crops.input_size
-        samples = CropSamples(pd.read_parquet(crops), read_manifest(manifest), len(tags), settings.crops.warp, size)
-        run_key = [system, settings.seed, entry, recipe.model_dump(), settings.crops.model_dump(), device.world]
-        inputs = [manifest, crops, classifier / "model.json"]
-        scratch = training.scratch_file(f"segmenter-{system}", run_key, inputs, model)
+        return module.build(method_params, classifier)
+
+    with run.timed(f"train_segmenter@{system}"):
+        model, card = models.build_on(start, build)
+        records = read_manifest(manifest)
+        ids = listed(split / f"{entry['images']}.txt", records)
+        inputs = Inputs(records, ids, labels, len(card["tags"]), settings.crops)
+        samples = module.samples(method_params, inputs)
+        run_key = [system, settings.seed, entry, recipe.model_dump(), settings.crops.model_dump(), device.world, ids]
+        sources = [manifest, start / "model.json", *run.files_in(labels)]
+        scratch = training.scratch_file(f"segmenter-{system}", run_key, sources, model)
         seed = runtime.derived_seed(settings.seed, "segmenter")
         last_batches = finishing_batches(model, samples, recipe, seed, device)
         fit = Fit(model, samples, recipe, seed, device, scratch)
@@ -49,19 +59,19 @@ def main(
         with device.autocast():
             model.finish(last_batches)
         if device.is_main:
-            models.save_system(out / "model", system, entry, models.classifier_card(classifier), size, model)
+            models.save_system(out / "model", system, entry, card, samples.input_size, model)
         fit.finish()
 
 
 def finishing_batches(
-    model: System, samples: CropSamples, recipe: RecipeParams, seed: int, device: runtime.Runtime
+    model: System, samples: Samples, recipe: RecipeParams, seed: int, device: runtime.Runtime
 ) -> Iterator[Batch]:
     """The training batches that the system asks for at the end, drawn after those of the last step."""
     count, size = model.finishing_batches()
     if not count:
         return iter(())
     # Made before training, as it checks whether the processes can share a batch.
-    order = Order(len(samples), size, 1, seed, device.rank, device.world)
+    order = Order.of(samples, size, 1, seed, device.rank, device.world)
     first = math.ceil(recipe.steps * recipe.batch_size / size)
     steps = Stream(samples, order, recipe.workers).steps(first, first + count)
     return (batch.to(device.device, recipe.channels_last) for step in steps for batch in step)

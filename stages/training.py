@@ -12,7 +12,6 @@ from dvclive.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-import segcore
 from segcore.problems import Problem
 from segcore.runtime import fingerprint
 from segcore.sections import RecipeParams
@@ -30,9 +29,8 @@ def scratch_file(name: str, run_key: object, inputs: list[Path], model: nn.Modul
     weights = hashlib.sha256()
     for value in model.state_dict().values():
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    sources = [*Path(segcore.__path__[0]).rglob("*.py"), *Path(__file__).parent.glob("*.py")]
     run_key = [run_key, torch.__version__, weights.hexdigest()]
-    return SCRATCH / f"{name}-{fingerprint(run_key, [*inputs, *sources])}.pt"
+    return SCRATCH / f"{name}-{fingerprint(run_key, [*inputs, *run.sources()])}.pt"
 
 
 def announce(name: str, model: nn.Module, recipe: RecipeParams, images: int, fit: Fit) -> None:

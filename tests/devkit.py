@@ -13,6 +13,8 @@ from ruamel.yaml import YAML
 from segcore.samples import IGNORE, write_labels
 
 PROJECT = Path(__file__).parents[1]
+PARAMS = PROJECT / "profiles/shapes.yaml"
+"""What params.yaml is unless another profile was put in its place; it has every kind of entry."""
 
 
 def make_devkit(
@@ -62,9 +64,9 @@ def draw(size: tuple[int, int], shown: Sequence[int], rng: np.random.Generator) 
 
 
 def write_params(path: Path, changes: Mapping[str, Any]) -> Path:
-    """A parameters file like the project's, with other values at dotted keys."""
+    """A parameters file like that of the embedded set, with other values at dotted keys."""
     yaml = YAML(typ="safe", pure=True)
-    params = yaml.load(PROJECT / "params.yaml")
+    params = yaml.load(PARAMS)
     for key, value in changes.items():
         *sections, last = key.split(".")
         section = params

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,13 +10,23 @@ from PIL import Image, ImageDraw
 
 from segcore import config
 from segcore.metrics import rounded, tag_metrics
-from segcore.samples import Record, write_labels
+from segcore.pseudo_labels import Quality
+from segcore.samples import IGNORE, Record, write_labels
 from stages import evaluate
+from tests.devkit import PARAMS
 
-PARAMS = Path(__file__).parents[1] / "params.yaml"
 SHAPES = ["disc", "ring", "square", "frame", "triangle", "star", "cross", "heart", "moon", "arrow"]
 NAMES = ["background", *SHAPES]
-NOISE = {"decouplednet": 0.2, "decouplednet_str": 0.5, "deconvnet": 0.85}
+NOISE = {
+    "decouplednet": 0.2,
+    "decouplednet_str": 0.5,
+    "deconvnet": 0.85,
+    "deeplab": 0.7,
+    "sec": 0.6,
+    "dsrg": 0.55,
+    "ficklenet": 0.4,
+    "ficklenet_semi": 0.3,
+}
 
 
 def scenes(folder: Path, count: int) -> list[Record]:
@@ -46,7 +57,7 @@ def predictor(records: list[Record], noise: float):
     random = np.random.default_rng(int(noise * 100))
     order = iter(records)
 
-    def predict(images: list[np.ndarray]) -> list[np.ndarray]:
+    def predict(images: list[np.ndarray]) -> list[evaluate.Prediction]:
         predictions = []
         for image in images:
             record = next(order)
@@ -57,7 +68,8 @@ def predictor(records: list[Record], noise: float):
             for tag in record.tags:
                 if random.random() < noise:
                     labels[labels == tag] = random.choice([0, 0, *range(1, len(NAMES))])
-            predictions.append(np.roll(labels, tuple(int(8 * noise * d) for d in random.normal(size=2)), (0, 1)))
+            moved = np.roll(labels, tuple(int(8 * noise * d) for d in random.normal(size=2)), (0, 1))
+            predictions.append(evaluate.Prediction(moved))
         return predictions
 
     return predict
@@ -78,7 +90,18 @@ def write_json(file: Path, content: object) -> None:
     file.write_text(json.dumps(content))
 
 
-def invented_results(root: Path, images: int = 24) -> Path:
+def quality(known: float, right: float) -> dict[str, Any]:
+    """What is told of pseudo-labels that know this share of the pixels, and this share of those rightly."""
+    random = np.random.default_rng(5)
+    measured = Quality(len(NAMES))
+    truth = random.integers(0, len(NAMES), (90, 90)).astype(np.uint8)
+    labels = np.where(random.random(truth.shape) < right, truth, 0).astype(np.uint8)
+    labels[random.random(truth.shape) > known] = IGNORE
+    measured.update(truth, labels)
+    return measured.summary(NAMES)
+
+
+def invented_results(root: Path, images: int = 24, panels: int = 9) -> Path:
     """A `data` folder as the stages before the report leave it."""
     data, settings = root / "data", config.load(PARAMS)
     random = np.random.default_rng(1)
@@ -99,13 +122,18 @@ def invented_results(root: Path, images: int = 24) -> Path:
         scores = np.clip(tags * (0.6 - 0.3 * number) + random.random((200, 10)) * 0.5, 0, 1)
         write_json(data / f"classifiers/{name}/metrics.json", rounded(tag_metrics(scores, tags, SHAPES)))
         write_curves(data / f"classifiers/{name}/training/plots/metrics", 400, {"loss/tags": 0.7}, number)
+    for name in settings.pseudo_labels:
+        write_json(data / f"pseudo_labels/{name}/quality.json", quality(0.4, 0.8))
+        Image.fromarray(random.integers(0, 256, (90, 400, 3)).astype(np.uint8)).save(
+            data / f"pseudo_labels/{name}/figure.png"
+        )
     for number, system in enumerate(settings.systems):
         terms = {"loss/segmentation": 2.0 + number, "learning_rate": 0.002}
         write_curves(data / f"segmenters/{system}/training/plots/metrics", 300, terms, 10 + number)
         scores = evaluate.score(records, predictor(records, NOISE[system]), len(NAMES), settings.evaluation)
         out = data / "results" / system
         evaluate.write_results(scores, NAMES, out)
-        evaluate.write_panels(scores.images, {r.image_id: r for r in records}, NAMES, settings.evaluation.panels, out)
+        evaluate.write_panels(scores.images, {r.image_id: r for r in records}, NAMES, panels, out)
     for stage in ("prepare", "train_classifier@decoupled", "evaluate@deconvnet"):
         machine = {"peak_memory_mb": 812, "machine": "Linux x86_64, 2 cores, no GPU", "versions": {}, "commit": "abc"}
         write_json(root / f".scratch/timings/{stage}.json", {"stage": stage, "seconds": 75.3, **machine})

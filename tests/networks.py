@@ -1,6 +1,7 @@
 """Small networks and batches for tests."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,20 +9,30 @@ from torch import Tensor, nn
 from segcore import classifiers, config, systems
 from segcore.batches import Batch
 from segcore.classifiers import Classifier
+from segcore.cue_systems import CueSystem
+from segcore.deeplab import at_cells
+from segcore.network_sections import BackboneParams, FullyConnectedParams
 from segcore.samples import IGNORE
-from segcore.sections import BackboneParams, HeadParams
 from segcore.systems import System
-from tests.devkit import PROJECT
+from tests.devkit import PARAMS
 
 N_TAGS = 5
 SIZE = 96
 COLOURS = torch.tensor([[90, 90, 90], [250, 20, 20], [20, 250, 20], [20, 20, 250], [250, 250, 20], [20, 250, 250]])
 
 
-def backbone(name: str = "vgg16", weights: str = "random", frozen_norm: bool = False) -> BackboneParams:
+def backbone(
+    name: str = "vgg16", weights: str = "random", frozen_norm: bool = False, stride: Literal[8, 16, 32] = 32
+) -> BackboneParams:
     """A trunk that costs nothing: VGG-16 of 4 to 32 channels, or whatever else is asked for."""
     width = 1 / 16 if name.startswith("vgg") else 1.0
-    return BackboneParams(name=name, weights=weights, width=width, frozen_norm=frozen_norm)
+    return BackboneParams(name=name, weights=weights, width=width, frozen_norm=frozen_norm, stride=stride)
+
+
+def fully_connected(**changes: Any) -> FullyConnectedParams:
+    """A small head, or with other values."""
+    values = {"kind": "fully_connected", "width": 24, "kernel": 2, "padding": 0, "batch_norm": False, "dropout": 0.0}
+    return FullyConnectedParams.model_validate(values | changes)
 
 
 def tiny_classifier(
@@ -36,33 +47,56 @@ def tiny_classifier(
 ) -> Classifier:
     """A random classifier in eval mode."""
     torch.manual_seed(seed)
-    head = HeadParams(width=width, kernel=kernel, padding=padding, batch_norm=batch_norm, dropout=dropout)
+    head = fully_connected(width=width, kernel=kernel, padding=padding, batch_norm=batch_norm, dropout=dropout)
     return classifiers.build(backbone(name), head, n_tags).eval()
 
 
 def published_classifier() -> Classifier:
     """VGG-16 with the published head and 20 tags; on the device `meta`, where it takes no memory."""
     with torch.device("meta"):
-        params = BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False)
-        return classifiers.build(
-            params, HeadParams(width=4096, kernel=7, padding=0, batch_norm=False, dropout=0.5), 20
-        ).eval()
+        params = BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=32)
+        return classifiers.build(params, fully_connected(width=4096, kernel=7, dropout=0.5), 20).eval()
+
+
+CRF: dict[str, Any] = {
+    "iterations": 2, "appearance_weight": 10.0, "appearance_xy": 80.0, "appearance_rgb": 13.0,
+    "smoothness_weight": 3.0, "smoothness_xy": 3.0, "stride": 1,
+}  # fmt: skip
+DEEPLAB: dict[str, Any] = {
+    "start": "data/classifiers/any/model", "images": "strong", "labels": "data/prepared/manifest.parquet",
+    "recipe": "segmenter", "encoder": "classifier", "stride": 8, "branches": [1, 2], "width": 24, "dropout": 0.3,
+    "input_size": 97,
+}  # fmt: skip
+CUES: dict[str, Any] = {"labels": "data/pseudo_labels/any", "crf": CRF, "crf_scale": 8.0, "unary": "log"}
+GROWING: dict[str, Any] = {"grow": True, "theta_foreground": 0.85, "theta_background": 0.99, "full_weight": 2.0}
+ENTRIES: dict[str, dict[str, Any]] = {
+    "deeplab": DEEPLAB | {"module": "deeplab", "geometry": "stretched", "scales": [1.0, 1.0]},
+    "sec": DEEPLAB | CUES | {"module": "sec"},
+    "dsrg": DEEPLAB | CUES | GROWING | {"module": "dsrg"},
+}
+"""Small entries of systems that not every parameters file has."""
 
 
 def entry(module: str, **changes: Any) -> dict[str, Any]:
-    """The first entry of the project's params.yaml that is of `module`, made small."""
-    entries = config.read(PROJECT / "params.yaml")["systems"].values()
+    """A small entry of `module`: one of ours, or the first of the embedded set's, made small."""
+    if module in ENTRIES:
+        return ENTRIES[module] | changes
+    entries = config.read(PARAMS)["systems"].values()
     found = next(dict(one) for one in entries if one["module"] == module)
     small = {"width": 1 / 64, "norm_batches": 2, "norm_batch_size": 4, **changes}
     return found | {key: value for key, value in small.items() if key in found}
 
 
+def params_of(module: str, **changes: Any) -> Any:
+    """The `Params` of a small entry."""
+    into = systems.load(module).Params
+    return config.section({"systems": {"tested": entry(module, **changes)}}, "systems.tested", into)
+
+
 def build(module: str, classifier: Classifier, **changes: Any) -> System:
-    """A system around a classifier, by way of its entry in params.yaml."""
-    loaded = systems.load(module)
-    params = config.section({"systems": {"tested": entry(module, **changes)}}, "systems.tested", loaded.Params)
+    """A system around a classifier, by way of its entry."""
     torch.manual_seed(1)
-    return loaded.build(params, classifier)
+    return systems.load(module).build(params_of(module, **changes), classifier)
 
 
 def squares(count: int, size: int = SIZE, n_tags: int = N_TAGS, seed: int = 0) -> Batch:
@@ -79,6 +113,21 @@ def squares(count: int, size: int = SIZE, n_tags: int = N_TAGS, seed: int = 0) -
     images = COLOURS[labels].permute(0, 3, 1, 2) + 20 * torch.randn(count, 3, size, size, generator=random)
     labels[:, 0] = IGNORE
     return Batch(tuple(f"image_{i}" for i in range(count)), images.clamp(0, 255), tags, labels)
+
+
+def batch_of(system: System, count: int, size: int = SIZE, seed: int = 0) -> Batch:
+    """`squares` with labels as the system is trained on: for one that learns from cues, most of the grid is unknown.
+
+    Where masks are in play, every second sample is strong, from the first on.
+    """
+    batch = squares(count, size, seed=seed)
+    if not isinstance(system, CueSystem):
+        return batch
+    labels = at_cells(batch.labels, system.network.stride).clone()
+    strong = torch.arange(count) % 2 == 0 if getattr(system.cue_params, "full_weight", 0) else torch.zeros(count) > 0
+    unknown = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed)) > 0.3
+    labels[unknown & ~strong[:, None, None]] = IGNORE
+    return replace(batch, labels=labels, strong=strong)
 
 
 def parameters(*modules: nn.Module) -> int:

@@ -1,6 +1,7 @@
-"""Trunks: shapes, switches, weights from files, frozen statistics, and what is told to who names a wrong one."""
+"""Trunks: shapes, strides, switches, weights from files, frozen statistics, and what who names a wrong one is told."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch.nn import functional as F
 
 from segcore import backbones, config
 from segcore.backbones import VGG16, VGG16_CHANNELS, Trunk
+from segcore.network_sections import BackboneParams
 from segcore.problems import Problem
-from segcore.sections import BackboneParams
 from tests.networks import backbone, parameters, squares
 
 SWITCHLESS = ["resnet18", "timm/test_resnet", "timm/test_convnext", "timm/test_mambaout"]
@@ -19,7 +20,7 @@ SWITCHLESS = ["resnet18", "timm/test_resnet", "timm/test_convnext", "timm/test_m
 
 def test_vgg16_is_the_published_network() -> None:
     with torch.device("meta"):
-        trunk = backbones.build(BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False))
+        trunk = backbones.build(BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=32))
         features = trunk(torch.zeros(2, 3, 320, 320))
     assert parameters(trunk) == 14_714_688
     assert features.top.shape == (2, 512, 10, 10)
@@ -100,7 +101,7 @@ def test_a_wrong_timm_model_is_a_problem(name: str, words: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["vgg61", "resnet34", "timm/", ""])
 def test_an_unknown_name_is_a_problem_that_lists_the_known(name: str) -> None:
-    section = {"backbone": {"name": name, "weights": "random", "width": 1.0, "frozen_norm": False}}
+    section = {"backbone": {"name": name, "weights": "random", "width": 1.0, "frozen_norm": False, "stride": 32}}
     with pytest.raises(Problem) as caught:
         backbones.build(config.section(section, "backbone", BackboneParams))
     assert "backbone.name" in str(caught.value)
@@ -108,7 +109,7 @@ def test_an_unknown_name_is_a_problem_that_lists_the_known(name: str) -> None:
 
 
 def test_only_vgg_has_small_versions() -> None:
-    section = {"backbone": {"name": "resnet18", "weights": "random", "width": 0.5, "frozen_norm": False}}
+    section = {"backbone": {"name": "resnet18", "weights": "random", "width": 0.5, "frozen_norm": False, "stride": 32}}
     with pytest.raises(Problem, match=r"width.*0.5.*only vgg16 and vgg16_bn have small versions"):
         backbones.build(config.section(section, "backbone", BackboneParams))
 
@@ -171,7 +172,9 @@ def test_the_weights_of_another_network_are_a_problem(tmp_path: Path) -> None:
     with pytest.raises(Problem, match=r"is not of vgg16 at width 0.0625: 26 arrays are missing \['features.0.weight'"):
         backbones.build(backbone("vgg16", weights=str(tmp_path / "resnet18.safetensors")))
     save_file(state(backbones.build(backbone("vgg16"))), tmp_path / "vgg16.safetensors")
-    wide = BackboneParams(name="vgg16", weights=str(tmp_path / "vgg16.safetensors"), width=0.125, frozen_norm=False)
+    wide = BackboneParams(
+        name="vgg16", weights=str(tmp_path / "vgg16.safetensors"), width=0.125, frozen_norm=False, stride=32
+    )
     with pytest.raises(Problem, match=r"26 have another shape \['features.0.weight'"):
         backbones.build(wide)
 
@@ -204,3 +207,60 @@ def test_batch_normalisation_is_inserted_around_the_same_convolutions() -> None:
     twin.train()
     new = next(layer for layer in twin.features if isinstance(layer, nn.BatchNorm2d))
     assert new.training, "the new layers have no statistics of a pre-training to keep"
+
+
+@pytest.mark.parametrize(
+    "name", ["vgg16", "vgg16_bn", "resnet18", "resnet50", "timm/test_resnet", "timm/test_convnext"]
+)
+@pytest.mark.parametrize("stride", [8, 16])
+@torch.no_grad()
+def test_a_smaller_stride_has_the_same_weights_and_a_finer_grid(name: str, stride: Literal[8, 16]) -> None:
+    coarse = backbones.build(backbone(name)).eval()
+    fine = backbones.restride(backbone(name), coarse, stride)
+    assert (coarse.stride, fine.stride, fine.training) == (32, stride, False)
+    for ours, theirs in zip(fine.state_dict().items(), coarse.state_dict().items(), strict=True):
+        assert ours[0] == theirs[0]
+        assert torch.equal(ours[1], theirs[1])
+        assert ours[1] is not theirs[1]
+    for sides in ((65, 97), (70, 64)):
+        features = fine(torch.rand(1, 3, *sides) * 255)
+        assert features.top.shape == (1, fine.channels, *(-(-side // stride) for side in sides))
+        assert features.switches == fine.switch_channels == (None,) * 5
+    back = backbones.restride(backbone(name, stride=stride), fine, 32)
+    image = torch.rand(1, 3, 64, 64) * 255
+    assert torch.equal(back(image).top, coarse(image).top)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@torch.no_grad()
+def test_every_second_place_of_a_dilated_resnet_is_what_it_was(name: str) -> None:
+    torch.manual_seed(0)
+    coarse = backbones.build(backbone(name)).eval().double()
+    image = torch.rand(1, 3, 97, 70, dtype=torch.float64) * 255
+    tops = {stride: backbones.restride(backbone(name), coarse, stride)(image).top for stride in (8, 16, 32)}
+    torch.testing.assert_close(tops[8][:, :, ::4, ::4], tops[32], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(tops[16][:, :, ::2, ::2], tops[32], rtol=1e-9, atol=1e-9)
+
+
+def test_vgg16_at_stride_8_is_the_trunk_of_largefov() -> None:
+    with torch.device("meta"):
+        trunk = backbones.build(BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8))
+        assert trunk(torch.zeros(1, 3, 321, 321)).top.shape == (1, 512, 41, 41)
+    assert isinstance(trunk, VGG16)
+    poolings = [(p.kernel_size, p.stride, p.padding) for p in trunk.features if isinstance(p, nn.MaxPool2d)]
+    assert poolings == [(3, 2, 1)] * 3 + [(3, 1, 1)]
+    dilations = [layer.dilation[0] for layer in trunk.features if isinstance(layer, nn.Conv2d)]
+    assert dilations == [1] * 10 + [2] * 3
+    assert parameters(trunk) == 14_714_688
+
+
+@pytest.mark.parametrize("name", ["timm/test_mambaout", "timm/vgg11"])
+def test_a_model_that_keeps_its_stride_is_a_problem(name: str) -> None:
+    with pytest.raises(Problem, match=rf"backbone.stride: {name} cannot be had at stride 8; choose 32 or another"):
+        backbones.build(backbone(name, stride=8))
+
+
+def test_inserted_batch_normalisation_keeps_the_stride() -> None:
+    trunk = backbones.build(backbone(stride=16))
+    assert isinstance(trunk, VGG16)
+    assert trunk.with_batch_norm().eval()(squares(1, 64).images).top.shape[2:] == (4, 4)

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from stages import evaluate, make_crops, prepare, report, run, show, split, train_classifier, train_segmenter
+from stages import (
+    evaluate,
+    extract_pseudo_labels,
+    make_crops,
+    prepare,
+    report,
+    run,
+    show,
+    split,
+    train_classifier,
+    train_segmenter,
+)
 from tests.devkit import PROJECT, make_devkit, write_params
 
 MANIFEST = ["--manifest", "data/prepared/manifest.parquet"]
@@ -23,9 +34,13 @@ STAGES: dict[ModuleType, list[str]] = {
     split: [*MANIFEST, *CLASSES, "--out", "out"],
     train_classifier: ["--name", "decoupled", *MANIFEST, *CLASSES, *SPLIT, "--out", "out"],
     make_crops: [*MANIFEST, *CLASSES, *SPLIT, "--out", "out"],
+    extract_pseudo_labels: [
+        *("--name", "ficklenet", *MANIFEST, *CLASSES, *SPLIT),
+        *("--input", "data/classifiers/ficklenet/model", "--out", "out"),
+    ],
     train_segmenter: [
-        *("--system", "deconvnet", *MANIFEST, "--crops", "data/crops/crops.parquet"),
-        *("--classifier", "data/classifiers/decoupled_str/model", "--out", "out"),
+        *("--system", "deconvnet", *MANIFEST, *SPLIT, "--labels", "data/crops/crops.parquet"),
+        *("--start", "data/classifiers/decoupled_str/model", "--out", "out"),
     ],
     evaluate: ["--system", "deconvnet", *MANIFEST, *CLASSES, *SPLIT, *NOTHING_THERE, "--out", "out"],
     report: ["--out", "out"],
@@ -124,7 +139,7 @@ def test_an_input_is_missing(fails: Fails, stage: ModuleType) -> None:
     assert "dvc repro" in said or "run the stage that trains it" in said
 
 
-@pytest.mark.parametrize("stage", [split, train_classifier, make_crops, evaluate])
+@pytest.mark.parametrize("stage", [split, train_classifier, make_crops, extract_pseudo_labels, evaluate])
 def test_the_manifest_is_broken(fails: Fails, stage: ModuleType) -> None:
     Path(MANIFEST[1]).write_bytes(Path(MANIFEST[1]).read_bytes()[:-40])
     said = fails(stage)
@@ -165,18 +180,21 @@ def test_names_that_params_yaml_does_not_have(fails: Fails) -> None:
     assert "there is no system 'unet' in params.yaml; it has deconvnet, decouplednet" in said
     said = fails(train_segmenter, "--system", "unet", *STAGES[train_segmenter][2:])
     assert "there is no system 'unet' in params.yaml" in said
+    said = fails(extract_pseudo_labels, "--name", "fickelnet", *STAGES[extract_pseudo_labels][2:])
+    assert "there is no pseudo-label set 'fickelnet' in params.yaml; it has deterministic, ficklenet" in said
 
 
 def test_there_is_no_model(fails: Fails) -> None:
     assert "data/classifiers/decoupled_str/model holds no model" in fails(train_segmenter)
     assert "data/segmenters/deconvnet/model holds no model" in fails(evaluate)
+    assert "data/classifiers/ficklenet/model holds no model" in fails(extract_pseudo_labels)
 
 
 def test_a_list_names_an_image_that_the_manifest_lacks(fails: Fails) -> None:
     for name in ("weak", "strong", "val"):
         with Path(f"data/split/{name}.txt").open("a") as file:
             file.write("stranger\n")
-    for stage in (train_classifier, make_crops):
+    for stage in (train_classifier, make_crops, extract_pseudo_labels):
         said = fails(stage)
         assert "stranger" in said
         assert "dvc repro split" in said
@@ -185,6 +203,7 @@ def test_a_list_names_an_image_that_the_manifest_lacks(fails: Fails) -> None:
 def test_there_are_no_images_to_train_on(fails: Fails) -> None:
     Path("data/split/weak.txt").write_text("")
     assert "there are no training samples; check the split" in fails(train_classifier)
+    assert "the list of weak images is empty; run `dvc repro split`" in fails(extract_pseudo_labels)
 
 
 def test_nothing_to_report_and_nothing_to_show(fails: Fails) -> None:

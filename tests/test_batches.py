@@ -2,15 +2,18 @@
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from segcore.batches import Batch, Order, Samples, Stream, collate
+from segcore.batches import Batch, Mixed, Order, Sample, Samples, SizedSamples, Stream, collate
 from segcore.problems import Problem
+from segcore.runtime import derived_seed
 from segcore.samples import read_manifest
 from segcore.transforms import CropSamples, TaggedImages
 from tests.loop import Pictures, fit, net, same, trained
@@ -22,7 +25,7 @@ def places(order: Order, step: int) -> list[tuple[int, int]]:
 
 
 def equal(a: Batch, b: Batch) -> bool:
-    tensors = [(a.images, b.images), (a.tags, b.tags), (a.labels, b.labels)]
+    tensors = [(a.images, b.images), (a.tags, b.tags), (a.labels, b.labels), (a.strong, b.strong)]
     return a.ids == b.ids and all(torch.equal(x, y) for x, y in tensors)
 
 
@@ -71,6 +74,90 @@ def test_micro_batches_cut_a_batch() -> None:
 def test_a_batch_that_processes_cannot_share() -> None:
     with pytest.raises(Problem, match="3 samples cannot be shared by 2 processes"):
         Order(10, 6, 2, seed=3, rank=0, world=2)
+
+
+def test_a_set_alone_keeps_the_shuffle_that_it_has_always_had() -> None:
+    for order in (Order(7, 4, 1, seed=3), Order(7, 4, 1, seed=3, parts=(7,))):
+        for step in range(5):
+            for place, (index, seed) in enumerate(places(order, step), start=4 * step):
+                epoch, offset = divmod(place, 7)
+                shuffled = np.random.default_rng(derived_seed(3, "epoch", epoch)).permutation(7)
+                assert (index, seed) == (shuffled[offset], derived_seed(3, "augment", place))
+
+
+@pytest.mark.parametrize("parts", [(5, 3), (2, 9), (4, 1, 3)])
+def test_parts_take_turns_and_each_has_epochs_of_its_own(parts: tuple[int, ...]) -> None:
+    order = Order(sum(parts), 6, 1, seed=3, parts=parts)
+    seen = [index for step in range(20) for index, _ in places(order, step)]
+    seeds = [seed for step in range(20) for _, seed in places(order, step)]
+    assert len(set(seeds)) == 120
+    for number, size in enumerate(parts):
+        first = sum(parts[:number])
+        mine = seen[number :: len(parts)]
+        for begin in range(0, len(mine) - size + 1, size):
+            assert sorted(mine[begin : begin + size]) == list(range(first, first + size))
+    whole = [index for micro in Order(sum(parts), 6, 1, seed=3, parts=parts).micro_batches(4) for index, _ in micro]
+    assert whole == seen[24:30]
+
+
+def test_equal_parts_are_shuffled_differently() -> None:
+    order = Order(16, 16, 1, seed=3, parts=(8, 8))
+    indices = [index for index, _ in places(order, 0)]
+    assert [index + 8 for index in indices[::2]] != indices[1::2]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_a_batch_of_parts(world: int) -> None:
+    whole = Order(10, 8, 2, seed=3, parts=(6, 4))
+    parts = [Order(10, 8, 2, seed=3, rank=rank, world=world, parts=(6, 4)) for rank in range(world)]
+    for micro, *shares in zip(whole.micro_batches(1), *(p.micro_batches(1) for p in parts), strict=True):
+        assert [key for keys in zip(*shares, strict=True) for key in keys] == micro
+
+
+def test_parts_that_cannot_be_dealt() -> None:
+    with pytest.raises(Problem, match="3 samples cannot be as many strong as weak ones; .* a multiple of 2"):
+        Order(10, 6, 2, seed=3, parts=(6, 4))
+    with pytest.raises(Problem, match="no training samples"):
+        Order(6, 6, 1, seed=3, parts=(6, 0))
+    with pytest.raises(ValueError, match="not 10 together"):
+        Order(10, 6, 1, seed=3, parts=(6, 3))
+
+
+class Set(Pictures):
+    """Pictures of one kind, told apart by their name."""
+
+    def __init__(self, count: int, name: str) -> None:
+        super().__init__(count)
+        self.input_size = self.size
+        self.name = name
+
+    def sample(self, index: int, seed: int) -> Sample:
+        found = super().sample(index, seed)
+        return replace(found, image_id=f"{self.name}_{index}", strong=self.name == "strong")
+
+
+def test_mixed_samples_are_those_of_each_set() -> None:
+    mixed = Mixed(Set(3, "weak"), Set(2, "strong"))
+    assert isinstance(mixed, SizedSamples)
+    assert (len(mixed), mixed.parts, mixed.input_size) == (5, (3, 2), 16)
+    names = [mixed.sample(index, 0).image_id for index in range(5)]
+    assert names == ["weak_0", "weak_1", "weak_2", "strong_0", "strong_1"]
+    with pytest.raises(IndexError, match="5 samples have no index 5"):
+        mixed.sample(5, 0)
+    order = Order.of(mixed, 4, 2, seed=0, rank=1, world=2)
+    assert order == Order(5, 4, 2, seed=0, rank=1, world=2, parts=(3, 2))
+    assert Order.of(Pictures(), 4, 2, seed=0) == Order(10, 4, 2, seed=0)
+    for batches in Stream(mixed, Order.of(mixed, 4, 2, seed=0), workers=0).steps(0, 5):
+        for batch in batches:
+            assert [image_id.split("_")[0] for image_id in batch.ids] == ["weak", "strong"]
+            assert batch.strong.tolist() == [False, True]
+            assert batch.to(torch.device("cpu")).strong.tolist() == [False, True]
+
+
+def test_samples_are_strong_unless_they_say_otherwise() -> None:
+    batch = collate([Pictures().sample(index, 0) for index in range(3)])
+    assert batch.strong.tolist() == [True] * 3
+    assert Batch(batch.ids, batch.images, batch.tags, batch.labels).strong.tolist() == [True] * 3
 
 
 def test_a_stream_can_start_at_any_step() -> None:

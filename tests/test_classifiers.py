@@ -1,6 +1,7 @@
-"""The fully convolutional classifier: its size, grids, pooling, loss, and VGG-16's own fc6 and fc7."""
+"""Classifiers of both kinds of head: their size, grids, pooling, loss, and VGG-16's own fc6 and fc7."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -8,10 +9,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from segcore import classifiers, config, dropout
-from segcore.sections import BackboneParams, HeadParams
+from segcore.classifiers import Classifier, FullyConnectedHead, TagScores
+from segcore.network_sections import BackboneParams, StochasticParams
+from segcore.stochastic import StochasticHead
 from segcore.training import parameter_groups
-from tests.devkit import PROJECT
-from tests.networks import SIZE, backbone, parameters, published_classifier, squares, tiny_classifier
+from tests.devkit import PARAMS
+from tests.networks import (
+    N_TAGS,
+    SIZE,
+    backbone,
+    fully_connected,
+    parameters,
+    published_classifier,
+    squares,
+    tiny_classifier,
+)
 from tests.test_backbones import SWITCHLESS
 
 
@@ -78,9 +90,7 @@ def test_fully_connected_layers_of_vgg16_serve_where_they_fit(
 ) -> None:
     state = vgg16_file(tmp_path / "vgg16.safetensors", 24)
     params = backbone(weights=str(tmp_path / "vgg16.safetensors"))
-    classifier = classifiers.build(
-        params, HeadParams(width=width, kernel=kernel, padding=0, batch_norm=False, dropout=0.0), 5
-    ).eval()
+    classifier = classifiers.build(params, fully_connected(width=width, kernel=kernel), 5).eval()
     if not fits:
         assert classifier.pretrained == ("trunk.",)
         return
@@ -96,11 +106,12 @@ def test_fully_connected_layers_of_vgg16_serve_where_they_fit(
 
 def test_what_is_pre_trained_learns_at_the_rate_of_the_trunk(tmp_path: Path) -> None:
     vgg16_file(tmp_path / "vgg16.safetensors", 24)
-    head = HeadParams(width=24, kernel=7, padding=0, batch_norm=False, dropout=0.0)
+    head = fully_connected(width=24, kernel=7)
     classifier = classifiers.build(backbone(weights=str(tmp_path / "vgg16.safetensors")), head, 5)
-    recipe = config.load(PROJECT / "params.yaml").recipes["classifier"]
+    recipe = config.load(PARAMS).recipes["classifier"]
     groups = parameter_groups(classifier, recipe.model_copy(update={"trunk_multiplier": 0.1, "bias_multiplier": 2.0}))
     rates = {id(p): (group["multiplier"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert isinstance(classifier.head, FullyConnectedHead)
     assert rates[id(classifier.head.fc7.weight)] == (0.1, recipe.weight_decay)
     assert rates[id(classifier.head.fc7.bias)] == (0.2, 0.0)
     assert rates[id(classifier.head.score.weight)] == (1.0, recipe.weight_decay)
@@ -108,8 +119,49 @@ def test_what_is_pre_trained_learns_at_the_rate_of_the_trunk(tmp_path: Path) -> 
 
 
 def test_a_head_that_fits_the_map_of_the_input_size() -> None:
-    params = BackboneParams(name="vgg16", weights="random", width=1 / 16, frozen_norm=False)
-    classifier = classifiers.build(
-        params, HeadParams(width=8, kernel=3, padding=0, batch_norm=False, dropout=0.0), 2
-    ).eval()
+    params = BackboneParams(name="vgg16", weights="random", width=1 / 16, frozen_norm=False, stride=32)
+    classifier = classifiers.build(params, fully_connected(width=8, kernel=3), 2).eval()
     assert classifier(torch.zeros(1, 3, SIZE, SIZE)).scores.shape == (1, 2, 1, 1)
+
+
+def stochastic_classifier(name: str = "vgg16", stride: Literal[8, 16, 32] = 8, **changes: Any) -> Classifier:
+    """A random classifier with a stochastic head in eval mode."""
+    values = {"kind": "stochastic", "kernel": 5, "selection": "stochastic", "rate": 0.8, "rescale": True}
+    params = StochasticParams.model_validate(values | {"form": "factorised"} | changes)
+    torch.manual_seed(0)
+    return classifiers.build(backbone(name, stride=stride), params, N_TAGS).eval()
+
+
+def test_the_published_stochastic_classifier_adds_one_kernel_a_tag() -> None:
+    params = StochasticParams(
+        kind="stochastic", kernel=9, selection="stochastic", rate=0.9, rescale=False, form="factorised"
+    )
+    with torch.device("meta"):
+        trunk = BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8)
+        classifier = classifiers.build(trunk, params, 20).eval()
+        found = classifier(torch.zeros(1, 3, 321, 321))
+    assert isinstance(classifier.head, StochasticHead)
+    assert parameters(classifier.head) == 20 * 512 * 81 + 20
+    assert classifier.n_tags == 20
+    assert classifier.pretrained == ("trunk.",)
+    assert isinstance(found, TagScores)
+    assert found.features.top.shape == (1, 512, 41, 41)
+    assert found.decision.shape == (1, 20)
+
+
+@pytest.mark.parametrize("selection", ["stochastic", "general", "deterministic"])
+def test_the_stochastic_classifier_learns_the_tags(selection: str) -> None:
+    classifier, batch = stochastic_classifier(selection=selection).train(), squares(4, 65)
+    optimiser = torch.optim.Adam(classifier.parameters(), lr=3e-3)
+    losses = []
+    for step in range(25):
+        dropout.set_key(classifier, step, rank=0, world=1)
+        term = classifier.losses(batch)["tags"]
+        optimiser.zero_grad()
+        (term.total / term.weight).backward()
+        assert all(parameter.grad is not None for parameter in classifier.parameters())
+        optimiser.step()
+        losses.append(term.total.item())
+    assert losses[-1] < 0.7 * losses[0]
+    batch_of_two = classifier.eval()(batch.images[:2]).decision
+    torch.testing.assert_close(batch_of_two, classifier(batch.images).decision[:2], rtol=1e-4, atol=1e-4)

@@ -46,7 +46,7 @@ def test_the_projects_own_parameters_are_in_order() -> None:
     settings = config.load(PARAMS)
     assert set(settings.raw) == set(config.Settings.KEYS)
     assert settings.seed == settings.raw["seed"]
-    assert settings.systems["decouplednet"].classifier in settings.classifiers
+    assert settings.classifier_of("decouplednet") in settings.classifiers
     assert isinstance(settings.evaluation.scales, tuple)
 
 
@@ -89,7 +89,7 @@ def test_the_projects_own_parameters_are_in_order() -> None:
         ("recipes.segmenter.learning_rate", float("inf"), ["found inf", "must be a finite number"]),
         ("recipes.segmenter.weight_decay", float("nan"), ["found nan", "must be a finite number"]),
         ("classifiers.decoupled.head.dropout", 1.0, ["found 1.0", "must be less than 1"]),
-        ("classifiers.decoupled.input_size", 100, ["found 100", "a multiple of 32"]),
+        ("classifiers.decoupled.input_size", 100, ["input_size 100", "a multiple of 32"]),
         ("crops.min_overlap", 1.5, ["found 1.5", "must be less than or equal to 1"]),
         ("dataset.shapes.classes", 21, ["found 21", "must be less than or equal to 20"]),
         ("systems.decouplednet.threshold", 50, ["found 50", "must be less than or equal to 1"]),
@@ -103,9 +103,34 @@ def test_the_projects_own_parameters_are_in_order() -> None:
         ("systems.deconvnet.encoder", "own", ["found 'own'", "must be 'classifier' or 'backbone'"]),
         # a name that nothing has
         ("classifiers.decoupled.recipe", "clasifier", ["found 'clasifier'", "allowed are", "mean 'classifier'?"]),
-        ("systems.deconvnet.recipe", "quick", ["found 'quick'", "allowed are classifier, segmenter"]),
-        ("systems.deconvnet.classifier", "decoupled_st", ["found 'decoupled_st'", "mean 'decoupled_str'?"]),
-        ("systems.deconvnet.module", "unet", ["found 'unet'", "allowed are", "deconvnet, decouplednet"]),
+        ("systems.deconvnet.recipe", "quick", ["found 'quick'", "allowed are classifier", "segmenter"]),
+        (
+            "systems.deconvnet.start",
+            "data/classifiers/decoupled_st/model",
+            ["found 'decoupled_st'", "mean 'decoupled_str'?"],
+        ),
+        (
+            "systems.deconvnet.start",
+            "decoupled",
+            ["found 'decoupled'", "match pattern"],
+        ),
+        ("systems.ficklenet.labels", "data/pseudo_labels/ficklnet", ["found 'ficklnet'", "mean 'ficklenet'?"]),
+        ("systems.dsrg.start", "data/segmenters/dsrg/model", ["found a circle, dsrg starts from dsrg"]),
+        ("pseudo_labels.ficklenet.input", "data/classifiers/ficklnet/model", ["found 'ficklnet'", "'ficklenet'?"]),
+        ("pseudo_labels.ficklenet.input", "cues.npz", ["source: classifier needs input", "found 'cues.npz'"]),
+        ("pseudo_labels.ficklenet.source", "segmenter", ["needs input data/segmenters/<name>/model", "found 'data/cl"]),
+        ("pseudo_labels.ficklenet.passes", 0, ["found 0", "must be greater than or equal to 1"]),
+        ("pseudo_labels.ficklenet.theta", 0.0, ["found 0.0", "must be greater than 0"]),
+        ("pseudo_labels.ficklenet.theta", 1.0, ["found 1.0", "must be less than 1"]),
+        ("pseudo_labels.ficklenet.background", "saliency", ["needs saliency_root"]),
+        ("pseudo_labels", None, ["found None", "at least one named entry"]),
+        ("evaluation.crf", {"iterations": 10}, ["this key is missing"]),
+        ("classifiers.ficklenet.head.kind", "conv", ["found 'conv'", "fully_connected, stochastic"]),
+        ("classifiers.ficklenet.head.kernel", 4, ["kernel 4 must be odd"]),
+        ("classifiers.ficklenet.head.width", 4, ["unknown key", "kernel, kind, rate"]),
+        ("classifiers.ficklenet.backbone.stride", 4, ["found 4", "must be 8, 16 or 32"]),
+        ("classifiers.decoupled.backbone.stride", 8, ["must be 32 under a fully connected head"]),
+        ("systems.deconvnet.module", "unet", ["found 'unet'", "allowed are", "deconvnet, decouplednet, deeplab"]),
         ("systems.deconvnet.module", "../evil", ["found '../evil'", "match pattern"]),
         # a rule over several keys
         ("dataset.tags", "csv", ["tags: csv needs tags_file", "image_id,tags"]),
@@ -129,17 +154,30 @@ def test_a_mistake_names_the_key_what_was_found_and_what_is_allowed(key: str, va
 
 
 def test_only_vgg_has_small_versions() -> None:
-    backbone = {"name": "resnet18", "weights": "random", "width": 0.5, "frozen_norm": False}
+    backbone = {"name": "resnet18", "weights": "random", "width": 0.5, "frozen_norm": False, "stride": 32}
     (problem,) = problems_of({"classifiers.decoupled.backbone": backbone})
     assert problem.startswith("classifiers.decoupled.backbone: width 0.5 must be 1.0 for resnet18")
 
 
 def test_crops_must_hold_the_kernel_of_a_systems_classifier() -> None:
-    unpadded = {f"classifiers.{name}.head.padding": 0 for name in config.load(PARAMS).classifiers}
+    """Those of the systems that learn from crops, not of others."""
+    unpadded = {f"classifiers.{name}.head.padding": 0 for name in ("decoupled", "decoupled_str")}
     problems = problems_of({"crops.input_size": 32, "crops.warp": 40, **unpadded})
-    assert len(problems) == len(config.load(PARAMS).systems)
+    learners = [name for name, system in config.load(PARAMS).systems.items() if system.labels == config.CROPS]
+    assert [problem.partition(": ")[0] for problem in problems] == [f"systems.{name}" for name in learners]
+    assert 0 < len(learners) < len(config.load(PARAMS).systems)
     assert problems[0].startswith("systems.decouplednet: classifiers.decoupled.head.kernel")
     assert "exceeds the 1 cells of the top map at crops.input_size 32" in problems[0]
+
+
+def test_a_systems_classifier_is_that_at_the_beginning_of_its_chain() -> None:
+    chain = {"sec.start": "data/segmenters/dsrg/model", "dsrg.start": "data/segmenters/deeplab/model"}
+    settings = config.Settings(changed({f"systems.{key}": start for key, start in chain.items()}))
+    assert [settings.classifier_of(name) for name in ("sec", "dsrg", "deeplab")] == ["decoupled_str"] * 3
+    assert settings.classifier_of("ficklenet") == "ficklenet"
+    circle = {f"systems.{key}": start for key, start in chain.items()}
+    problems = problems_of(circle | {"systems.deeplab.start": "data/segmenters/sec/model"})
+    assert "systems.sec.start: found a circle, sec starts from dsrg starts from deeplab starts from sec" in problems
 
 
 @pytest.mark.parametrize("name", ["My System", "../../etc", "", "a.b", "a@b", "-rf", "Ä", 3])

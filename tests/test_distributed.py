@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,16 @@ from segcore.problems import Problem
 from segcore.runtime import Runtime, write_atomically
 from segcore.training import Fit
 from tests.loop import Net, Pictures, recipe
-from tests.tiny import NAME, arguments, files, run_stages, tiny_dataset
+from tests.tiny import NAME, RECIPES, arguments, files, run_stages, tiny_dataset, train_stochastic
 
 PROJECT = Path(__file__).parents[1]
-RECIPES = ("classifier", "segmenter")
+SEMI = {
+    "system": "ficklenet_semi",
+    "labels": Path("pseudo_labels"),
+    "start": Path("stochastic/model"),
+    "out": Path("semi"),
+}
+"""Half of a batch of four are weak samples and half are strong: of two processes, each gets one kind."""
 
 
 class Unlucky(Net):
@@ -58,9 +65,11 @@ def work(folder: Path) -> None:
         content = {"world": runtime.world, "losses": losses, "state": state, "deep": deep_losses, "message": message}
         write_atomically(folder / "fit.json", json.dumps(content).encode())
     os.chdir(folder)
-    for stage in ("make_crops", "train_classifier", "train_segmenter", "evaluate"):
+    for stage in ("make_crops", "train_classifier", "train_segmenter", "evaluate", "extract_pseudo_labels"):
         runtime.wait()  # a process that does not write is done before the files are there
         run_stages(stage)
+    runtime.wait()
+    run_stages("train_segmenter", **SEMI)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +88,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         try:
             os.chdir(folder)
             run_stages("prepare", "split")
+            if processes == 1:
+                train_stochastic()
+            else:
+                shutil.copytree(root / "1/stochastic", "stochastic")
         finally:
             os.chdir(here)
         made.append(folder)
@@ -127,13 +140,18 @@ def test_what_stops_one_process_stops_all_and_names_the_images_of_both(folders: 
     assert len(named[0]) == 4
 
 
-@pytest.mark.parametrize(("stage", "term"), [("classifier", "tags"), ("segmenter", "segmentation")])
-def test_the_stages_train_alike(stage: str, term: str, folders: list[Path]) -> None:
+@pytest.mark.parametrize(
+    ("stage", "terms"),
+    [("classifier", ["tags"]), ("segmenter", ["segmentation"]), ("semi", ["seed", "boundary", "full"])],
+)
+def test_the_stages_train_alike(stage: str, terms: list[str], folders: list[Path]) -> None:
     one, two = (folder / stage for folder in folders)
-    log = f"training/plots/metrics/loss/{term}.tsv"
-    ours, theirs = pd.read_csv(two / log, sep="\t"), pd.read_csv(one / log, sep="\t")
-    assert len(ours) == 6
-    np.testing.assert_allclose(ours[term], theirs[term], rtol=1e-3)
+    for term in terms:
+        log = f"training/plots/metrics/loss/{term}.tsv"
+        ours, theirs = pd.read_csv(two / log, sep="\t"), pd.read_csv(one / log, sep="\t")
+        assert len(ours) == 6
+        assert ours[term].to_numpy().min() > 0
+        np.testing.assert_allclose(ours[term], theirs[term], rtol=1e-3)
     weights = load_file(two / "model/model.safetensors"), load_file(one / "model/model.safetensors")
     for name, values in weights[1].items():
         np.testing.assert_allclose(weights[0][name], values, rtol=2e-2, atol=2e-3, err_msg=name)
@@ -143,6 +161,8 @@ def test_per_image_stages_write_the_same_bytes(folders: list[Path]) -> None:
     one, two = folders
     assert files(one / "crops") == files(two / "crops")
     assert len(files(one / "crops")) == 3
+    assert files(one / "pseudo_labels") == files(two / "pseudo_labels")
+    assert len(files(one / "pseudo_labels")) == 2 * 9 + 3
 
 
 def test_evaluation_of_one_model_writes_the_same_bytes(folders: list[Path], tmp_path: Path) -> None:
@@ -160,7 +180,8 @@ def test_evaluation_of_one_model_writes_the_same_bytes(folders: list[Path], tmp_
 
 def test_only_the_first_process_speaks(folders: list[Path]) -> None:
     log = (folders[1] / "log").read_text()
-    assert log.count("2 process(es)") == 2
+    assert log.count("2 process(es)") == 3
+    assert log.count("pseudo-labels of 9 images") == 1
     assert log.count("crops of 6 strong images") == 1
 
 

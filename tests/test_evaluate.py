@@ -3,18 +3,25 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from segcore import classifiers, config, models, systems
+from segcore import classifiers, config, inference, models, systems
+from segcore.metrics import rounded
 from segcore.problems import Problem, Problems
-from segcore.samples import Record, write_labels
+from segcore.samples import Record, read_image, read_labels, write_labels
+from segcore.sections import CRFParams
+from segcore.systems import System
 from stages import evaluate, report
-from tests.invented import NAMES, PARAMS, SHAPES, invented_results, predictor, scenes, write_json
+from tests.devkit import PARAMS, write_params
+from tests.invented import NAMES, SHAPES, invented_results, predictor, scenes, write_json
+from tests.networks import CRF
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +79,7 @@ def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path
     system = module.build(
         config.section({"systems": {"deconvnet": raw}}, "systems.deconvnet", module.Params), classifier
     )
-    card = models.classifier_card(Path("classifier"))
+    card = json.loads(Path("classifier/model.json").read_text())
     models.save_system(Path("model"), "deconvnet", raw, card, 96, system)
     rows = [asdict(record) | {"image_sha256": "", "labels_sha256": ""} for record in scenes(Path("scenes"), 8)]
     table = pd.DataFrame(rows).astype({"image": str, "labels": str})
@@ -90,6 +97,66 @@ def test_the_stage_from_a_saved_model_to_its_files(untrained: dict[str, Path]) -
     assert json.loads(Path("out/metrics.json").read_text())["images"] == 8
     evaluate.main(system="deconvnet", **untrained, params=PARAMS)
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == first
+
+
+def with_crf(path: Path) -> Path:
+    """Our parameters with a CRF in the evaluation."""
+    return write_params(path, {"evaluation.crf": CRF | {"stride": 4}})
+
+
+def test_metrics_with_a_crf_stand_beside_those_without(
+    untrained: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is written without one stays as it is; the numbers with it come from the refined labels alone."""
+    refined, plain = inference.refined, read_results(untrained, PARAMS)
+
+    def nothing_but_background(system: System, scores: Tensor, image: np.ndarray, params: CRFParams) -> np.ndarray:
+        found = refined(system, scores, image, params)
+        assert found.shape == image.shape[:2]
+        assert found.dtype == np.uint8
+        return np.zeros_like(found)
+
+    monkeypatch.setattr(inference, "refined", nothing_but_background)
+    metrics = read_results(untrained, with_crf(Path("crf.yaml")))
+    black = metrics["metrics.json"].pop("with_crf")
+    assert metrics == plain
+    assert list(black) == list(report.SCORES)
+    truth = np.concatenate([read_labels(path).ravel() for path in sorted(Path("scenes").glob("*.png"))])
+    assert black["pixel_accuracy"] == pytest.approx((truth[truth != 255] == 0).mean(), abs=1e-4)
+    assert black["mean_iou_foreground"] == 0
+
+
+def read_results(untrained: dict[str, Path], params: Path) -> dict[str, Any]:
+    """What the stage writes."""
+    evaluate.main(system="deconvnet", **untrained, params=params)
+    files: dict[str, Any] = {path.name: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    return files | {"metrics.json": json.loads(files["metrics.json"])}
+
+
+def test_refined_labels_are_scored_as_predictions_are(tmp_path: Path) -> None:
+    """In two shares, beside worse predictions."""
+    params = config.load(with_crf(tmp_path / "params.yaml")).evaluation
+    records = scenes(tmp_path / "scenes", 6)
+    rough, fine = (
+        [one.labels for one in predictor(records, noise)([read_image(record.image) for record in records])]
+        for noise in (1.0, 0.3)
+    )
+
+    def both(rank: int) -> evaluate.Scores:
+        pairs = iter(list(zip(rough, fine, strict=True))[rank::2])
+        return evaluate.score(
+            records[rank::2], lambda images: [evaluate.Prediction(*next(pairs)) for _ in images], len(NAMES), params
+        )
+
+    evaluate.write_results(both(0) + both(1), NAMES, tmp_path / "both")
+    written = json.loads((tmp_path / "both/metrics.json").read_text())
+    for labels, found in ((rough, written), (fine, written["with_crf"])):
+        alone = iter(labels)
+        scores = evaluate.score(
+            records, lambda images, alone=alone: [evaluate.Prediction(next(alone)) for _ in images], len(NAMES), params
+        )
+        assert {name: found[name] for name in report.SCORES} == rounded(evaluate.summary(scores))
+    assert written["mean_iou"] < written["with_crf"]["mean_iou"]
 
 
 def test_a_model_for_other_classes_is_refused(untrained: dict[str, Path]) -> None:
@@ -128,4 +195,6 @@ def test_labels_that_do_not_fit_are_named(labels: np.ndarray, message: str, tmp_
     write_labels(tmp_path / "labels.png", labels.astype(np.uint8))
     record = Record("a", tmp_path / "a.png", tmp_path / "labels.png", 4, 4, (), "val")
     with pytest.raises(Problem, match=message):
-        evaluate.score([record], lambda images: [np.zeros((4, 4), np.uint8)], 3, config.load(PARAMS).evaluation)
+        evaluate.score(
+            [record], lambda _: [evaluate.Prediction(np.zeros((4, 4), np.uint8))], 3, config.load(PARAMS).evaluation
+        )

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from segcore import config, inference
 from segcore.batches import Batch
 from segcore.losses import Term
-from segcore.sections import EvaluationParams
+from segcore.problems import Problem
+from segcore.sections import CRFParams, EvaluationParams
 from segcore.systems import System
-from tests.devkit import PROJECT
+from tests.devkit import PARAMS
+from tests.networks import CRF
 
-SETTINGS = config.load(PROJECT / "params.yaml")
+SETTINGS = config.load(PARAMS)
 STEP = 50
 
 
@@ -101,6 +103,107 @@ def test_scores_of_both_directions_are_averaged() -> None:
     assert (one_way[:, 33:] == 0).all()
     (both,) = inference.predict(Left(), [picture], 64, params(flip=True), SETTINGS.crops)
     assert (both == 1).all(), "0 on average, which is more than -0.01"
+
+
+class BySize(ByColour):
+    """Scores that tell the size of the input, so that one sees what was averaged."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        super().predict(images)
+        return torch.full((len(images), 2, *images.shape[2:]), float(images.shape[3]))
+
+
+class Stretching(ByColour):
+    """A network that takes 8 k + 1 pixels each way and gives up the aspect, as DeepLab does."""
+
+    square = "stretch"
+    smallest_input = 33
+    input_step = 8
+    input_offset = 1
+
+
+@pytest.mark.parametrize(("scales", "flip"), [((1.0,), False), ((1.0,), True), ((0.5, 1.0, 1.5), True)])
+def test_scores_are_means_whatever_the_number_of_passes(scales: tuple[float, ...], flip: bool) -> None:
+    """Sums would make the probabilities that a CRF starts from ever surer."""
+    picture, _ = blocks(50, 70)
+    (scores,) = inference.score_maps(BySize(), [picture], 64, scales, flip, SETTINGS.crops)
+    assert scores.shape == (2, 50, 70)
+    torch.testing.assert_close(scores, torch.full((2, 50, 70), 64.0))
+
+
+@pytest.mark.parametrize("size", [(97, 97), (60, 131), (131, 48)])
+def test_a_stretched_picture_comes_back_at_its_own_aspect(size: tuple[int, int]) -> None:
+    picture, labels = blocks(*size)
+    system = Stretching()
+    (scores,) = inference.score_maps(system, [picture], 97, (1.0,), False, SETTINGS.crops)
+    assert scores.shape == (6, *size)
+    assert system.seen[0].shape == (1, 3, 97, 97)
+    assert system.seen[0][0, :, -1, -1].tolist() == pytest.approx(picture[-1, -1].tolist(), abs=1), "no black border"
+    sure = inner(labels, 4)
+    np.testing.assert_array_equal(inference.winners(scores)[sure], labels[sure])
+
+
+@pytest.mark.parametrize(
+    ("system", "sides"),
+    [(ByColour(), {0.1: 32, 0.75: 64, 1.0: 96, 1.5: 160}), (Stretching(), {0.34: 33, 0.75: 73, 1.0: 97, 1.5: 145})],
+    ids=["multiples of 32", "one more than multiples of 8"],
+)
+def test_inputs_have_the_nearest_size_that_a_system_takes(system: ByColour, sides: dict[float, int]) -> None:
+    system.seen.clear()
+    picture, _ = blocks(40, 40)
+    inference.score_maps(system, [picture], 97, tuple(sides), False, SETTINGS.crops)
+    assert [batch.shape[3] for batch in system.seen] == list(sides.values())
+
+
+def test_a_size_below_the_smallest_is_a_problem() -> None:
+    picture, _ = blocks(40, 40)
+    with pytest.raises(Problem, match=r"scales: 0.1 of 97 makes images of 9 pixels; this system needs at least 33"):
+        inference.score_maps(Stretching(), [picture], 97, (1.0, 0.1), False, SETTINGS.crops)
+
+
+def halves() -> tuple[np.ndarray, Tensor]:
+    """A picture that changes colour in the middle, and scores of three classes that change two pixels further right.
+
+    The third class is nowhere the greatest, but everywhere the second.
+    """
+    picture = np.full((20, 24, 3), 30, np.uint8)
+    picture[:, 12:] = 220
+    scores = torch.zeros(3, 20, 24)
+    scores[0, :, :14], scores[1, :, 14:], scores[2] = 1.0, 1.0, 0.5
+    return picture, scores
+
+
+def test_a_crf_draws_borders_to_those_of_the_picture() -> None:
+    picture, scores = halves()
+    found = inference.refined(ByColour(), scores, picture, CRFParams.model_validate(CRF))
+    assert (inference.winners(scores)[:, 12:14] == 0).all()
+    np.testing.assert_array_equal(found, np.arange(24)[None].repeat(20, 0) >= 12)
+    assert found.dtype == np.uint8
+
+
+def test_a_crf_starts_from_what_the_system_calls_probabilities() -> None:
+    class Own(ByColour):
+        def probabilities(self, scores: Tensor) -> Tensor:
+            return scores.flip(1).softmax(1)
+
+    picture, scores = halves()
+    params = CRFParams.model_validate(CRF)
+    turned = inference.refined(Own(), scores.flip(0), picture, params)
+    np.testing.assert_array_equal(turned, inference.refined(ByColour(), scores, picture, params))
+    nearest = inference.restricted(Own(), scores.flip(0), [0, 1, 2], picture, None)
+    np.testing.assert_array_equal(nearest, inference.winners(scores))
+
+
+@pytest.mark.parametrize("crf", [None, CRFParams.model_validate(CRF)])
+@pytest.mark.parametrize("allowed", [[0, 1, 2], [0, 2], [2, 1], [1]])
+def test_only_allowed_classes_win(allowed: list[int], crf: CRFParams | None) -> None:
+    picture, scores = halves()
+    found = inference.restricted(ByColour(), scores, allowed, picture, crf)
+    border = 12 if crf else 14
+    left, right = (next(c for c in order if c in allowed) for order in ([0, 2, 1], [1, 2, 0]))
+    assert found.dtype == np.uint8
+    assert (found[:, :border] == left).all()
+    assert (found[:, border:] == right).all()
 
 
 def with_boxes(monkeypatch: pytest.MonkeyPatch, boxes: list[tuple[int, int, int, int]]) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from tests.tiny import STAGES, arguments, files, run_stages, tiny_dataset
+from tests.tiny import STAGES, arguments, files, run_stages, tiny_dataset, train_stochastic
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     try:
         os.chdir(folder)
         run_stages(*STAGES)
+        train_stochastic()
+        run_stages("extract_pseudo_labels")
         yield folder
     finally:
         os.chdir(here)
@@ -44,12 +46,12 @@ def ctrl_c(at: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", watched("fsync", os.fsync))
         patch.setattr(os, "replace", watched("replace", os.replace))
-        patch.setattr(Path, "rename", watched("rename", Path.rename))
+        patch.setattr(os, "rename", watched("rename", os.rename))
         patch.setattr(PIL.Image.Image, "save", watched("save", PIL.Image.Image.save))
         yield done
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, "extract_pseudo_labels"])
 def test_ctrl_c_leaves_whole_files_or_none(stage: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = files(folder / arguments(stage)["out"])
     out = Path(f"stopped_{stage}")

@@ -11,9 +11,11 @@ from torch import nn
 
 from segcore import classifiers, config, models, systems
 from segcore.classifiers import Classifier
+from segcore.grid_systems import GridSystem
+from segcore.network_sections import BackboneParams, ClassifierParams
 from segcore.problems import Problem
-from segcore.sections import BackboneParams, ClassifierParams
-from tests.devkit import PROJECT
+from segcore.systems import System
+from tests.devkit import PARAMS
 from tests.networks import backbone, build, entry, squares
 
 CPU = torch.device("cpu")
@@ -23,7 +25,7 @@ TAGS = ["disc", "ring", "square", "star", "moon"]
 def small_classifier(name: str = "vgg16_bn") -> tuple[Classifier, ClassifierParams]:
     """A classifier in eval mode and its parameters, which name a file of weights that is long gone."""
     torch.manual_seed(0)
-    params = config.load(PROJECT / "params.yaml").classifiers["decoupled"]
+    params = config.load(PARAMS).classifiers["decoupled"]
     head = params.head.model_copy(update={"width": 16, "kernel": 2})
     model = classifiers.build(backbone(name), head, len(TAGS))
     gone = BackboneParams.model_validate(backbone(name).model_dump() | {"weights": "gone/weights.pth"})
@@ -39,10 +41,9 @@ def saved_system(folder: Path, module: str, trunk: str = "vgg16_bn", **changes: 
     """A system with statistics, saved in folder/system and its classifier in folder/classifier."""
     classifier, params = small_classifier(trunk)
     models.save_classifier(folder / "classifier", "decoupled", params, TAGS, classifier)
-    card = models.classifier_card(folder / "classifier")
-    random = backbone(trunk)
-    classifier.backbone = random
-    system = build(module, classifier, **changes)
+    card = json.loads((folder / "classifier/model.json").read_text())
+    classifier.backbone = backbone(trunk)
+    system = build(module, classifier, **changes).eval()
     system.finish([squares(3)])
     models.save_system(folder / "system", "tested", entry(module, **changes), card, 96, system)
     return system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -76,6 +77,60 @@ def test_a_system_comes_back_bit_for_bit(tmp_path: Path, module: str, trunk: str
     images = squares(2, seed=7).images
     assert torch.equal(loaded.predict(images), system.predict(images))  # type: ignore[operator]
     assert not any(part.training for part in loaded.modules())
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether they have the same arrays under the same names."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_new_system_starts_from_a_classifier(tmp_path: Path) -> None:
+    classifier, params = small_classifier()
+    params = params.model_copy(update={"backbone": backbone("vgg16_bn")})
+    models.save_classifier(tmp_path, "decoupled", params, TAGS, classifier)
+    system, card = models.build_on(tmp_path, lambda built: build("deeplab", built))
+    assert isinstance(system, GridSystem)
+    assert same(system.network.trunk, classifier.trunk)
+    assert (card["kind"], card["name"], card["tags"]) == ("classifier", "decoupled", TAGS)
+
+
+@pytest.mark.parametrize("module", systems.names())
+def test_a_new_system_starts_from_one_of_its_kind(tmp_path: Path, module: str) -> None:
+    """The weights are all taken over, and the card names the classifier that was the beginning."""
+    first = saved_system(tmp_path, module)
+    second, card = models.build_on(tmp_path / "system", lambda built: build(module, built))
+    assert same(first, second)
+    assert card == json.loads((tmp_path / "classifier/model.json").read_text())
+    models.save_system(tmp_path / "second", "again", entry(module), card, 96, second)
+    assert same(models.load_system(tmp_path / "second", CPU)[0], first)
+
+
+def test_a_segmenter_goes_on_from_one_that_learned_otherwise(tmp_path: Path) -> None:
+    """DSRG and DeepLab have one network: the step that trains again on what a first one predicts."""
+    first = saved_system(tmp_path, "dsrg")
+    again, _ = models.build_on(tmp_path / "system", lambda built: build("deeplab", built, encoder="backbone"))
+    assert same(first, again)
+
+
+@pytest.mark.parametrize(
+    ("module", "changes"), [("deeplab", {"width": 8}), ("deeplab", {"branches": [1, 2, 3]}), ("decouplednet", {})]
+)
+def test_a_start_with_other_layers_is_a_problem(tmp_path: Path, module: str, changes: dict[str, Any]) -> None:
+    saved_system(tmp_path, "deeplab")
+    with pytest.raises(Problem, match=r"model.safetensors is damaged or of another model"):
+        models.build_on(tmp_path / "system", lambda built: build(module, built, **changes))
+
+
+def test_a_start_that_is_no_model_is_a_problem(tmp_path: Path) -> None:
+    def never(_: Classifier) -> System:
+        raise AssertionError
+
+    with pytest.raises(Problem, match="holds no model .*run the stage that trains it"):
+        models.build_on(tmp_path, never)
+    (tmp_path / "model.json").write_text(json.dumps({"kind": "picture", "format": 1}))
+    with pytest.raises(Problem, match="found a picture of format 1; wanted a classifier or a system of format 1"):
+        models.build_on(tmp_path, never)
 
 
 def test_deconvnet_of_a_fresh_backbone_needs_no_weights_to_be_loaded(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from segcore import config
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[1]
-SYSTEMS = ["decouplednet", "decouplednet_str", "deconvnet"]
-ALL = {"prepare", "split", "train_classifier@decoupled", "train_classifier@decoupled_str", "make_crops", "report"}
+SYSTEMS = ["decouplednet", "deconvnet", "ficklenet_semi"]
+CLASSIFIERS = ["decoupled", "decoupled_str", "ficklenet"]
+ALL = {"prepare", "split", "make_crops", "extract_pseudo_labels@ficklenet", "report"}
+ALL |= {f"train_classifier@{name}" for name in CLASSIFIERS}
 ALL |= {f"{stage}@{system}" for stage in ("train_segmenter", "evaluate") for system in SYSTEMS}
 
 TINY = {
@@ -35,7 +37,10 @@ TINY = {
 }
 TINY_RECIPE = {"steps": 4, "batch_size": 4, "accumulate": 1, "warmup_steps": 1, "compile": False, "workers": 0}
 TINY_CLASSIFIER = {"input_size": 64, "resize": 72, "test_size": 64}
+TINY_HEADS = {"fully_connected": {"width": 16, "kernel": 2}, "stochastic": {"kernel": 3}}
 TINY_SYSTEM = {"width": 0.0625, "norm_batches": 2, "norm_batch_size": 4}
+TINY_NET = {"width": 16, "input_size": 65}
+TINY_LABELS = {"input_size": 65, "passes": 5, "batch_size": 4}
 
 
 class Clone:
@@ -94,7 +99,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Clone:
         pytest.skip("the project is no Git checkout, so its sources cannot be told from its data")
     folder = tmp_path_factory.mktemp("sources") / "project"
     for name in filter(None, listing.stdout.decode().split("\0")):
-        is_data = name.startswith("data/") and not name.startswith("data/shapes/")
+        is_data = name.startswith("data/") and not name.startswith("data/shapes/") and not name.endswith(".gitkeep")
         if (PROJECT / name).is_file() and not is_data and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)
@@ -102,14 +107,18 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone = Clone(folder)
     settings = config.load(folder / "params.yaml")
     clone.change(TINY)
+    clone.change({"systems": {name: settings.raw["systems"][name] for name in SYSTEMS}})
+    clone.change({"pseudo_labels": {"ficklenet": settings.raw["pseudo_labels"]["ficklenet"] | TINY_LABELS}})
     for name in settings.recipes:
         clone.change({f"recipes.{name}.{key}": value for key, value in TINY_RECIPE.items()})
     for name in settings.classifiers:
         clone.change({f"classifiers.{name}.{key}": value for key, value in TINY_CLASSIFIER.items()})
         clone.change({f"classifiers.{name}.backbone.name": "vgg16_bn", f"classifiers.{name}.backbone.width": 0.0625})
-        clone.change({f"classifiers.{name}.head.width": 16, f"classifiers.{name}.head.kernel": 2})
-    for name in settings.systems:
-        clone.change({f"systems.{name}.{key}": value for key, value in TINY_SYSTEM.items()})
+        head = TINY_HEADS[settings.classifiers[name].head.kind]
+        clone.change({f"classifiers.{name}.head.{key}": value for key, value in head.items()})
+    for name in SYSTEMS:
+        small = TINY_NET if name == "ficklenet_semi" else TINY_SYSTEM
+        clone.change({f"systems.{name}.{key}": value for key, value in small.items()})
     clone.run("git", "init", "--quiet")
     clone.run("git", "add", "--all")
     clone.run("git", "commit", "--quiet", "--message", "Tiny")
@@ -137,12 +146,13 @@ def test_the_pipeline_makes_the_table_and_the_page(finished: Clone) -> None:
     assert "not recorded on this machine" not in page
     shown = finished.run(sys.executable, "-m", "stages.show")
     assert str(finished.folder / "data/report/index.html") in shown
-    assert "decouplednet_str" in shown
+    assert "ficklenet_semi" in shown
 
 
 def test_metrics_and_plots_are_shown(finished: Clone, tmp_path: Path) -> None:
     metrics = json.loads(finished.dvc("metrics", "show", "--json"))[""]["data"]
-    assert len(metrics) == 5
+    assert len(metrics) == len(SYSTEMS) + len(CLASSIFIERS) + 1
+    assert 0 <= metrics["data/pseudo_labels/ficklenet/quality.json"]["data"]["precision"] <= 1
     assert 0 <= metrics["data/results/decouplednet/metrics.json"]["data"]["mean_iou"] <= 1
     finished.dvc("plots", "show", "--out", str(tmp_path / "plots"))
     plots = (tmp_path / "plots/index.html").read_text()

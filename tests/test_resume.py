@@ -1,4 +1,4 @@
-"""Real training stages, killed and stopped while they run, end in the same bytes as if nothing had happened."""
+"""Real stages, killed and stopped while they run, end in the same bytes as if nothing had happened."""
 
 import os
 import re
@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import arguments, files, run_stages, tiny_dataset
+from tests.tiny import arguments, files, run_stages, tiny_dataset, train_stochastic
 
 PROJECT = Path(__file__).parents[1]
+CHECKPOINTS, LABELS = "*.pt", "pseudo-labels-*/labels/*.png"
+"""What a stage keeps in its scratch folder."""
 
 
 def command(stage: str, out: Path) -> list[str]:
@@ -41,31 +43,34 @@ def finished(stage: str, folder: Path, out: Path) -> str:
     return log
 
 
-def stopped(stage: str, folder: Path, out: Path, sign: signal.Signals) -> tuple[int, str]:
-    """The exit code and the log of a stage that got a signal as soon as it had saved a checkpoint of its own."""
-    before = saved(folder)
+def stopped(stage: str, folder: Path, out: Path, sign: signal.Signals, kept: str = CHECKPOINTS) -> tuple[int, str]:
+    """The exit code and the log of a stage that got a signal as soon as it had kept something for its next start."""
+    before = saved(folder, kept)
     process = start(stage, folder, out)
     end = time.monotonic() + 120
-    while saved(folder) == before and process.poll() is None and time.monotonic() < end:
+    while saved(folder, kept) == before and process.poll() is None and time.monotonic() < end:
         time.sleep(0.001)
     process.send_signal(sign)
     log, _ = process.communicate(timeout=120)
     return process.returncode, log
 
 
-def saved(folder: Path) -> list[tuple[Path, int]]:
-    return [(path, path.stat().st_mtime_ns) for path in sorted((folder / ".scratch").glob("*.pt"))]
+def saved(folder: Path, kept: str = CHECKPOINTS) -> list[tuple[Path, int]]:
+    return [(path, path.stat().st_mtime_ns) for path in sorted((folder / ".scratch").glob(kept))]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with all that the training stages read."""
     folder = tmp_path_factory.mktemp("resume")
-    tiny_dataset(folder)
+    # One window after the other: slow enough to be stopped.
+    slow = {"form": "naive", "passes": 30, "batch_size": 1}
+    tiny_dataset(folder, **{f"pseudo_labels.ficklenet.{key}": value for key, value in slow.items()})
     here = Path.cwd()
     try:
         os.chdir(folder)
         run_stages("prepare", "split", "make_crops", "train_classifier")
+        train_stochastic()
     finally:
         os.chdir(here)
     params = folder / "params.yaml"
@@ -113,3 +118,18 @@ def test_a_segmenter_stopped_by_ctrl_c_says_so_leaves_nothing_half_written_and_g
     assert files(interrupted) == files(whole)
     assert {"model/model.safetensors", "training/plots/metrics/loss/segmentation.tsv"} <= files(whole).keys()
     assert saved(folder) == []
+
+
+def test_killed_pseudo_labels_keep_what_was_done(folder: Path) -> None:
+    """Files move with their times: those of the images that were finished are not made again."""
+    stage, whole, killed = "extract_pseudo_labels", folder / "whole_labels", folder / "killed_labels"
+    finished(stage, folder, whole)
+    code, log = stopped(stage, folder, killed, signal.SIGKILL, LABELS)
+    assert code == -signal.SIGKILL, log
+    assert not killed.exists()
+    done = {path.name: written for path, written in saved(folder, LABELS)}
+    assert 1 <= len(done) < 9
+    finished(stage, folder, killed)
+    assert files(killed) == files(whole)
+    assert done.items() <= {path.name: path.stat().st_mtime_ns for path in (killed / "labels").iterdir()}.items()
+    assert saved(folder, "pseudo-labels-*") == []

@@ -2,16 +2,34 @@
 
 import math
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
-from segcore import config, dropout, inference, systems
+from segcore import classifiers, config, dropout, inference, systems
+from segcore.batches import SizedSamples
+from segcore.grid_systems import GridSystem
+from segcore.network_sections import StochasticParams
 from segcore.problems import Problem, Problems
-from tests.devkit import PROJECT
-from tests.networks import N_TAGS, entry, squares, system_of, total
+from segcore.samples import Record
+from segcore.systems import Inputs, System
+from tests.devkit import PARAMS
+from tests.networks import (
+    N_TAGS,
+    backbone,
+    batch_of,
+    build,
+    entry,
+    params_of,
+    squares,
+    system_of,
+    tiny_classifier,
+    total,
+)
 
 TRUNKS = ["vgg16", "timm/test_resnet"]
 EVERY = [(module, trunk) for module in systems.names() for trunk in TRUNKS]
@@ -21,7 +39,7 @@ EVERY = [(module, trunk) for module in systems.names() for trunk in TRUNKS]
 def test_every_trained_parameter_gets_a_finite_gradient(module: str, trunk: str) -> None:
     system = system_of(module, trunk).train()
     dropout.set_key(system, 0, rank=0, world=1)
-    batch = squares(3)
+    batch = batch_of(system, 3)
     terms = system.losses(batch)
     assert terms
     for name, term in terms.items():
@@ -40,8 +58,10 @@ def test_every_trained_parameter_gets_a_finite_gradient(module: str, trunk: str)
 
 @pytest.mark.parametrize(("module", "trunk"), EVERY)
 def test_the_loss_falls_on_two_samples(module: str, trunk: str) -> None:
-    system, batch = system_of(module, trunk).train(), squares(2)
-    optimiser = torch.optim.Adam([p for p in system.parameters() if p.requires_grad], lr=0.02)
+    system = system_of(module, trunk).train()
+    batch = batch_of(system, 2)
+    rate = 0.002 if isinstance(system, GridSystem) else 0.02  # a VGG-16 without batch normalisation needs the smaller
+    optimiser = torch.optim.Adam([p for p in system.parameters() if p.requires_grad], lr=rate)
     losses = []
     for step in range(20):
         dropout.set_key(system, step, rank=0, world=1)
@@ -53,11 +73,17 @@ def test_the_loss_falls_on_two_samples(module: str, trunk: str) -> None:
     assert losses[-1] < 0.9 * losses[0], losses
 
 
+def finished(module: str, trunk: str) -> System:
+    """As the training stage leaves it: in eval mode, with statistics."""
+    system = system_of(module, trunk).eval()
+    system.finish([squares(3)])
+    return system
+
+
 @pytest.mark.parametrize(("module", "trunk"), EVERY)
 def test_prediction_scores_every_class_of_every_pixel(module: str, trunk: str) -> None:
     """One image alone, in eval mode, gives what it gives among others; nothing carries a gradient."""
-    system, batch = system_of(module, trunk), squares(3)
-    system.finish([batch])
+    system, batch = finished(module, trunk), squares(3)
     assert not any(part.training for part in system.modules())
     scores = system.predict(batch.images)
     assert scores.shape == (3, N_TAGS + 1, 96, 96)
@@ -72,11 +98,10 @@ def test_prediction_scores_every_class_of_every_pixel(module: str, trunk: str) -
 
 @pytest.mark.parametrize(("module", "trunk"), EVERY)
 def test_pictures_of_any_size_get_labels_of_their_size(module: str, trunk: str) -> None:
-    system = system_of(module, trunk)
-    system.finish([squares(2)])
+    system = finished(module, trunk)
     random = np.random.default_rng(0)
     pictures = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(37, 81), (96, 96), (130, 5), (1, 1)]]
-    settings = config.load(PROJECT / "params.yaml")
+    settings = config.load(PARAMS)
     params = settings.evaluation.model_copy(update={"scales": (1.0, 0.5), "flip": True})
     labels = inference.predict(system, pictures, 96, params, settings.crops)
     assert [found.shape for found in labels] == [picture.shape[:2] for picture in pictures]
@@ -84,11 +109,73 @@ def test_pictures_of_any_size_get_labels_of_their_size(module: str, trunk: str) 
 
 
 @pytest.mark.parametrize("module", systems.names())
+def test_weights_carry_all_that_scores_depend_on(module: str) -> None:
+    """A system built anew around another classifier gives the same scores once it has the first one's weights."""
+    system = finished(module, "vgg16")
+    other = build(module, tiny_classifier(dropout=0.3, seed=7)).eval()
+    images = squares(1).images
+    assert not torch.equal(other.predict(images), system.predict(images))
+    other.load_state_dict(system.state_dict())
+    assert torch.equal(other.predict(images), system.predict(images))
+
+
+@pytest.mark.parametrize("module", systems.names())
+def test_a_batch_of_one_teaches(module: str) -> None:
+    system = system_of(module, "timm/test_resnet").train()
+    dropout.set_key(system, 0, rank=0, world=1)
+    loss = total(system, batch_of(system, 1))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in system.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("module", systems.names())
+def test_a_system_says_how_its_scores_become_probabilities(module: str) -> None:
+    system = finished(module, "vgg16")
+    probabilities = system.probabilities(system.predict(squares(1).images))
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 96, 96))
+    assert (probabilities >= 0).all()
+
+
+@pytest.mark.parametrize("module", ["decouplednet", "deconvnet"])
+def test_a_head_without_layers_to_go_on_from_is_a_problem(module: str) -> None:
+    head = StochasticParams(
+        kind="stochastic", kernel=3, selection="stochastic", rate=0.5, rescale=True, form="factorised"
+    )
+    classifier = classifiers.build(backbone(stride=8), head, N_TAGS)
+    with pytest.raises(Problem, match="head.kind: fully_connected"):
+        build(module, classifier)
+
+
+@pytest.mark.parametrize("module", ["decouplednet", "deconvnet"])
+def test_crops_come_from_the_index(module: str, tmp_path: Path) -> None:
+    loaded, params, path = systems.load(module), params_of(module), tmp_path / "crops.parquet"
+    record = Record("one", tmp_path / "one.png", None, 90, 60, (1,), "train")
+    crops = config.load(PARAMS).crops
+    inputs = Inputs({"one": record}, ["one"], path, N_TAGS, crops)
+    rows = {"image_id": ["one"], "labels": [[1]], "x1": [0], "y1": [0], "x2": [9]}
+    with pytest.raises(Problem, match=r"is no crop index; .*`labels`"):
+        loaded.samples(params, inputs)
+    path.write_text("no parquet")
+    with pytest.raises(Problem, match="is no crop index"):
+        loaded.samples(params, inputs)
+    pd.DataFrame(rows).to_parquet(path)
+    with pytest.raises(Problem, match=r"lacks the columns \['y2'\]"):
+        loaded.samples(params, inputs)
+    pd.DataFrame(rows | {"y2": [9]}).to_parquet(path)
+    samples = loaded.samples(params, inputs)
+    assert isinstance(samples, SizedSamples)
+    assert (len(samples), samples.input_size) == (1, crops.input_size)
+    with pytest.raises(Problem, match="one is not in the manifest"):
+        loaded.samples(params, Inputs({}, [], path, N_TAGS, crops))
+
+
+@pytest.mark.parametrize("module", ["decouplednet", "deconvnet"])
 def test_a_scale_that_leaves_too_small_a_map_is_a_problem(module: str) -> None:
-    settings = config.load(PROJECT / "params.yaml")
+    settings = config.load(PARAMS)
     params = settings.evaluation.model_copy(update={"scales": (1.0, 0.25)})
     picture = np.zeros((50, 50, 3), dtype=np.uint8)
-    with pytest.raises(Problem, match=r"evaluation.scales: 0.25 .* 32 pixels.*at least 64"):
+    with pytest.raises(Problem, match=r"scales: 0.25 of 96 .* 32 pixels.*at least 64"):
         inference.predict(system_of(module), [picture], 96, params, settings.crops)
 
 

@@ -1,6 +1,7 @@
 """Training samples: a function of the seed, image and labels moved together, tags of the subset."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,8 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from segcore.samples import Record, write_labels
-from segcore.transforms import CropSamples, TaggedImages, padded_square, tag_vector
+from segcore.batches import Sample
+from segcore.problems import Problem
+from segcore.samples import Record, read_labels, write_labels
+from segcore.transforms import (
+    CropSamples,
+    CueSamples,
+    LabelledImages,
+    TaggedImages,
+    padded_square,
+    stretched_square,
+    tag_vector,
+)
 
 COLOURS = np.array([[0, 0, 0], [240, 0, 0], [0, 240, 0], [0, 0, 240], [240, 240, 0]], dtype=np.uint8)
 
@@ -135,3 +146,103 @@ def test_a_padded_square_is_black_to_the_right_or_below(size: int) -> None:
     assert (wide[:, : size // 2 - 1] == 200).all()
     assert not wide[:, size // 2 + 1 :].any()
     assert (padded_square(picture[:48, :48], size) == 200).all()
+
+
+def labelled(folder: Path, size: int = 65, width: int = 90, height: int = 60, **changes: Any) -> LabelledImages:
+    one = record(folder, width, height)
+    assert one.labels is not None
+    return LabelledImages([one], [one.labels], 5, size, **changes)
+
+
+def agrees(sample: Sample) -> bool:
+    """Whether every known pixel of a pure colour has the label of that colour."""
+    sure = uniform(sample.image) & (sample.labels != 255)
+    return bool((nearest_colour(sample.image) == sample.labels.long())[sure].all()) and bool(sure.any())
+
+
+def test_stretched_images_are_whole_and_mirrored_half_of_the_time(tmp_path: Path) -> None:
+    samples = labelled(tmp_path)
+    corners = []
+    for seed in range(20):
+        sample = samples.sample(0, seed)
+        assert sample.image.shape == (3, 65, 65)
+        assert sample.labels.shape == (65, 65)
+        assert (sample.strong, sample.tags.tolist()) == (True, [1, 1, 1, 1, 0])
+        assert agrees(sample)
+        assert {0, 1, 2, 3, 4} == set(sample.labels.unique().tolist())
+        assert torch.equal(sample.labels, samples.sample(0, seed).labels)
+        corners.append(int(sample.labels[0, 0]))
+    assert set(corners) == {3, 4}, "the corner of class 4 is left, or mirrored right"
+    assert 5 <= corners.count(3) <= 15
+    assert not labelled(tmp_path, strong=False).sample(0, 0).strong
+
+
+@pytest.mark.parametrize("every", [8, 16])
+def test_labels_may_be_kept_at_cells_alone(every: int, tmp_path: Path) -> None:
+    for seed in range(4):
+        whole, kept = labelled(tmp_path).sample(0, seed), labelled(tmp_path, every=every).sample(0, seed)
+        assert torch.equal(kept.image, whole.image)
+        assert torch.equal(kept.labels, whole.labels[::every, ::every])
+
+
+@pytest.mark.parametrize(("scale", "known"), [(0.5, 45 * 30), (1.0, 65 * 60), (2.0, 65 * 65)])
+def test_squares_are_cut_from_the_scaled_image(scale: float, known: int, tmp_path: Path) -> None:
+    """90 x 60 pixels, scaled, behind a window of 65: beyond the image lie black and unknown."""
+    samples = labelled(tmp_path, scales=(scale, scale))
+    for seed in range(6):
+        sample = samples.sample(0, seed)
+        assert sample.image.shape == (3, 65, 65)
+        unknown = sample.labels == 255
+        assert int((~unknown).sum()) == known
+        assert not sample.image[:, unknown].any()
+        assert not unknown[:30].all(1).any(), "what is missing is below, and to the right before mirroring"
+        assert agrees(sample)
+    distinct = {samples.sample(0, seed).image.numpy().tobytes() for seed in range(10)}
+    assert len(distinct) >= (2 if scale < 1 else 8)
+
+
+def test_the_scale_is_drawn_from_its_range(tmp_path: Path) -> None:
+    samples = labelled(tmp_path, size=129, scales=(0.5, 1.4))
+    known = [int((samples.sample(0, seed).labels != 255).sum()) for seed in range(30)]
+    assert 45 * 30 <= min(known) < 55 * 37
+    assert 117 * 78 < max(known) <= 126 * 84
+
+
+def test_labels_of_another_size_are_a_problem(tmp_path: Path) -> None:
+    samples = labelled(tmp_path)
+    write_labels(samples.labels[0], np.zeros((60, 80), dtype=np.uint8))
+    with pytest.raises(Problem, match=r"one_labels.png has \(60, 80\) pixels .*, its image has \(60, 90\)"):
+        samples.sample(0, 0)
+
+
+def test_cues_are_mirrored_with_their_image(tmp_path: Path) -> None:
+    """Cues made from the masks agree with the colours of the cells they lie at, mirrored or not."""
+    one, cues = record(tmp_path), tmp_path / "cues.png"
+    assert one.labels is not None
+    whole = np.asarray(Image.fromarray(read_labels(one.labels)).resize((65, 65), Image.Resampling.NEAREST))
+    write_labels(cues, whole[::8, ::8])
+    samples = CueSamples([one], [cues], 5, 65, 9)
+    lefts = []
+    for seed in range(12):
+        sample = samples.sample(0, seed)
+        assert sample.image.shape == (3, 65, 65)
+        assert sample.labels.shape == (9, 9)
+        assert sample.tags.tolist() == [1, 1, 1, 1, 0]
+        assert not sample.strong
+        at_cells = sample.image[:, ::8, ::8]
+        sure = uniform(at_cells)
+        assert (nearest_colour(at_cells) == sample.labels.long())[sure].float().mean() > 0.9
+        lefts.append(int(sample.labels[0, 0]))
+    assert set(lefts) == {3, 4}
+    with pytest.raises(Problem, match=r"cues.png has \(9, 9\) cells, the network \(13, 13\)"):
+        CueSamples([one], [cues], 5, 97, 13).sample(0, 0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 96), (33, 20), (1, 1)])
+def test_a_stretched_square_shows_the_whole_image(height: int, width: int) -> None:
+    picture = np.zeros((height, width, 3), dtype=np.uint8)
+    picture[: height // 2] = 200
+    square = stretched_square(picture, 40)
+    assert square.shape == (3, 40, 40)
+    assert (square[:, : 20 * (height > 1) - 2 * (height > 1)] == 200).all()
+    assert not square[:, 23:].any()

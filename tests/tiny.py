@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from tests.devkit import make_devkit, write_params
+from segcore import config
+from tests.devkit import PARAMS, make_devkit, write_params
 
 NAME = "decoupled"
+STOCHASTIC = "ficklenet"
 SYSTEM = "decouplednet"
+RECIPES = tuple(config.read(PARAMS)["recipes"])
 
 
 def tiny_params(path: Path, **changes: Any) -> Path:
@@ -21,7 +24,7 @@ def tiny_params(path: Path, **changes: Any) -> Path:
         "evaluation.batch_size": 2,
         "evaluation.panels": 3,
     }
-    for recipe in ("classifier", "segmenter"):
+    for recipe in RECIPES:
         small = {"steps": 6, "batch_size": 4, "warmup_steps": 2, "checkpoint_every": 2}
         values |= {f"recipes.{recipe}.{key}": value for key, value in small.items()}
     for name in ("decoupled", "decoupled_str"):
@@ -33,9 +36,17 @@ def tiny_params(path: Path, **changes: Any) -> Path:
             f"{entry}.test_size": 64,
             f"{entry}.resize": 72,
         }
+    entry = "classifiers.ficklenet"
+    values |= {f"{entry}.backbone.width": 0.0625, f"{entry}.head.kernel": 3, f"{entry}.resize": 72}
+    values |= {f"{entry}.input_size": 65, f"{entry}.test_size": 65}
+    for name in ("ficklenet", "deterministic"):
+        entry = f"pseudo_labels.{name}"
+        values |= {f"{entry}.input_size": 65, f"{entry}.passes": 5, f"{entry}.batch_size": 2}
     for system in ("decouplednet", "decouplednet_str", "deconvnet"):
         entry = f"systems.{system}"
         values |= {f"{entry}.width": 0.0625, f"{entry}.norm_batches": 3, f"{entry}.norm_batch_size": 4}
+    for system in ("deeplab", "sec", "dsrg", "ficklenet", "ficklenet_semi"):
+        values |= {f"systems.{system}.width": 16, f"systems.{system}.input_size": 65}
     return write_params(path, values | changes)
 
 
@@ -50,8 +61,13 @@ def arguments(stage: str) -> dict[str, Any]:
             "name": NAME, "manifest": manifest, "classes": classes, "split": split, "out": Path("classifier"),
         },
         "make_crops": {"manifest": manifest, "classes": classes, "split": split, "out": Path("crops")},
+        "extract_pseudo_labels": {
+            "name": STOCHASTIC, "manifest": manifest, "classes": classes, "split": split,
+            "input": Path("stochastic/model"), "out": Path("pseudo_labels"),
+        },
         "train_segmenter": {
-            "system": SYSTEM, "manifest": manifest, "crops": crops, "classifier": classifier, "out": Path("segmenter"),
+            "system": SYSTEM, "manifest": manifest, "split": split, "labels": crops, "start": classifier,
+            "out": Path("segmenter"),
         },
         "evaluate": {
             "system": SYSTEM, "manifest": manifest, "classes": classes, "split": split, "model": model,
@@ -69,6 +85,11 @@ def run_stages(*stages: str, **changes: Any) -> None:
 
     for stage in stages:
         import_module(f"stages.{stage}").main(**arguments(stage) | changes)
+
+
+def train_stochastic() -> None:
+    """Train the classifier that pseudo-labels are extracted from."""
+    run_stages("train_classifier", name=STOCHASTIC, out=Path("stochastic"))
 
 
 def tiny_dataset(root: Path, **changes: Any) -> None:

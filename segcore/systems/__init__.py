@@ -2,25 +2,47 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
+import pandas as pd
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from segcore import config
+from segcore import config, crops
 from segcore.batches import Batch
+from segcore.classifiers import Classifier, FullyConnectedHead
 from segcore.losses import Term
 from segcore.problems import Problem, Problems
+from segcore.samples import Record
+from segcore.sections import CropsParams
+from segcore.transforms import CropSamples
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a system may make its training samples from.
+
+    `images` are the ids of the entry's list of the split; `labels` is what its entry names: the crop index, the
+    manifest (the masks themselves) or a folder of pseudo-labels.
+    """
+
+    records: dict[str, Record]
+    images: list[str]
+    labels: Path
+    n_tags: int
+    crops: CropsParams
 
 
 class System(nn.Module, ABC):
     """What a method supplies; training and evaluation ask for nothing else.
 
-    A module of this package has `Params` (its entry in `params.yaml`), a subclass of this class, and
-    `build(params, classifier) -> System`.
+    A module of this package has `Params` (its entry in `params.yaml`), a subclass of this class,
+    `build(params, classifier) -> System` and `samples(params, inputs) -> SizedSamples`.
     """
 
     pretrained: tuple[str, ...] = ()
@@ -32,6 +54,13 @@ class System(nn.Module, ABC):
     smallest_input: int = 32
     """Side of the smallest image it can predict, in pixels."""
 
+    square: Literal["pad", "stretch"] = "pad"
+    """How an image becomes the square that it predicts: black below and to the right, or its aspect given up."""
+
+    input_step: int = 32
+    input_offset: int = 0
+    """Its squares have sides of `input_step` * k + `input_offset` pixels."""
+
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Term]:
         """The terms to sum and minimise, by the name they are logged under."""
@@ -40,12 +69,50 @@ class System(nn.Module, ABC):
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
         """Scores of each class at each pixel, background first; the greatest wins. Images are RGB in 0..255."""
 
+    def probabilities(self, scores: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
+        """The probability of each class, from scores as `predict` gives them or means of such."""
+        return scores.softmax(1)
+
     def finish(self, batches: Iterable[Batch]) -> None:
         """Called once after training with some training batches on the system's device."""
 
     def finishing_batches(self) -> tuple[int, int]:
         """How many batches of how many samples `finish` asks for."""
         return 0, 0
+
+
+def fully_connected(classifier: Classifier) -> FullyConnectedHead:
+    """The head of a classifier, for a system that goes on from its layers.
+
+    Raises:
+        Problem: it has no such layers.
+    """
+    if not isinstance(classifier.head, FullyConnectedHead):
+        raise Problem(
+            "this system goes on from the layers fc6 and fc7 of its classifier, which has none; "
+            "set its `start` to a classifier with head.kind: fully_connected"
+        )
+    return classifier.head
+
+
+def crop_samples(inputs: Inputs) -> CropSamples:
+    """Training samples from the crop index.
+
+    Raises:
+        Problem: `labels` is no crop index, or one of other images.
+    """
+    advice = "this system learns from combinatorial crops; set its `labels` to the index that `make_crops` writes"
+    if not inputs.labels.is_file():
+        raise Problem(f"{inputs.labels} is no crop index; {advice}")
+    try:
+        index = pd.read_parquet(inputs.labels)
+    except ValueError as error:  # what Arrow raises is one
+        raise Problem(f"{inputs.labels} is no crop index ({error}); {advice}") from error
+    if missing := {*crops.COLUMNS} - {*index.columns}:
+        raise Problem(f"{inputs.labels} is no crop index, it lacks the columns {sorted(missing)}; {advice}")
+    if strange := sorted({*index["image_id"]} - {*inputs.records}):
+        raise Problem(f"{inputs.labels}: {strange[0]} is not in the manifest; run `dvc repro make_crops`")
+    return CropSamples(index, inputs.records, inputs.n_tags, inputs.crops.warp, inputs.crops.input_size)
 
 
 def names() -> list[str]:

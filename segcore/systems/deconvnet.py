@@ -20,7 +20,8 @@ from segcore.classifiers import Classifier, FullyConnectedHead
 from segcore.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.sections import Count, Positive, SystemEntry
-from segcore.systems import System
+from segcore.systems import Inputs, System, crop_samples, fully_connected
+from segcore.transforms import CropSamples
 
 FC_CHANNELS = 4096
 
@@ -85,9 +86,16 @@ class DeconvNet(System):
 def build(params: Params, classifier: Classifier) -> DeconvNet:
     """The system with the trunk of a trained classifier, or a fresh one, as its encoder.
 
-    DeconvNet has batch normalisation behind every convolution; into a VGG-16 without any it is inserted.
+    DeconvNet has batch normalisation behind every convolution; into a VGG-16 without any it is inserted. Kernel and
+    padding of its own fc6 are those of the classifier's head, which must be fully connected.
     """
+    head = fully_connected(classifier)
     encoder = classifier.trunk if params.encoder == "classifier" else backbones.build(classifier.backbone)
     if isinstance(encoder, backbones.VGG16):
         encoder = encoder.with_batch_norm()
-    return DeconvNet(encoder, classifier.head, params)
+    return DeconvNet(encoder, head, params)
+
+
+def samples(params: Params, inputs: Inputs) -> CropSamples:
+    """Combinatorial crops of the strong images; their subsets play no part."""
+    return crop_samples(inputs)

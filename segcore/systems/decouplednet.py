@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from segcore import normalisation
 from segcore.backbones import Features
 from segcore.batches import Batch
-from segcore.classifiers import Activations, Classifier
+from segcore.classifiers import Activations, Classifier, FullyConnectedHead
 from segcore.crops import binary_labels
 from segcore.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.localisation import saliency
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.sections import Count, Fraction, Positive, SystemEntry
-from segcore.systems import System
+from segcore.systems import Inputs, System, crop_samples, fully_connected
+from segcore.transforms import CropSamples
 
 BRIDGE_CHANNELS = 2048
 PAIRS_AT_ONCE = 32
@@ -70,7 +71,7 @@ class Segmenter(nn.Module):
     def __init__(self, classifier: Classifier, width: float, output_stride: OutputStride) -> None:
         super().__init__()
         self.deconvolution = Deconvolution(classifier.trunk.switch_channels, width, 2, output_stride)
-        head, inputs = classifier.head, self.deconvolution.inputs
+        head, inputs = fully_connected(classifier), self.deconvolution.inputs
         self.bridge = Bridge(classifier.trunk.channels, width, head.kernel, head.padding, inputs)
 
     def forward(
@@ -87,7 +88,12 @@ class DecoupledNet(System):
         self.classifier = classifier.requires_grad_(False).eval()
         self.segmenter = Segmenter(classifier, params.width, params.output_stride)
         self.params = params
-        self.smallest_input = 32 * classifier.head.smallest_map
+        self.smallest_input = 32 * self.head.smallest_map
+
+    @property
+    def head(self) -> FullyConnectedHead:
+        """The head of the classifier, which the saliency maps go back through."""
+        return fully_connected(self.classifier)
 
     def train(self, mode: bool = True) -> "DecoupledNet":
         super().train(mode)
@@ -105,7 +111,7 @@ class DecoupledNet(System):
         activations = self.classifier(batch.images)
         values = activations.strongest.sigmoid() * batch.tags
         everyone = torch.arange(len(batch.ids), device=values.device)
-        maps = saliency(self.classifier.head, activations, values, everyone)
+        maps = saliency(self.head, activations, values, everyone)
         height, width = batch.images.shape[2:]
         return activations.features, maps, (height, width)
 
@@ -134,7 +140,7 @@ class DecoupledNet(System):
         maps[~found.any(1), 0] = 1
         for pairs in torch.arange(len(image), device=image.device).split(PAIRS_AT_ONCE):
             at = image[pairs]
-            explained = saliency(self.classifier.head, activations, values[pairs], at)
+            explained = saliency(self.head, activations, values[pairs], at)
             scores = self.segmenter(activations.features.pick(at), explained, (height, width))
             is_tag = (tag[pairs] > 0).long()
             maps[at, tag[pairs]] = F.softmax(scores.float(), dim=1)[torch.arange(len(at)), is_tag].to(maps.dtype)
@@ -142,6 +148,10 @@ class DecoupledNet(System):
         present = torch.cat([torch.ones_like(found[:, :1]), found], dim=1)
         maps = maps + (empty & present[:, :, None, None]).to(maps.dtype)
         return maps / maps.sum(1, keepdim=True)
+
+    def probabilities(self, scores: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
+        """The maps as they are: they sum to 1 over the classes."""
+        return scores
 
 
 def _pairs(
@@ -159,5 +169,10 @@ def _pairs(
 
 
 def build(params: Params, classifier: Classifier) -> DecoupledNet:
-    """The system around a trained classifier."""
+    """The system around a trained classifier, whose head must be fully connected."""
     return DecoupledNet(classifier, params)
+
+
+def samples(params: Params, inputs: Inputs) -> CropSamples:
+    """Combinatorial crops of the strong images."""
+    return crop_samples(inputs)

@@ -1,0 +1,106 @@
+"""Cues of the background for images that have tags only: by the gradient of a classifier, or from saliency maps."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segcore.backbones import Features
+from segcore.classifiers import Classifier
+from segcore.problems import Problem, Problems
+
+
+def importance(classifier: Classifier, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B h w"], Features]:
+    """How much the scores of all tags together depend on each place of the grid, and the features on the way.
+
+    Ones are sent back from the scores to the layer halfway up the trunk (`Trunk.middle`): conv4_1 of VGG before its
+    ReLU, as published; elsewhere the output of the last level but one. Its greatest absolute gradient over the channels
+    is resized to the grid of the top map where that is another (by averages), and smoothed by a 3x3 median.
+
+    The classifier is put into eval mode: the scores are the expectation over its random selections.
+    """
+    classifier.eval()
+    found: list[Tensor] = []
+
+    def cut(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        # A gradient is needed from here on only, so nothing below has to be kept for it.
+        found.append(output.detach().requires_grad_())
+        torch.set_grad_enabled(True)
+        return found[0].clone()  # as the next layer may work in place
+
+    hook = classifier.trunk.middle.register_forward_hook(cut)
+    try:
+        with torch.no_grad():
+            result = classifier(images)
+            (gradient,) = torch.autograd.grad(result.decision.float().sum(), found[0])
+    finally:
+        hook.remove()
+    if classifier.trunk.channels_are_last:
+        gradient = gradient.permute(0, 3, 1, 2)
+    top: Tensor = result.features.top.detach()
+    return smooth(gradient.float().abs().amax(1), (top.shape[2], top.shape[3])), Features(top, result.features.switches)
+
+
+def smooth(values: Float[Tensor, "B _ _"], grid: tuple[int, int]) -> Float[Tensor, "B h w"]:
+    """Values at another grid, each the median of its 3x3 neighbourhood, in which the border is repeated."""
+    if values.shape[1:] != grid:
+        values = F.adaptive_avg_pool2d(values[:, None], grid)[:, 0]
+    padded = F.pad(values[:, None], (1, 1, 1, 1), mode="replicate")
+    return F.unfold(padded, 3).median(1).values.unflatten(1, grid)
+
+
+def lowest(values: Float[Tensor, "B h w"], fraction: float) -> Bool[Tensor, "B h w"]:
+    """The places whose value lies below the one that a `fraction` of the image's places are no greater than.
+
+    Equal values are all in or all out, so where all are equal there is no background.
+    """
+    flat = values.flatten(1)
+    limit = flat.sort(dim=1).values[:, int(fraction * flat.shape[1])]
+    return values < limit[:, None, None]
+
+
+def gradient_cue(classifier: Classifier, images: Float[Tensor, "B 3 H W"], fraction: float) -> Bool[Tensor, "B h w"]:
+    """The `fraction` of the places that matter least to the tags is background (Kolesnikov and Lampert 2016, SEC)."""
+    return lowest(importance(classifier, images)[0], fraction)
+
+
+def saliency_file(root: Path, image_id: str) -> Path:
+    """The saliency map of an image: a grey PNG, bright where something stands out."""
+    return root / f"{image_id}.png"
+
+
+def check_saliency(root: Path, ids: Iterable[str]) -> None:
+    """See that every image has its saliency map.
+
+    Raises:
+        Problems: all those that have none.
+    """
+    missing = [image_id for image_id in ids if not saliency_file(root, image_id).is_file()]
+    if missing:
+        raise Problems(
+            f"saliency_root: {root} lacks the maps of {len(missing)} images; add them or choose background: gradient",
+            [saliency_file(root, image_id).name for image_id in missing],
+        )
+
+
+def saliency_cue(path: Path, grid: tuple[int, int], threshold: float) -> Bool[np.ndarray, "h w"]:
+    """The cells of the grid (height, width) whose saliency, averaged and in 0..1, is below `threshold`.
+
+    DSRG, and FickleNet after it, take 0.06 with the maps of DRFI.
+
+    Raises:
+        Problem: the file is missing or no grey 8-bit PNG.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode != "L":
+                raise Problem(f"{path}: a saliency map must be a grey 8-bit PNG, found mode {image.mode}")
+            values = np.asarray(image.resize((grid[1], grid[0]), Image.Resampling.BOX), dtype=np.float32)
+    except OSError as error:
+        raise Problem(f"{path} is not a readable saliency map ({error})") from error
+    return values / 255 < threshold

@@ -1,0 +1,135 @@
+"""DeepLab: class scores on the fine grid of a dilated trunk, added up over branches that look further and further.
+
+Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", ICLR 2015 (LargeFOV:
+one branch over VGG-16), and "DeepLab", PAMI 2018 (version 2: four branches). FickleNet and DSRG train this network.
+
+Cell i of the grid lies at pixel `stride` * i of the image, as every reduction on the way is centred on the first
+pixel: labels are read and scores are enlarged by that rule, whatever the size.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segcore.backbones import VGG16, Trunk
+from segcore.dropout import KeyedDropout
+
+KEPT_PLACES = (0, 3, 6)
+"""Rows and columns of VGG-16's 7x7 fc6 that become the 3x3 of LargeFOV."""
+
+
+class LargeFov(nn.Module):
+    """A branch over VGG-16: the fully connected layers as a dilated 3x3 and two 1x1 convolutions."""
+
+    def __init__(self, channels: int, width: int, n_classes: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.fc6 = nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation)
+        self.fc7 = nn.Conv2d(width, width, 1)
+        self.fc8 = nn.Conv2d(width, n_classes, 1)
+        self.drop6 = KeyedDropout(dropout)
+        self.drop7 = KeyedDropout(dropout)
+        for layer in (self.fc6, self.fc7):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        _start_as_published(self.fc8)
+
+    def forward(self, top: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K h w"]:
+        hidden = self.drop6(F.relu(self.fc6(top)))
+        return self.fc8(self.drop7(F.relu(self.fc7(hidden))))
+
+
+class DeepLab(nn.Module):
+    """A trunk that keeps a fine grid, and branches whose scores are summed.
+
+    Over VGG-16 the branches are LargeFOV's, behind pool5 and an average pooling that keep the size. Over any other
+    trunk they are version 2's: one dilated 3x3 convolution each, straight to the classes; `width` and `dropout` then
+    have nothing to act on.
+
+    Args:
+        trunk: of stride 8 or 16.
+        branches: the dilation of each branch, in cells of the grid: (12,) for LargeFOV, (6, 12, 18, 24) for version 2.
+        width: channels of fc6 and fc7 (published: 1024).
+        dropout: rate behind fc6 and fc7 (published: 0.5).
+    """
+
+    def __init__(self, trunk: Trunk, n_classes: int, branches: tuple[int, ...], width: int, dropout: float) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.stride = trunk.stride
+        self.pools: nn.Module = nn.Identity()
+        if isinstance(trunk, VGG16):
+            self.pools = nn.Sequential(nn.MaxPool2d(3, 1, padding=1), nn.AvgPool2d(3, 1, padding=1))
+            heads: list[nn.Module] = [LargeFov(trunk.channels, width, n_classes, d, dropout) for d in branches]
+        else:
+            heads = [nn.Conv2d(trunk.channels, n_classes, 3, padding=d, dilation=d) for d in branches]
+            for head in heads:
+                _start_as_published(head)
+        self.branches = nn.ModuleList(heads)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K h w"]:
+        top = self.pools(self.trunk(images).top)
+        scores = self.branches[0](top)
+        for branch in self.branches[1:]:
+            scores = scores + branch(top)
+        return scores
+
+    def borrow(self, weights: dict[str, Tensor]) -> tuple[str, ...]:
+        """Start fc6 and fc7 of every branch from VGG-16's own, thinned out, where the shapes allow it.
+
+        Of fc6's 7x7 places 3x3 are kept, and of the channels of fc6 and fc7 every n-th, so that `width` are left: what
+        the published initial weights `vgg16_20M` were made by.
+
+        Returns:
+            Prefixes of the parameters that were filled; none if there is nothing to fill them from.
+        """
+        if "classifier.0.weight" not in weights or not isinstance(self.trunk, VGG16):
+            return ()
+        fc6, fc7 = weights["classifier.0.weight"].unflatten(1, (-1, 7, 7)), weights["classifier.3.weight"]
+        branches = [branch for branch in self.branches if isinstance(branch, LargeFov)]
+        width = branches[0].fc6.out_channels
+        if fc6.shape[1] != self.trunk.channels or len(fc6) % width:
+            return ()
+        every, places = len(fc6) // width, torch.tensor(KEPT_PLACES)
+        with torch.no_grad():
+            for branch in branches:
+                branch.fc6.weight.copy_(fc6[::every][:, :, places][:, :, :, places])
+                branch.fc7.weight.copy_(fc7[::every, ::every, None, None])
+                for layer, key in ((branch.fc6, "classifier.0.bias"), (branch.fc7, "classifier.3.bias")):
+                    assert layer.bias is not None
+                    layer.bias.copy_(weights[key][::every])
+        return tuple(f"branches.{i}.{layer}." for i in range(len(branches)) for layer in ("fc6", "fc7"))
+
+
+def _start_as_published(layer: nn.Module) -> None:
+    assert isinstance(layer, nn.Conv2d)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+
+def cells(size: int, stride: int) -> int:
+    """Cells of the grid along `size` pixels: 41 of 321 at stride 8."""
+    return -(-size // stride)
+
+
+def at_cells(labels: Int64[Tensor, "B H W"], stride: int) -> Int64[Tensor, "B h w"]:
+    """The label of the pixel that each cell lies at: the nearest, not a blend, so 255 stays unknown."""
+    return labels[:, ::stride, ::stride]
+
+
+def colours_at_cells(images: Float[Tensor, "B 3 H W"], stride: int) -> Float[Tensor, "B 3 h w"]:
+    """The colour of the pixel that each cell lies at: bilinear interpolation with aligned corners reads just these."""
+    return images[:, :, ::stride, ::stride]
+
+
+def enlarged(scores: Float[Tensor, "B K h w"], size: tuple[int, int], stride: int) -> Float[Tensor, "B K H W"]:
+    """Scores at the size of the image, bilinear between the pixels that the cells lie at.
+
+    For a side of `stride` * k + 1 pixels this is interpolation with aligned corners (Caffe's). Pixels of other sizes
+    that lie beyond the last cell take its value.
+    """
+    rows, columns = (stride * (side - 1) + 1 for side in scores.shape[2:])
+    scores = F.interpolate(scores, (rows, columns), mode="bilinear", align_corners=True)
+    beyond = (0, max(0, size[1] - columns), 0, max(0, size[0] - rows))
+    scores = F.pad(scores, beyond, mode="replicate") if any(beyond) else scores
+    return scores[:, :, : size[0], : size[1]]

@@ -1,0 +1,93 @@
+"""Background cues: by the gradient of a classifier, and from a folder of saliency maps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+from torch import nn
+
+from segcore import backbones, background
+from segcore.backbones import VGG16, Timm
+from segcore.problems import Problem
+from tests.networks import squares
+from tests.test_classifiers import stochastic_classifier
+
+TRUNKS = ["vgg16", "vgg16_bn", "resnet18", "timm/test_resnet", "timm/test_convnext"]
+
+
+def test_the_gradient_reaches_conv4_1_as_published() -> None:
+    """Against a backward pass through the whole network, and scipy's median."""
+    classifier = stochastic_classifier("vgg16", selection="general")
+    images = squares(2, 65).images
+    values, features = background.importance(classifier, images)
+    trunk = classifier.trunk
+    assert isinstance(trunk, VGG16)
+    position = list(trunk.features).index(trunk.middle)
+    assert [layer.out_channels for layer in trunk.features if isinstance(layer, nn.Conv2d)][7] == 32
+    assert position == 17
+    middle = trunk.features[: position + 1](trunk.normalise(images)).detach().requires_grad_()
+    top = trunk.features[position + 1 :](middle.clone())
+    (gradient,) = torch.autograd.grad(classifier.head(top).sum(), middle)
+    expected = [ndimage.median_filter(x.abs().amax(0).numpy(), 3) for x in gradient]
+    torch.testing.assert_close(values, torch.from_numpy(np.stack(expected)))
+    torch.testing.assert_close(features.top, top.detach())
+    assert not features.top.requires_grad
+    assert all(parameter.grad is None for parameter in trunk.parameters())
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_a_share_of_the_places_is_background(name: str) -> None:
+    classifier = stochastic_classifier(name)
+    cue = background.gradient_cue(classifier, squares(2, 65).images, 0.3)
+    assert cue.shape == (2, 9, 9)
+    assert (cue.flatten(1).sum(1) <= int(0.3 * 81)).all()
+    assert cue.flatten(1).any(1).all()
+
+
+def test_a_middle_of_another_size_is_averaged_over_the_cells() -> None:
+    values = torch.arange(16.0).view(1, 4, 4)
+    assert background.smooth(values, (1, 1)).tolist() == [[[7.5]]]
+    assert background.smooth(values, (2, 2)).shape == (1, 2, 2)
+    coarse = stochastic_classifier("vgg16", stride=32)
+    assert background.importance(coarse, squares(1, 64).images)[0].shape == (1, 2, 2)
+
+
+def test_the_lowest_places_lie_below_the_sorted_value() -> None:
+    values = torch.tensor([[[5.0, 1.0], [3.0, 2.0]], [[4.0, 4.0], [4.0, 4.0]]])
+    assert background.lowest(values, 0.5)[0].tolist() == [[False, True], [False, True]]
+    assert not background.lowest(values, 0.2)[0].any(), "a fifth of four places is none"
+    assert not background.lowest(values, 0.5)[1].any(), "where all are equal, nothing matters least"
+
+
+def grey(path: Path, values: list[list[int]], mode: str = "L") -> Path:
+    Image.fromarray(np.array(values, dtype=np.uint8)).convert(mode).save(path)
+    return path
+
+
+def test_saliency_is_averaged_over_the_cells(tmp_path: Path) -> None:
+    path = grey(tmp_path / "a.png", [[0, 20, 0, 0], [0, 0, 255, 255], [16, 16, 0, 0], [16, 16, 0, 60]])
+    cue = background.saliency_cue(path, (2, 2), 0.06)  # 0.06 of 255 are 15.3
+    assert cue.tolist() == [[True, False], [False, True]]
+
+
+def test_missing_saliency_maps_are_listed_together(tmp_path: Path) -> None:
+    grey(tmp_path / "b.png", [[0]])
+    background.check_saliency(tmp_path, ["b"])
+    with pytest.raises(Problem, match=r"(?s)lacks the maps of 2 images.*a\.png.*c\.png"):
+        background.check_saliency(tmp_path, ["a", "b", "c"])
+    with pytest.raises(Problem, match=r"a\.png is not a readable saliency map"):
+        background.saliency_cue(tmp_path / "a.png", (1, 1), 0.1)
+    with pytest.raises(Problem, match="must be a grey 8-bit PNG, found mode RGB"):
+        background.saliency_cue(grey(tmp_path / "d.png", [[1]], "RGB"), (1, 1), 0.1)
+
+
+def test_a_trunk_without_a_layer_to_hold_on_to_is_a_problem() -> None:
+    trunk = backbones.build(stochastic_classifier("timm/test_resnet").backbone)
+    assert isinstance(trunk, Timm)
+    trunk.body.feature_info.info[-2]["module"] = "stages.9"
+    with pytest.raises(Problem, match=r"has no layer stages\.9.*background: none"):
+        _ = trunk.middle

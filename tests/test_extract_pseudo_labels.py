@@ -1,0 +1,220 @@
+"""Pseudo-labels through their stage: what lies in the folder, stops and restarts, sources, and what is refused."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import Tensor
+
+from segcore import pseudo_labels, runtime
+from segcore.problems import Problem, Problems
+from segcore.pseudo_labels import PseudoLabeller
+from segcore.samples import read_labels, read_manifest
+from tests.networks import CRF
+from tests.tiny import files, run_stages, tiny_dataset, tiny_params, train_stochastic
+
+CELLS = 9
+MANIFEST = Path("data/manifest.parquet")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the stages before have run: two classifiers and a segmenter."""
+    folder = tmp_path_factory.mktemp("trained")
+    tiny_dataset(folder)
+    here = Path.cwd()
+    try:
+        os.chdir(folder)
+        run_stages("prepare", "split", "make_crops", "train_classifier", "train_segmenter")
+        train_stochastic()
+    finally:
+        os.chdir(here)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+
+
+def extract(out: Path, params: Path = Path("params.yaml"), **changes: Any) -> dict[str, bytes]:
+    """Run the stage; all that it wrote."""
+    run_stages("extract_pseudo_labels", out=out, params=params, **changes)
+    return files(out)
+
+
+def changed(folder: Path, **changes: Any) -> Path:
+    """Parameters with another entry."""
+    return tiny_params(folder / "params.yaml", **{f"pseudo_labels.ficklenet.{k}": v for k, v in changes.items()})
+
+
+def test_the_folder_holds_cues_labels_list_quality_and_figure(tmp_path: Path) -> None:
+    extract(tmp_path / "out")
+    weak = Path("split/weak.txt").read_text().split()
+    records = read_manifest(MANIFEST)
+    assert pseudo_labels.listed(tmp_path / "out") == weak
+    seen: set[int] = set()
+    for image_id in weak:
+        record = records[image_id]
+        cues = read_labels(pseudo_labels.cue_file(tmp_path / "out", image_id))
+        labels = read_labels(pseudo_labels.label_file(tmp_path / "out", image_id))
+        assert cues.shape == (CELLS, CELLS)
+        assert labels.shape == (record.height, record.width)
+        assert set(np.unique(cues)) <= {0, 255, *record.tags}, "only tagged classes"
+        assert set(np.unique(labels)) <= set(np.unique(cues))
+        seen |= set(np.unique(cues).tolist())
+    assert seen == {0, 1, 2, 3, 255}, "what the tests here compare is no empty page"
+    quality = json.loads((tmp_path / "out/quality.json").read_text())
+    assert {"precision", "recall", "coverage", "mean_iou"} <= set(quality)
+    assert Image.open(tmp_path / "out/figure.png").width > 400
+    assert not list(Path(".scratch").glob("pseudo-labels-*")), "nothing is left behind"
+
+
+def test_after_a_stop_it_goes_on_with_the_batch_that_it_was_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the second batch of two images: the first batch is not labelled again, and the end is the same."""
+    whole = extract(tmp_path / "whole")
+    weak = Path("split/weak.txt").read_text().split()
+    label, write = PseudoLabeller.__call__, runtime.write_atomically
+    labelled: list[str] = []
+    written: list[Path] = []
+
+    def watched(self: PseudoLabeller, images: Tensor, tags: list[tuple[int, ...]], ids: list[str]) -> Tensor:
+        labelled.extend(ids)
+        return label(self, images, tags, ids)
+
+    def until_the_seventh(path: Path, content: bytes) -> None:
+        if len(written) == 6:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(PseudoLabeller, "__call__", watched)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "write_atomically", until_the_seventh)
+        with pytest.raises(KeyboardInterrupt):
+            extract(tmp_path / "stopped")
+    assert labelled == weak[:4]
+    assert not (tmp_path / "stopped").exists()
+    labelled.clear()
+    assert extract(tmp_path / "stopped") == whole
+    assert labelled == weak[2:]
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_a_stop_while_results_are_moved_loses_none(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over an older folder, too; what is there half-way is no folder of pseudo-labels to anybody."""
+    out = tmp_path / "out"
+    whole = extract(out)
+    moved: list[Path] = []
+
+    def some(source: Path, target: Path) -> None:
+        if len(moved) == at:
+            raise KeyboardInterrupt
+        moved.append(target)
+        source.rename(target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "move", some)
+        with pytest.raises(KeyboardInterrupt):
+            extract(out)
+    with pytest.raises(Problem, match="holds no pseudo-labels"):
+        pseudo_labels.listed(out)
+    assert extract(out) == whole
+
+
+def test_labels_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    ours, alone = (extract(tmp_path / str(size), changed(tmp_path, batch_size=size)) for size in (4, 1))
+    assert ours == alone
+
+
+def test_the_forms_give_the_same_labels(tmp_path: Path) -> None:
+    ours, published = (extract(tmp_path / form, changed(tmp_path, form=form)) for form in ("factorised", "expanded"))
+    assert ours == published
+
+
+def npz(path: Path, cells: int = CELLS, leave_out: int = 0, label: int = 1) -> Path:
+    ids = Path("split/weak.txt").read_text().split()[leave_out:]
+    labels = np.full((len(ids), cells, cells), 255, np.uint8)
+    labels[:, 2:5, 2:5] = label
+    np.savez(path, image_ids=np.array(ids), labels=labels)
+    return path
+
+
+def test_published_cues_are_taken_as_they_are(tmp_path: Path) -> None:
+    params = changed(tmp_path, source="cues_file", input="cues.npz")
+    extract(tmp_path / "out", params, input=npz(tmp_path / "cues.npz"))
+    first = pseudo_labels.listed(tmp_path / "out")[0]
+    cues = read_labels(pseudo_labels.cue_file(tmp_path / "out", first))
+    assert (cues[2:5, 2:5] == 1).all()
+    assert (cues == 1).sum() == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cells": 7}, "found cues of 7 x 7 cells; an input_size of 65 has 9 x 9; set input_size to 49"),
+        ({"leave_out": 1}, "lacks 1 of 9 images: train_000"),
+        ({"label": 77}, "has label 77"),
+    ],
+)
+def test_cues_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, int], said: str) -> None:
+    params = changed(tmp_path, source="cues_file", input="cues.npz")
+    with pytest.raises(Problem, match=said):
+        extract(tmp_path / "out", params, input=npz(tmp_path / "cues.npz", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"crf": CRF | {"stride": 4}, "scales": [1.0, 1.5], "flip": True}])
+def test_a_segmenters_predictions_hold_tagged_classes_only(tmp_path: Path, changes: dict[str, Any]) -> None:
+    segmenter = {"source": "segmenter", "input": "data/segmenters/decouplednet/model", "input_size": 64}
+    params = changed(tmp_path, **segmenter | changes)
+    extract(tmp_path / "out", params, input=Path("segmenter/model"))
+    records = read_manifest(MANIFEST)
+    for image_id in pseudo_labels.listed(tmp_path / "out"):
+        labels = read_labels(pseudo_labels.label_file(tmp_path / "out", image_id))
+        assert set(np.unique(labels)) <= {0, *records[image_id].tags}
+
+
+def test_a_classifier_without_a_stochastic_head_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="stochastic"):
+        extract(tmp_path / "out", input=Path("classifier/model"))
+
+
+def test_a_classifier_of_other_classes_is_refused(tmp_path: Path) -> None:
+    names = json.loads(Path("data/classes.json").read_text())
+    (tmp_path / "classes.json").write_text(json.dumps([*names[:-1], "zebra"]))
+    with pytest.raises(Problem, match="was trained for .* train it again"):
+        extract(tmp_path / "out", classes=tmp_path / "classes.json")
+
+
+def test_saliency_maps_that_are_missing_are_all_named(tmp_path: Path) -> None:
+    params = changed(tmp_path, background="saliency", saliency_root=str(tmp_path))
+    weak = Path("split/weak.txt").read_text().split()
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / f"{weak[0]}.png")
+    with pytest.raises(Problems) as caught:
+        extract(tmp_path / "out", params)
+    assert len(caught.value.problems) == len(weak) - 1
+
+
+def test_an_external_saliency_map_says_what_is_background(tmp_path: Path) -> None:
+    params = changed(tmp_path, background="saliency", saliency_root=str(tmp_path / "maps"), theta=0.99)
+    (tmp_path / "maps").mkdir()
+    for image_id in Path("split/weak.txt").read_text().split():
+        bright = np.full((40, 40), 200, np.uint8)
+        bright[:, :20] = 0
+        Image.fromarray(bright).save(tmp_path / f"maps/{image_id}.png")
+    extract(tmp_path / "out", params)
+    for image_id in pseudo_labels.listed(tmp_path / "out"):
+        cues = read_labels(pseudo_labels.cue_file(tmp_path / "out", image_id))
+        assert (cues[:, 5:] != 0).all()
+        assert (cues[:, :4] != 255).all()
+
+
+def test_there_is_no_such_set(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="no pseudo-label set 'fickelnet' .* deterministic, ficklenet"):
+        extract(tmp_path / "out", name="fickelnet")

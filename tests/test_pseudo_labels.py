@@ -1,0 +1,201 @@
+"""Pseudo-labels: merging, the labeller and its rules, published cues, files, and how good they are."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segcore import background, pseudo_labels
+from segcore.problems import Problem
+from segcore.pseudo_labels import CuesFile, PseudoLabeller, Quality, classes_at
+from segcore.sections import PseudoLabelParams
+from tests.networks import N_TAGS, squares, tiny_classifier
+from tests.test_classifiers import stochastic_classifier
+
+CPU = torch.device("cpu")
+
+
+def wanted(**changes: Any) -> PseudoLabelParams:
+    values: dict[str, Any] = {
+        "images": "weak", "source": "classifier", "input": "data/classifiers/any/model", "input_size": 65,
+        "batch_size": 4, "selection": "stochastic", "rate": 0.8, "passes": 6, "form": "factorised", "theta": 0.35,
+        "normalise": "map", "background": "gradient", "background_fraction": 0.2, "saliency_root": None,
+        "saliency_threshold": 0.06, "restrict_to_tags": True, "crf": None, "scales": (1.0,), "flip": False,
+    }  # fmt: skip
+    return PseudoLabelParams.model_validate(
+        {k: v for k, v in values.items() if k in PseudoLabelParams.model_fields} | changes
+    )
+
+
+def test_foreground_wins_over_background_and_the_mean_decides_among_tags() -> None:
+    members = torch.tensor([[[True, True, False, False, True]], [[True, True, True, False, False]]])
+    means = torch.tensor([[[0.1, 0.5, 0.9, 0.9, 0.0]], [[0.2, 0.5, 0.1, 0.9, 0.9]]])
+    cue = torch.tensor([[True, False, False, True, False]])
+    assert classes_at(members, means, (3, 7), cue).tolist() == [[7, 3, 7, 0, 3]]
+    assert classes_at(members, means, (3, 7)).tolist() == [[7, 3, 7, 255, 3]]
+    assert classes_at(members[:0], means[:0], (), cue).tolist() == [[0, 255, 255, 0, 255]]
+
+
+@pytest.mark.parametrize("kind", ["gradient", "none"])
+@pytest.mark.parametrize("selection", ["stochastic", "general", "deterministic"])
+def test_an_image_has_its_tags_and_the_background_only(kind: str, selection: str) -> None:
+    labeller = PseudoLabeller(stochastic_classifier(), wanted(background=kind, selection=selection), 3, CPU)
+    tags = [(2, 5), (), (1,)]
+    labels = labeller(squares(3, 65).images, tags)
+    assert labels.dtype == torch.uint8
+    assert labels.shape == (3, 9, 9)
+    ground = {0} if kind == "gradient" else set()
+    for image, some in zip(labels, tags, strict=True):
+        assert set(image.unique().tolist()) <= {*some, 255} | ground
+    assert (labels[1] == 0).any() == (kind == "gradient"), "no tags: the background cue only"
+    assert torch.isin(labels[0], torch.tensor([2, 5])).any()
+
+
+def test_labels_depend_on_neither_batches_nor_form_but_on_the_seed() -> None:
+    classifier, images = stochastic_classifier(), squares(4, 65).images
+    tags = [(1, 2), (3,), (), (5, 4, 1)]
+    whole = PseudoLabeller(classifier, wanted(), 3, CPU)(images, tags)
+    for first, last in ((3, 4), (0, 1), (1, 3)):
+        part = PseudoLabeller(classifier, wanted(), 3, CPU)(images[first:last], tags[first:last])
+        assert torch.equal(part, whole[first:last])
+    expanded = PseudoLabeller(classifier, wanted(form="expanded"), 3, CPU)(images, tags)
+    assert torch.equal(expanded, whole)
+    assert not torch.equal(PseudoLabeller(classifier, wanted(), 4, CPU)(images, tags), whole)
+    fixed = [PseudoLabeller(classifier, wanted(selection="deterministic"), seed, CPU)(images, tags) for seed in (3, 4)]
+    assert torch.equal(*fixed)
+
+
+def test_maps_that_are_all_zero_label_nothing() -> None:
+    classifier = stochastic_classifier()
+    with torch.no_grad():
+        classifier.head.score.weight[1] = 0
+        classifier.head.score.weight[2].abs_().neg_()  # features are positive, so that every map is cut off
+    labels = PseudoLabeller(classifier, wanted(background="none"), 3, CPU)(squares(2, 65).images, [(2,), (3,)])
+    assert (labels == 255).all()
+
+
+def test_saliency_maps_are_read_by_image_id(tmp_path: Path) -> None:
+    for name, value in (("dark", 0), ("bright", 255)):
+        Image.fromarray(np.full((20, 30), value, dtype=np.uint8)).save(background.saliency_file(tmp_path, name))
+    params = wanted(background="saliency", saliency_root=str(tmp_path))
+    labels = PseudoLabeller(stochastic_classifier(), params, 3, CPU)(
+        squares(2, 65).images, [(), ()], ["bright", "dark"]
+    )
+    assert (labels[0] == 255).all()
+    assert (labels[1] == 0).all()
+
+
+def test_what_the_classifier_cannot_label_is_a_problem() -> None:
+    with pytest.raises(Problem, match="fully connected head has no localisation maps.*kind: stochastic"):
+        PseudoLabeller(tiny_classifier(), wanted(), 3, CPU)
+    labeller = PseudoLabeller(stochastic_classifier(), wanted(), 3, CPU)
+    for tag in (0, N_TAGS + 1):
+        with pytest.raises(Problem, match=rf"knows the tags 1\.\.{N_TAGS}, but an image has {tag}"):
+            labeller(squares(2, 65).images, [(1,), (2, tag)])
+
+
+def cues(path: Path, **changes: Any) -> Path:
+    labels = np.full((2, 3, 4), 255, dtype=np.uint8)
+    labels[1, 0] = [0, 1, 2, 255]
+    arrays = {"image_ids": np.array(["a", "b"]), "labels": labels} | changes
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return path
+
+
+def test_published_cues_are_read_by_image_id(tmp_path: Path) -> None:
+    file = CuesFile(cues(tmp_path / "cues.npz"))
+    assert file.labels("b").tolist()[0] == [0, 1, 2, 255]
+    file.check(["b", "a"], n_classes=3)
+    with pytest.raises(Problem, match=r"b has label 2; allowed are 0\.\.1 and 255"):
+        file.check(["a", "b"], n_classes=2)
+    with pytest.raises(Problem, match=r"lacks 2 of 3 images: c, d"):
+        file.check(["a", "c", "d"], n_classes=3)
+    with pytest.raises(Problem, match="has no cues of c"):
+        file.labels("c")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": None}, r"lacks the arrays \['labels'\]; found \['image_ids'\]"),
+        ({"labels": np.zeros((3, 3, 4), dtype=np.uint8)}, r"labels of shape \(3, 3, 4\); wanted n strings"),
+        ({"labels": np.zeros((2, 12), dtype=np.uint8)}, r"labels of shape \(2, 12\)"),
+        ({"labels": np.zeros((2, 3, 4), dtype=np.int64)}, "labels are int64; they must be uint8"),
+        ({"image_ids": np.array([1, 2])}, r"image_ids of shape \(2,\) \(int64\)"),
+        ({"image_ids": np.array(["a", "a"])}, "1 image_ids are there twice"),
+        ({"image_ids": np.array(["a", None])}, "no readable .npz file of cues"),
+    ],
+)
+def test_a_wrong_file_of_cues_is_a_problem(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(Problem, match=words):
+        CuesFile(cues(tmp_path / "cues.npz", **changes))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a zip", b"PK\x03\x04 half of one"])
+def test_a_file_that_is_none_is_a_problem(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "cues.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(Problem, match=r"cues\.npz is no readable \.npz file of cues"):
+        CuesFile(path)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(Problem, match=r"one\.npy is no readable"):
+        CuesFile(tmp_path / "one.npy")
+
+
+def test_the_folder_of_pseudo_labels(tmp_path: Path) -> None:
+    assert pseudo_labels.cue_file(tmp_path, "a b") == tmp_path / "cues/a b.png"
+    assert pseudo_labels.label_file(tmp_path, "a") == tmp_path / "labels/a.png"
+    with pytest.raises(Problem, match="holds no pseudo-labels"):
+        pseudo_labels.listed(tmp_path)
+    (tmp_path / "images.txt").write_text("b\na\n")
+    assert pseudo_labels.listed(tmp_path) == ["b", "a"]
+
+
+def test_a_pixel_has_the_label_of_its_cell() -> None:
+    cue = np.array([[1, 2], [3, 255]], dtype=np.uint8)
+    assert pseudo_labels.full_size(cue, 4, 6).tolist() == [[1, 1, 1, 2, 2, 2]] * 2 + [[3, 3, 3, 255, 255, 255]] * 2
+    mirrored = pseudo_labels.full_size(cue[:, ::-1].copy(), 375, 500)
+    assert np.array_equal(mirrored[:, ::-1], pseudo_labels.full_size(cue, 375, 500))
+
+
+def test_quality_of_ten_pixels_by_hand() -> None:
+    truth = np.array([[0, 0, 0, 0, 1, 1, 1, 2, 255, 255]], dtype=np.uint8)
+    pseudo = np.array([[0, 0, 1, 255, 1, 1, 255, 255, 2, 255]], dtype=np.uint8)
+    quality = Quality(4)
+    quality.update(truth[:, :5], pseudo[:, :5])
+    rest = Quality(4)
+    rest.update(truth[:, 5:], pseudo[:, 5:])
+    summary = (quality + rest).summary(["background", "cat", "dog", "eel"])
+    assert (quality + rest).counts.dtype == np.int64
+    assert summary["coverage"] == 5 / 8
+    assert summary["foreground_coverage"] == 3 / 8
+    assert summary["per_class"] == {
+        "background": {"coverage": 0.75, "precision": 1.0, "recall": 0.5, "iou": 0.5},
+        "cat": {"coverage": 0.6667, "precision": 0.6667, "recall": 0.6667, "iou": 0.5},
+        "dog": {"coverage": 0.0, "precision": None, "recall": 0.0, "iou": 0.0},
+        "eel": {"coverage": None, "precision": None, "recall": None, "iou": None},
+    }
+    assert summary["precision"] == 0.8333
+    assert summary["recall"] == 0.3889
+    assert summary["mean_iou"] == 0.3333
+
+
+def test_nothing_measured_is_none() -> None:
+    summary = Quality(2).summary(["background", "cat"])
+    assert summary["coverage"] is None
+    assert summary["mean_iou"] is None
+    assert summary["per_class"]["cat"]["iou"] is None
+
+
+def test_labels_that_cannot_be_compared_are_an_error() -> None:
+    labels = np.zeros((2, 2), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"\(2, 2\) but the pseudo-labels are \(2, 1\)"):
+        Quality(2).update(labels, labels[:, :1])
+    with pytest.raises(ValueError, match="the truth holds class 2"):
+        Quality(2).update(labels + 2, labels)
+    with pytest.raises(ValueError, match="the pseudo-label holds class 3"):
+        Quality(2).update(labels, labels + 3)
