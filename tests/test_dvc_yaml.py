@@ -75,17 +75,21 @@ def reached(file: str, seen: set[str]) -> set[str]:
     return seen
 
 
+def module_of(name: str) -> str:
+    """The module of the system of a stage `<script>@<system>`."""
+    return config.load(PROJECT / "params.yaml").systems[name.partition("@")[2]].module
+
+
 def needed(name: str) -> set[str]:
     """The source files that a stage imports, its system's module among them.
 
-    Pseudo-labels from a segmenter need its module, too, which is no dependency of theirs: the segmenter is, and a
-    change of its module trains it again.
+    Pseudo-labels from a segmenter need its module, too, which a template cannot name; they depend on the segmenter,
+    and so run again when a change of its module trains another one.
     """
-    script, _, key = name.partition("@")
+    script = name.partition("@")[0]
     files = reached(f"stages/{script}.py", set())
     if script in OF_A_SYSTEM:
-        module = config.load(PROJECT / "params.yaml").systems[key].module
-        reached(f"segcore/systems/{module}.py", files)
+        reached(f"segcore/systems/{module_of(name)}.py", files)
     return files
 
 
@@ -109,14 +113,15 @@ def test_no_code_is_declared_in_vain(script: str) -> None:
 
 
 def test_reading_the_imports_finds_what_an_interpreter_loads() -> None:
+    name = next(name for name in STAGES if name.startswith("evaluate@"))
     code = (
-        "import sys, segcore.systems.deconvnet, stages.evaluate\n"
+        f"import sys, segcore.systems.{module_of(name)}, stages.evaluate\n"
         "names = ('segcore.', 'stages.')\n"
         "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith(names)), sep='\\n')"
     )
     listing = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     loaded = {Path(line).relative_to(PROJECT).as_posix() for line in listing.stdout.split()}
-    assert loaded == needed("evaluate@deconvnet")
+    assert loaded == needed(name)
 
 
 @pytest.mark.parametrize("package", ["segcore", "stages"])

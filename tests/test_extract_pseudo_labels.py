@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
-from segcore import pseudo_labels, runtime
+from segcore import config, models, pseudo_labels, runtime
+from segcore.grid_systems import NetworkParams
 from segcore.problems import Problem, Problems
 from segcore.pseudo_labels import PseudoLabeller
 from segcore.samples import read_labels, read_manifest
@@ -178,6 +180,28 @@ def test_a_segmenters_predictions_hold_tagged_classes_only(tmp_path: Path, chang
     for image_id in pseudo_labels.listed(tmp_path / "out"):
         labels = read_labels(pseudo_labels.label_file(tmp_path / "out", image_id))
         assert set(np.unique(labels)) <= {0, *records[image_id].tags}
+
+
+def test_a_segmenter_is_trained_again_on_its_own_predictions(tmp_path: Path) -> None:
+    """The second step of the paper: cues teach a first one, whose predictions teach another from its weights."""
+    raw = config.read(Path("params.yaml"))
+    first, start = raw["systems"]["ficklenet"], "data/segmenters/ficklenet/model"
+    second = {key: first[key] for key in NetworkParams.model_fields} | {"module": "deeplab", "start": start}
+    second |= {"labels": "data/pseudo_labels/again", "geometry": "stretched", "scales": [1.0, 1.0]}
+    labels = raw["pseudo_labels"]["ficklenet"] | {"source": "segmenter", "input": start, "scales": [1.0, 1.5]}
+    params = tiny_params(tmp_path / "params.yaml", **{"systems.again": second, "pseudo_labels.again": labels})
+    cues, made, predicted, again = (tmp_path / name for name in ("cues", "made", "predicted", "again"))
+    extract(cues, params)
+    begin = Path("stochastic/model")
+    run_stages("train_segmenter", system="ficklenet", labels=cues, start=begin, out=made, params=params)
+    extract(predicted, params, name="again", input=made / "model")
+    run_stages("train_segmenter", system="again", labels=predicted, start=made / "model", out=again, params=params)
+    old, its_card = models.load_system(made / "model", torch.device("cpu"))
+    new, card = models.load_system(again / "model", torch.device("cpu"))
+    assert card["classifier"] == its_card["classifier"]
+    assert (card["classifier"]["name"], card["input_size"]) == ("ficklenet", 65)
+    assert new.state_dict().keys() == old.state_dict().keys()
+    assert any(not torch.equal(a, b) for a, b in zip(new.parameters(), old.parameters(), strict=True))
 
 
 def test_a_classifier_without_a_stochastic_head_is_refused(tmp_path: Path) -> None:
