@@ -25,7 +25,8 @@ def keep(seed: int, number: int, grid: tuple[int, int], units: int, rate: float)
     window, place and offset say which window it is.
     """
     row, column, unit = np.ogrid[: grid[0], : grid[1], :units]
-    counter = ((number << 20 | row) << 20 | column).astype(np.uint64) << np.uint64(16) | unit.astype(np.uint64)
+    # 24 bits of the pass, 12 of row and column each, 16 of the unit
+    counter = ((number << 12 | row) << 12 | column).astype(np.uint64) << np.uint64(16) | unit.astype(np.uint64)
     bits = counter * GAMMA + np.uint64(derived_seed("masks", seed))
     for shift, factor in ((30, FIRST), (27, SECOND)):
         bits ^= bits >> np.uint64(shift)

@@ -249,3 +249,9 @@ def test_more_passes_find_more_and_no_tags_find_nothing() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     members, means = localise(head, top, none, none, banks[0], "stochastic", 0.9, "factorised", 0.35, "map")
     assert members.shape == means.shape == (0, 8, 8)
+
+
+def test_no_two_passes_are_alike_however_many_there_are() -> None:
+    """The paper goes up to 300 maps."""
+    drawn = [mask_bank.keep(0, number, (3, 3), 81, 0.5).tobytes() for number in (*range(300), 70_000)]
+    assert len(set(drawn)) == 301
