@@ -35,12 +35,14 @@ def error_map(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Where the prediction is wrong, and how, on a faded grey picture; unknown pixels are off-white.
 
+    A prediction of 255, which pseudo-labels have where they know nothing, is no error.
+
     Missed: an object taken for background. Invented: background taken for an object. Wrong class: an object taken for
     an object of another class.
     """
     faded = 150 + image.mean(axis=2, keepdims=True) * (95 / 255)
     picture = np.repeat(faded.astype(np.uint8), 3, axis=2)
-    wrong = (truth != prediction) & (truth != IGNORE)
+    wrong = (truth != prediction) & (truth != IGNORE) & (prediction != IGNORE)
     picture[wrong & (prediction == 0)] = ERRORS["missed"]
     picture[wrong & (truth == 0)] = ERRORS["invented"]
     picture[wrong & (truth != 0) & (prediction != 0)] = ERRORS["wrong class"]
@@ -54,15 +56,16 @@ def panel(
     prediction: UInt8[np.ndarray, "H W"],
     names: Sequence[str],
     title: str,
+    caption: str = "prediction",
 ) -> Image.Image:
     """Image, truth, prediction and error map side by side, under a title and over a legend of what occurs.
 
-    `names` are those of all K classes, background first.
+    `names` are those of all K classes, background first; `caption` is what the prediction is called.
     """
     tiles = {
         "image": _tile(image, Image.Resampling.BICUBIC),
         "truth": _tile(colour_labels(truth), Image.Resampling.NEAREST),
-        "prediction": _tile(colour_labels(prediction), Image.Resampling.NEAREST),
+        caption: _tile(colour_labels(prediction), Image.Resampling.NEAREST),
         "errors": _tile(error_map(image, truth, prediction), Image.Resampling.NEAREST),
     }
     width, height = tiles["image"].size
@@ -73,9 +76,9 @@ def panel(
     page = Image.new("RGB", (page.width, top + height + GAP + 26 * len(legend) + GAP // 2), PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((GAP, GAP - 2), _shortened(title, page.width - 2 * GAP, 18), TEXT, _font(18))
-    for column, (caption, tile) in enumerate(tiles.items()):
+    for column, (name, tile) in enumerate(tiles.items()):
         left = GAP + column * (width + GAP)
-        draw.text((left, top - 20), caption, FAINT, _font(14))
+        draw.text((left, top - 20), name, FAINT, _font(14))
         page.paste(tile, (left, top))
         draw.rectangle((left, top, left + width - 1, top + height - 1), outline=EDGE)
     for row, entries in enumerate(legend):
@@ -107,7 +110,7 @@ def _chips(truth: UInt8[np.ndarray, "H W"], prediction: UInt8[np.ndarray, "H W"]
     palette = voc_palette()
     occurring = [int(index) for index in np.union1d(truth, prediction) if index != IGNORE]
     chips = [(names[index], tuple(palette[index].tolist())) for index in occurring]
-    if (truth == IGNORE).any():
+    if (truth == IGNORE).any() or (prediction == IGNORE).any():
         chips.append((UNKNOWN, tuple(palette[IGNORE].tolist())))
     return [*chips, *((f"error: {name}", colour) for name, colour in ERRORS.items())]
 

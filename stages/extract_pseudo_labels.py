@@ -214,7 +214,8 @@ def figure(records: Sequence[Record], names: list[str], folder: Path) -> Image.I
     for record in (shown[round(place)] for place in places):
         pseudo = read_labels(pseudo_labels.label_file(folder, record.image_id))
         truth = read_labels(record.labels) if record.labels is not None else np.full_like(pseudo, 255)
-        panels.append(figures.panel(read_image(record.image), truth, pseudo, names, record.image_id))
+        picture = read_image(record.image)
+        panels.append(figures.panel(picture, truth, pseudo, names, record.image_id, "pseudo-labels"))
     return figures.stacked(panels)
 
 

@@ -33,6 +33,12 @@ def test_error_map_tells_the_kinds_apart() -> None:
     assert picture[4].tolist() == [224, 224, 192]
 
 
+def test_a_pixel_without_a_pseudo_label_is_no_error() -> None:
+    image, truth = np.full((1, 2, 3), 100, np.uint8), np.array([[1, 0]], np.uint8)
+    picture = figures.error_map(image, truth, np.array([[255, 255]], np.uint8))[0]
+    assert all(len(set(pixel)) == 1 for pixel in picture.tolist()), "faded grey"
+
+
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (500, 30), (30, 500), (1, 1)])
 def test_panels_of_any_shape(size: tuple[int, int]) -> None:
     page = figures.panel(*scene(*size), NAMES, "a title " * 40)
