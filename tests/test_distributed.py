@@ -151,7 +151,9 @@ def test_the_stages_train_alike(stage: str, terms: list[str], folders: list[Path
         ours, theirs = pd.read_csv(two / log, sep="\t"), pd.read_csv(one / log, sep="\t")
         assert len(ours) == 6
         assert ours[term].to_numpy().min() > 0
-        np.testing.assert_allclose(ours[term], theirs[term], rtol=1e-3)
+        # Of nearly equal probabilities, as an untrained network has them, rounding may decide what the CRF makes of a
+        # cell, and so whether cues grow there.
+        np.testing.assert_allclose(ours[term], theirs[term], rtol=1e-2 if term in ("seed", "boundary") else 1e-3)
     weights = load_file(two / "model/model.safetensors"), load_file(one / "model/model.safetensors")
     for name, values in weights[1].items():
         np.testing.assert_allclose(weights[0][name], values, rtol=2e-2, atol=2e-3, err_msg=name)
