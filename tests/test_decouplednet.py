@@ -158,3 +158,20 @@ def test_a_higher_threshold_finds_fewer() -> None:
     strict = decouplednet.DecoupledNet(system.classifier, system.params.model_copy(update={"threshold": 0.85}))
     shown = {row for row in range(1, 6) if strict.eval().predict(batch.images)[0, row].any()}
     assert shown == {5}, "0.3 + 0.4 * 5 is a probability of 0.91, 0.3 + 0.4 * 2 one of 0.75"
+
+
+@torch.no_grad()
+def test_an_uncertain_tag_counts_less() -> None:
+    """Each map times the probability of its tag; FOUND has such of 0.67 (tag 1) to 0.91 (tag 5)."""
+    system, batch = ready("vgg16", FOUND)
+    published = system.predict(batch.images)
+    cautious = decouplednet.DecoupledNet(
+        system.classifier, system.params.model_copy(update={"weigh_by_probability": True})
+    )
+    cautious.load_state_dict(system.state_dict())
+    weighed = cautious.eval().predict(batch.images)
+
+    logits = torch.tensor([[0.3 + 0.4 * tag for tag in range(1, N_TAGS + 1)]])
+    expected = published * torch.cat([torch.ones(1, 1), logits.sigmoid()], 1)[:, :, None, None]
+    torch.testing.assert_close(weighed, expected / expected.sum(1, keepdim=True), rtol=1e-4, atol=1e-5)
+    assert (weighed.argmax(1) == 0).sum() > (published.argmax(1) == 0).sum(), "the background takes doubtful pixels"

@@ -45,6 +45,8 @@ class Params(SystemEntry):
     norm_batch_size: Count
     threshold: Fraction
     """Probability above which a tag counts as found."""
+    weigh_by_probability: bool
+    """Multiply the map of a found tag by the tag's probability; the published inference takes found tags as certain."""
 
 
 class Bridge(nn.Module):
@@ -130,6 +132,10 @@ class DecoupledNet(System):
 
         The result are the 21 normalised maps of the published inference: P_bg of all found tags together, P_fg of
         each found tag, divided by their sum; where all are 0, background and found tags count alike.
+
+        A departure, if `weigh_by_probability`: P_fg is the probability of a pixel to be of the tag's object given that
+        the tag is in the image. Times the probability that it is, a doubtful tag no longer overrides a certain one, nor
+        the background.
         """
         activations: Activations = self.classifier(images)
         probabilities = activations.decision.sigmoid()
@@ -144,6 +150,8 @@ class DecoupledNet(System):
             scores = self.segmenter(activations.features.pick(at), explained, (height, width))
             is_tag = (tag[pairs] > 0).long()
             maps[at, tag[pairs]] = F.softmax(scores.float(), dim=1)[torch.arange(len(at)), is_tag].to(maps.dtype)
+        if self.params.weigh_by_probability:
+            maps[:, 1:] *= probabilities[:, :, None, None].to(maps.dtype)
         empty = maps.sum(1, keepdim=True) == 0
         present = torch.cat([torch.ones_like(found[:, :1]), found], dim=1)
         maps = maps + (empty & present[:, :, None, None]).to(maps.dtype)
