@@ -59,9 +59,10 @@ def random_system(image: Tensor, width: float) -> DecoupledNet:
         kind="fully_connected", width=round(4096 * width), kernel=7, padding=0, batch_norm=False, dropout=0.0
     )
     classifier = classifiers.build(backbone, head, TAGS).eval()
-    sizes = {"width": width, "output_stride": 1, "norm_batches": 1, "norm_batch_size": 2, "threshold": 0.5}
+    sizes = {"width": width, "output_stride": 1, "norm_batches": 1, "norm_batch_size": 2}
+    published = {"threshold": 0.5, "weigh_by_probability": False}
     sources = {"start": "data/classifiers/any/model", "images": "strong", "labels": config.CROPS}
-    entry = {"module": "decouplednet", "recipe": "any", **sources, **sizes}
+    entry = {"module": "decouplednet", "recipe": "any", **sources, **sizes, **published}
     params = config.section({"systems": {"timed": entry}}, "systems.timed", decouplednet.Params)
     system = decouplednet.build(params, classifier)
     system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

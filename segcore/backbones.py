@@ -1,6 +1,5 @@
 """ImageNet networks as trunks: the map on top, and the max-pool switches on the way where there are any."""
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +8,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segcore import pretrained
 from segcore.network_sections import BackboneParams
-from segcore.pretrained import weights_of
 from segcore.problems import Problem
 
 VGG16_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -130,6 +129,9 @@ class VGG16(Trunk):
         convolutions = [[x for x in net.features if isinstance(x, nn.Conv2d)] for net in (self, twin)]
         for ours, theirs in zip(*convolutions, strict=True):
             theirs.load_state_dict(ours.state_dict())
+        for layer in twin.features:
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.constant_(layer.bias, 0.001)  # as in the files of DeconvNet
         return twin
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Features:
@@ -201,9 +203,6 @@ class Timm(Trunk):
         import timm
 
         super().__init__(frozen_norm, stride)
-        if not timm.is_model(name):
-            close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
-            raise Problem(f"backbone.name: timm has no model '{name}'; near it are {', '.join(close)}")
         options: dict[str, Any] = {} if stride == 32 else {"output_stride": stride}
         try:
             self.body: Any = timm.create_model(
@@ -258,6 +257,8 @@ def build(params: BackboneParams) -> Trunk:
     Raises:
         Problem: unknown name; a small version of a network that has none; weights missing or of another network.
     """
+    if problem := pretrained.check(params):
+        raise Problem(problem)
     name = params.name
     if params.width != 1 and not name.startswith("vgg16"):
         raise Problem(f"backbone.width: found {params.width} for {name}; only vgg16 and vgg16_bn have small versions")
@@ -266,12 +267,11 @@ def build(params: BackboneParams) -> Trunk:
     elif name in RESNETS:
         trunk = ResNet(name, params.frozen_norm, params.stride)
     elif name.startswith("timm/"):
-        pretrained = params.weights == "imagenet"
-        trunk = Timm(name.removeprefix("timm/"), pretrained, params.frozen_norm, params.stride)
+        trunk = Timm(name.removeprefix("timm/"), params.weights == "imagenet", params.frozen_norm, params.stride)
     else:
         allowed = ", ".join(("vgg16", "vgg16_bn", *RESNETS, "timm/<model>"))
         raise Problem(f"backbone.name: found '{name}'; allowed are {allowed}")
-    if (weights := weights_of(params)) is not None:
+    if (weights := pretrained.weights_of(params)) is not None:
         _load_into(trunk, weights, params)
     return trunk
 

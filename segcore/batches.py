@@ -179,7 +179,7 @@ class _Keyed(Dataset[Sample | str]):
         try:
             return self.samples.sample(*key)
         except (Problem, OSError) as problem:
-            return f"a training image cannot be read: {problem}; run `dvc repro prepare`, which checks all files"
+            return f"a training image: {problem}"
 
 
 def _collate(samples: Sequence[Sample | str]) -> Batch | str:

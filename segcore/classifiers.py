@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore import backbones
+from segcore import backbones, pretrained
 from segcore.backbones import Features, Trunk
 from segcore.batches import Batch
 from segcore.dropout import KeyedDropout
@@ -122,15 +122,22 @@ def build(backbone: BackboneParams, head: HeadParams, n_tags: int) -> Classifier
         return Classifier(trunk, StochasticHead(trunk.channels, n_tags, head), backbone)
     top = FullyConnectedHead(trunk.channels, n_tags, head)
     classifier = Classifier(trunk, top, backbone)
-    weights = backbones.weights_of(backbone) if isinstance(trunk, backbones.VGG16) else None
-    if weights and "classifier.0.weight" in weights:
-        fc6 = weights["classifier.0.weight"].unflatten(1, (-1, 7, 7))
-        fc7 = weights["classifier.3.weight"][:, :, None, None]
-        if fc6.shape == top.fc6.weight.shape and fc7.shape == top.fc7.weight.shape:
-            with torch.no_grad():
-                top.fc6.weight.copy_(fc6)
-                top.fc6.bias.copy_(weights["classifier.0.bias"])  # type: ignore[union-attr]
-                top.fc7.weight.copy_(fc7)
-                top.fc7.bias.copy_(weights["classifier.3.bias"])  # type: ignore[union-attr]
-            classifier.pretrained = ("trunk.", "head.fc6.", "head.fc7.")
+    if fill_from_vgg16(backbone, top.fc6, top.fc7):
+        classifier.pretrained = ("trunk.", "head.fc6.", "head.fc7.")
     return classifier
+
+
+@torch.no_grad()
+def fill_from_vgg16(backbone: BackboneParams, fc6: nn.Conv2d, fc7: nn.Conv2d) -> bool:
+    """VGG-16's own fc6 and fc7, from the weights that `backbone` names, as convolutions; whether the shapes fit."""
+    weights = pretrained.weights_of(backbone) if backbone.name in ("vgg16", "vgg16_bn") else None
+    if not weights or "classifier.0.weight" not in weights:
+        return False
+    kernels = weights["classifier.0.weight"].unflatten(1, (-1, 7, 7)), weights["classifier.3.weight"][:, :, None, None]
+    if (kernels[0].shape, kernels[1].shape) != (fc6.weight.shape, fc7.weight.shape):
+        return False
+    for layer, kernel, bias in zip((fc6, fc7), kernels, ("classifier.0.bias", "classifier.3.bias"), strict=True):
+        assert layer.bias is not None
+        layer.weight.copy_(kernel)
+        layer.bias.copy_(weights[bias])
+    return True

@@ -4,10 +4,9 @@ A typo, a wrong type or a value out of range becomes one `Problems` that names e
 allowed.
 """
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -16,7 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from segcore.network_sections import ClassifierParams, FullyConnectedParams, StochasticParams
-from segcore.problems import Problem, Problems
+from segcore.problems import Problem, Problems, hint
 from segcore.sections import (
     NAME,
     CropsParams,
@@ -70,6 +69,8 @@ def section(params: Mapping[str, Any], name: str, into: type[SectionType]) -> Se
         # By way of JSON, so that a YAML list is taken for a tuple while types stay strict otherwise.
         # What JSON lacks, a date for one, becomes text.
         return into.model_validate_json(json.dumps(value, default=str))
+    except TypeError as error:  # YAML takes dates and lists for keys, JSON does not
+        raise Problems("params.yaml has a mistake:", [f"{name}: found a key that is no text ({error})"]) from None
     except ValidationError as error:
         raise Problems("params.yaml has a mistake:", [_sentence(name, into, e) for e in error.errors()]) from None
 
@@ -78,22 +79,17 @@ def _sentence(name: str, into: type[BaseModel], error: Any) -> str:
     where = ".".join([name, *(str(part) for part in error["loc"] if part not in KINDS)])
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         found = error["input"].get("kind") if isinstance(error["input"], Mapping) else error["input"]
-        return f"{where}.kind: found {found!r}; allowed are {', '.join(sorted(KINDS))}{_hint(str(found), KINDS)}"
+        return f"{where}.kind: found {found!r}; allowed are {', '.join(sorted(KINDS))}{hint(found, KINDS)}"
     if error["type"] == "extra_forbidden":
         allowed = sorted(_fields_at(into, error["loc"][:-1]))
-        hint = _hint(str(error["loc"][-1]), allowed)
-        return f"{where}: unknown key, found {error['input']!r}; allowed here are {', '.join(allowed)}{hint}"
+        meant = hint(error["loc"][-1], allowed)
+        return f"{where}: unknown key, found {error['input']!r}; allowed here are {', '.join(allowed)}{meant}"
     if error["type"] == "missing":
         return f"{where}: this key is missing"
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
     if isinstance(error["input"], Mapping) and error["type"] == "value_error":
         return f"{where}: {message}"  # the message of a rule over several keys names what it found
     return f"{where}: found {error['input']!r}; {message}"
-
-
-def _hint(found: str, allowed: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(found), list(allowed), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _fields_at(into: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
@@ -155,7 +151,7 @@ class Settings:
     def _unknown_or_missing(self, params: Mapping[str, Any]) -> Iterator[str]:
         for key in params:
             if key not in self.KEYS:
-                yield f"{key}: unknown section; allowed are {', '.join(self.KEYS)}{_hint(key, self.KEYS)}"
+                yield f"{key}: unknown section; allowed are {', '.join(self.KEYS)}{hint(key, self.KEYS)}"
         for key in self.KEYS:
             if key not in params:
                 yield f"{key}: this section is missing"
@@ -197,7 +193,7 @@ class Settings:
                 wants.append((f"systems.{key}.labels", name, self.pseudo_labels))
         broken = [(where, name, have) for where, name, have in wants if name not in have]
         for where, name, have in broken:
-            yield f"{where}: found '{name}'; allowed are {', '.join(sorted(have)) or 'none'}{_hint(name, have)}"
+            yield f"{where}: found '{name}'; allowed are {', '.join(sorted(have)) or 'none'}{hint(name, have)}"
         if not broken:
             yield from self._impossible_systems()
 

@@ -29,16 +29,24 @@ def score_maps(
     Each image becomes a square, scaled to `input_size` times each of `scales` (rounded to a size that the system
     takes), predicted as it is and mirrored if `flip`, and the scores are averaged at the size of the square. How it
     becomes a square is the system's to say: padded with black below and to the right, or stretched. A system that
-    asks for proposals is predicted by EdgeBoxes windows instead.
+    asks for proposals is predicted by EdgeBoxes windows instead, mirrored if `flip`.
 
     Raises:
-        Problem: a scale makes images too small for the system.
+        Problem: a scale makes images too small for the system; several scales for one that asks for proposals.
     """
     if system.proposals:
         on_device = _device(system)
 
+        if list(scales) != [1.0]:
+            raise Problem(
+                f"scales: found {list(scales)} for a system with proposals, whose windows are all predicted at one "
+                "size; set evaluation.scales to [1.0] or the system's proposals to 0"
+            )
+
         def predict_windows(windows: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B K S S"]:
-            return system.predict(windows.to(on_device))
+            windows = windows.to(on_device)
+            scores = system.predict(windows)
+            return (scores + system.predict(windows.flip(3)).flip(3)) / 2 if flip else scores
 
         return [by_proposals(predict_windows, image, input_size, system.proposals, crops) for image in images]
     return _by_squares(system, images, input_size, scales, flip)
@@ -113,7 +121,8 @@ def by_proposals(
     """DeconvNet's inference: the pixel-wise maximum, from 0 up, of the scores of EdgeBoxes windows.
 
     Windows whose shorter side is below half of `input_size` are skipped (112 of 224 in the published code); the whole
-    image is always one of the windows.
+    image is always one of the windows. The authors' proposals were enlarged beforehand, how is not published; these are
+    not.
     """
     height, width = image.shape[:2]
     boxes = edge_boxes(image, crops, 20 * proposals)

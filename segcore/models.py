@@ -79,6 +79,8 @@ def _empty_classifier(card: dict[str, Any]) -> tuple[Classifier, ClassifierParam
 
 def _write(folder: Path, card: dict[str, Any], model: nn.Module) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    # Gone first and back last, the card never stands beside the weights of another model.
+    (folder / "model.json").unlink(missing_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     write_atomically(folder / "model.safetensors", save(state))
     write_atomically(folder / "model.json", json.dumps({"format": FORMAT, **card}, indent=2).encode())

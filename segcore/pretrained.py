@@ -1,5 +1,6 @@
 """Pre-trained weights, downloaded or from a local file."""
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from segcore.network_sections import BackboneParams
-from segcore.problems import Problem
+from segcore.problems import Problem, hint
 
 
 def weights_of(params: BackboneParams) -> dict[str, Tensor] | None:
@@ -18,16 +19,28 @@ def weights_of(params: BackboneParams) -> dict[str, Tensor] | None:
     if params.weights == "imagenet":
         return _download(params.name)
     path = Path(params.weights)
-    if not path.is_file():
-        raise Problem(
-            f"backbone.weights: found '{params.weights}'; it must be 'random', 'imagenet' or an existing file "
-            "(.safetensors, or a .pth that holds weights only)"
-        )
     read: Callable[[Path], dict[str, Tensor]] = load_file if path.suffix == ".safetensors" else _read_pth
     try:
         return {key: value.float() if value.is_floating_point() else value for key, value in read(path).items()}
     except Exception as error:
         raise Problem(f"backbone.weights: {path} is not a readable weights file ({error})") from error
+
+
+def check(params: BackboneParams) -> str | None:
+    """What is wrong with the name of the network or of its weights, as far as that shows without reading them."""
+    if params.name.startswith("timm/"):
+        import timm  # here, as it takes seconds to load
+
+        name = params.name.removeprefix("timm/")
+        if not timm.is_model(name):
+            close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
+            return f"backbone.name: timm has no model '{name}'; near it are {', '.join(close)}"
+    if params.weights not in ("random", "imagenet") and not Path(params.weights).is_file():
+        return (
+            f"backbone.weights: found '{params.weights}'; it must be 'random', 'imagenet' or an existing file "
+            f"(.safetensors, or a .pth that holds weights only){hint(params.weights, ('random', 'imagenet'))}"
+        )
+    return None
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:

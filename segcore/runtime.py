@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
@@ -91,6 +92,20 @@ class Runtime:
         if self.world > 1:
             atexit.unregister(_leave)
             atexit.register(_leave)
+
+    @property
+    def arithmetic(self) -> list[str | int]:
+        """All of this machine that rounding depends on: a checkpoint goes on only where it is the same."""
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        return [self.device.type, gpu, self.precision, self.world, torch.get_num_threads()]
+
+    @property
+    def emulates_bf16(self) -> bool:
+        """Whether bf16 was asked of an x86 CPU without units for it, which makes it slower than fp32."""
+        if self.device.type != "cpu" or self.precision != "bf16" or platform.machine() not in ("x86_64", "AMD64"):
+            return False
+        has = getattr(torch.cpu, "get_capabilities", dict)()  # older versions cannot tell
+        return bool(has) and not (has.get("avx512_bf16") or has.get("amx_bf16"))
 
     @property
     def is_main(self) -> bool:

@@ -4,6 +4,9 @@ The conventions of PASCAL VOC hold everywhere: labels are class indices, 0 is ba
 """
 
 import io
+import json
+import struct
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,10 @@ from segcore.problems import Problem
 
 IGNORE = 255
 """The label of pixels that count neither in training nor in evaluation."""
+
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError)
+BROKEN += (struct.error, zlib.error, Image.DecompressionBombError)
+"""What Pillow raises for broken files, by format and place."""
 
 MANIFEST_COLUMNS = (
     "image_id",
@@ -73,15 +80,35 @@ def read_manifest(path: Path) -> dict[str, Record]:
     }
 
 
-def listed(path: Path, records: Mapping[str, Record]) -> list[str]:
-    """The image ids of a list of the split, one a line.
+def read_class_names(path: Path) -> list[str]:
+    """The names of the classes, background first, as the `prepare` stage wrote them.
 
     Raises:
-        Problem: an id is not in the manifest.
+        Problem: the file does not hold a list of names.
+    """
+    try:
+        names = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise Problem(f"{path} is damaged ({error}); run `dvc repro prepare`") from error
+    if not (isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)):
+        raise Problem(f"{path} holds no list of class names; run `dvc repro prepare`")
+    return names
+
+
+def listed(path: Path, records: Mapping[str, Record]) -> list[str]:
+    """The image ids of a list of training images of the split, one a line.
+
+    Raises:
+        Problem: an id is not in the manifest, or that of an image which measures what was learned.
     """
     ids = path.read_text().split()
     if unknown := [image_id for image_id in ids if image_id not in records]:
         raise Problem(f"{path}: {len(unknown)} ids are not in the manifest, {unknown[0]} first; run `dvc repro split`")
+    if measuring := [image_id for image_id in ids if records[image_id].split != "train"]:
+        raise Problem(
+            f"{path}: {len(measuring)} ids are validation images, {measuring[0]} first, "
+            "and those are never trained on; run `dvc repro split`"
+        )
     return ids
 
 
@@ -89,9 +116,22 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     """The picture as a person sees it: RGB, 8 bits, turned by its EXIF orientation.
 
     Grey, palette, CMYK and 16-bit pictures are converted; transparency is laid over black.
+
+    Raises:
+        Problem: there is no such file, or it is damaged.
     """
-    with Image.open(path) as image:
-        return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+    try:
+        with Image.open(path) as image:
+            return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+    except BROKEN as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: BaseException) -> Problem:
+    reason = (isinstance(error, OSError) and error.strerror) or error or type(error).__name__
+    return Problem(
+        f"{path} cannot be read ({reason}); mend it, then run `dvc repro -f prepare`, which checks all files"
+    )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -106,14 +146,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_labels(path: Path) -> UInt8[np.ndarray, "H W"]:
-    """Class indices of an indexed or grey 8-bit PNG; 255 where unknown."""
-    with Image.open(path) as image:
-        if image.mode not in ("P", "L"):
-            raise Problem(
-                f"{path}: labels must be an indexed or grey 8-bit PNG, found mode {image.mode}; "
-                "colour-coded labels are converted by `dataset.convert_palette: true`"
-            )
-        return np.asarray(image)
+    """Class indices of an indexed or grey 8-bit PNG; 255 where unknown.
+
+    Raises:
+        Problem: there is no such file, it is damaged, or it holds colours.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode in ("P", "L"):
+                return np.asarray(image)
+            mode = image.mode
+    except BROKEN as error:
+        raise _unreadable(path, error) from error
+    raise Problem(
+        f"{path}: labels must be an indexed or grey 8-bit PNG, found mode {mode}; "
+        "colour-coded labels are converted by `dataset.convert_palette: true`"
+    )
 
 
 def write_labels(path: Path, labels: UInt8[np.ndarray, "H W"]) -> None:

@@ -92,10 +92,10 @@ class RecipeParams(Section):
     """Micro-batches that a step is cut into, each weighing the same; batch normalisation sees one at a time."""
     optimizer: Literal["sgd", "adamw"]
     learning_rate: Positive
-    momentum: Fraction
+    momentum: Rate
     weight_decay: NotNegative
     bias_multiplier: Positive
-    """Learning rate of biases over that of weights; biases and normalisation never decay."""
+    """Learning rate of biases over that of weights and of normalisation; biases and normalisation never decay."""
     trunk_multiplier: NotNegative
     """Learning rate of a pre-trained trunk over that of new layers; 0 freezes it."""
     schedule: Literal["constant", "poly", "step"]

@@ -63,19 +63,21 @@ def rate(step: int, recipe: RecipeParams) -> float:
 def parameter_groups(model: nn.Module, recipe: RecipeParams) -> list[dict[str, Any]]:
     """Four groups: weights that decay and the rest that does not, each for pre-trained and for new layers.
 
-    Biases learn `bias_multiplier` times as fast and, like the parameters of normalisation, never decay.
+    Biases of (transposed) convolutions and linear layers learn `bias_multiplier` times as fast; scale and shift of a
+    normalisation learn as weights do. Neither decays.
     Pre-trained parameters learn `trunk_multiplier` times as fast; at 0 they are frozen.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     pretrained = cast(Trainable, model).pretrained
-    for name, parameter in model.named_parameters():
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
         old = name.startswith(pretrained) if pretrained else False
         if old and recipe.trunk_multiplier == 0:
             parameter.requires_grad_(False)
         if not parameter.requires_grad:
             continue
         multiplier = recipe.trunk_multiplier if old else 1.0
-        if name.endswith("bias"):
+        if name.endswith("bias") and parameters.get(f"{name.removesuffix('bias')}weight", parameter).ndim > 1:
             multiplier *= recipe.bias_multiplier
         decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((multiplier, decay), []).append(parameter)

@@ -22,7 +22,7 @@ from segcore import figures, inference, models
 from segcore.metrics import BoundaryScore, ConfusionMatrix, rounded
 from segcore.problems import Problem, Problems
 from segcore.runtime import Runtime, write_atomically
-from segcore.samples import IGNORE, Record, read_image, read_labels, read_manifest
+from segcore.samples import IGNORE, Record, read_class_names, read_image, read_labels, read_manifest
 from segcore.sections import EvaluationParams
 from stages import run
 
@@ -82,7 +82,7 @@ def main(
     settings = run.settings(params)
     run.chosen(system, settings.systems, "system")
     with run.timed(f"evaluate@{system}"):
-        names: list[str] = json.loads(classes.read_text())
+        names: list[str] = read_class_names(classes)
         records = validation_records(read_manifest(manifest), split / "val.txt")
         runtime = Runtime()
         trained, card = models.load_system(model, runtime.device)

@@ -21,7 +21,7 @@ from rich.progress import track
 from segcore import background, figures, inference, models, pseudo_labels, runtime
 from segcore.problems import Problem
 from segcore.pseudo_labels import CuesFile, PseudoLabeller, Quality
-from segcore.samples import Record, labels_png, listed, read_image, read_labels, read_manifest
+from segcore.samples import Record, labels_png, listed, read_class_names, read_image, read_labels, read_manifest
 from segcore.sections import CropsParams, PseudoLabelParams
 from segcore.transforms import stretched_square
 from stages import run
@@ -47,7 +47,7 @@ def main(
 ) -> None:
     settings = run.settings(params)
     entry = settings.pseudo_labels[run.chosen(name, settings.pseudo_labels, "pseudo-label set")]
-    names: list[str] = json.loads(classes.read_text())
+    names: list[str] = read_class_names(classes)
     records = read_manifest(manifest)
     chosen = [records[image_id] for image_id in listed(split / f"{entry.images}.txt", records)]
     saliency = check(chosen, entry)

@@ -1,22 +1,24 @@
 """Download PASCAL VOC 2012 and the Semantic Boundaries Dataset (SBD), check them, unpack them: `make voc`.
 
 Addresses and MD5 sums are those of torchvision's `VOCSegmentation` and `SBDataset`. What was downloaded or unpacked
-before is not fetched again. Adds `ImageSets/Segmentation/trainaug.txt`: VOC's train and all of SBD without VOC's val
-(10,582 images), the training set of every paper since. No stage of the pipeline: nothing of it is under DVC.
+before is not fetched again, and an aborted download goes on where it ended. Adds
+`ImageSets/Segmentation/trainaug.txt`: VOC's train and all of SBD without VOC's val (10,582 images), the training set
+of every paper since. No stage of the pipeline: nothing of it is under DVC.
 """
 
-import contextlib
 import http.client
 import os
 import shutil
-import socket
 import tarfile
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from torchvision.datasets import SBDataset
-from torchvision.datasets.utils import calculate_md5, check_integrity, download_url
+from torchvision.datasets.utils import USER_AGENT, calculate_md5, check_integrity
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from segcore.problems import Problem
@@ -25,6 +27,9 @@ from stages import run
 
 SILENCE = 60.0
 """Seconds without a byte after which a download counts as failed."""
+
+CHUNK = 1 << 15
+"""Bytes between two writes: at most what a silent line costs."""
 
 
 @dataclass(frozen=True)
@@ -71,32 +76,72 @@ def _provide(archive: Archive, root: Path) -> None:
 
 
 def _download(archive: Archive, root: Path) -> None:
-    path = root / archive.filename
+    path, partial = root / archive.filename, root / f".{archive.filename}.partial"
     by_hand = f"put {archive.filename} (MD5 {archive.md5}) from {archive.url} into {root} by hand and run this again"
     if check_integrity(path, archive.md5):
         run.say(f"{path}: is there, its MD5 is right")
+        if partial.is_file():
+            partial.unlink()
         return
     try:
-        with _impatient():
-            download_url(archive.url, root, archive.filename, archive.md5)
-    except (OSError, http.client.HTTPException, RuntimeError) as error:
-        # torchvision raises RuntimeError where the sum is wrong, and leaves the file, which may have been there before.
+        _fetch(archive.url, partial)
+    except (OSError, http.client.HTTPException) as error:
         found = f"; the file there has MD5 {calculate_md5(path)}" if path.is_file() else ""
-        raise Problem(f"{archive.url} could not be downloaded ({error}){found}; {by_hand}") from error
+        n_bytes = _size(partial)
+        go_on = f"run this again to go on after the {n_bytes:,} bytes that are there, or " if n_bytes else ""
+        raise Problem(f"{archive.url} could not be downloaded ({error}){found}; {go_on}{by_hand}") from error
+    md5 = calculate_md5(partial)
+    if md5 != archive.md5:
+        # No telling which of its bytes are wrong: to go on from them would fail for ever.
+        partial.unlink()
+        raise Problem(
+            f"{archive.url}: what arrived has MD5 {md5} and was deleted; run this again to start anew, or {by_hand}"
+        )
+    os.replace(partial, path)
 
 
-@contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SILENCE)
+def _fetch(url: str, partial: Path) -> None:
+    """Ask for what `partial` lacks and append it. Only a sum can tell whether the file is then the right one.
+
+    torchvision's own `download_url` starts from zero each time.
+
+    Raises:
+        OSError, http.client.HTTPException: the rest did not come; what did come is kept.
+    """
+    begin = _size(partial)
+    headers = {"User-Agent": USER_AGENT} | ({"Range": f"bytes={begin}-"} if begin else {})
     try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=SILENCE)
+    except urllib.error.HTTPError as error:
+        if begin and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # nothing comes after these bytes: the file is whole, or not the one
+        raise
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+        console=run.console,
+    )  # fmt: skip
+    with response:
+        if response.status != HTTPStatus.PARTIAL_CONTENT:
+            begin = 0  # a server without ranges sends all of it
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {begin}-"):
+            raise http.client.HTTPException("the server sent another part than the one asked for")
+        total = None if response.length is None else begin + response.length
+        with partial.open("ab" if begin else "wb") as file, bar:
+            task = bar.add_task(url.rsplit("/", 1)[-1], total=total, completed=begin)
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                bar.advance(task, len(chunk))
+    # A connection that is closed too early looks like the end of the file.
+    if total is not None and _size(partial) < total:
+        raise ConnectionError(f"the connection ended {total - _size(partial):,} bytes too early")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _unpack(archive: Archive, root: Path, target: Path) -> None:
-    unpacking = root / f".{archive.filename}.partial"
+    unpacking = root / f".{target.name}.partial"
     shutil.rmtree(unpacking, ignore_errors=True)
     try:
         with tarfile.open(root / archive.filename) as tar:

@@ -26,7 +26,7 @@ from segcore import crop_figure
 from segcore.crops import ImageCrops, image_crops, index
 from segcore.problems import Problem, Problems
 from segcore.runtime import Runtime, write_atomically
-from segcore.samples import Record, read_image, read_labels, read_manifest
+from segcore.samples import Record, read_class_names, read_image, read_labels, read_manifest
 from segcore.sections import CropsParams
 from stages import run
 
@@ -45,7 +45,7 @@ def main(*, manifest: Path, classes: Path, split: Path, out: Path, params: Path 
         f"{file}: there is no such file" for file in (manifest, classes, split / "strong.txt") if not file.is_file()
     ]:
         raise Problems("make_crops needs what `dvc repro split` makes:", missing)
-    names: list[str] = json.loads(classes.read_text())
+    names: list[str] = read_class_names(classes)
     records = _strong_records(manifest, split / "strong.txt")
     processes = Runtime()
     with run.timed("make_crops"):
@@ -75,7 +75,7 @@ def _strong_records(manifest: Path, strong: Path) -> list[Record]:
     records = [known[image_id] for image_id in ids if image_id in known]
     for record in records:
         if record.split != "train":
-            problems.append(f"{record.image_id}: belongs to '{record.split}', which is never trained on")
+            problems.append(f"{record.image_id}: is a validation image, which is never trained on")
         if record.labels is None:
             problems.append(f"{record.image_id}: has no labels")
         files = [file for file in (record.image, record.labels) if file is not None]

@@ -24,17 +24,22 @@ from segcore.runtime import write_atomically
 from segcore.sections import DatasetParams
 from stages import run
 
+OUTPUTS = ("manifest.parquet", "files", "classes.json", "dataset.json")
 SHOWN_WARNINGS = 10
 
 
 def main(*, out: Path, params: Path = Path("params.yaml")) -> None:
     settings = run.settings(params)
+    # Nothing here is shared out: under torchrun, more processes would only write over each other's files.
+    if not run.is_main_process():
+        return
     with run.timed("prepare"):
         building = out.parent / f".{out.name}.partial"
         try:
             _fresh(building)
-            listing, findings = _inspect(settings, building)
-            _publish(building, out, listing, findings, settings.dataset)
+            listing, findings = _inspect(settings, building / "files")
+            _write(building, out, listing, findings, settings.dataset)
+            _swap(building, out)
         except OSError as error:
             raise Problem(
                 f"{error.filename or out}: could not be written ({error.strerror}); {out} is as it was"
@@ -46,19 +51,19 @@ def main(*, out: Path, params: Path = Path("params.yaml")) -> None:
 
 def _fresh(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    (folder / "files").mkdir(parents=True)
 
 
-def _inspect(settings: Settings, building: Path) -> tuple[Listing, list[Finding]]:
+def _inspect(settings: Settings, files: Path) -> tuple[Listing, list[Finding]]:
     dataset = settings.dataset
     root = Path(dataset.root).expanduser()
     if dataset.layout == "shapes":
         run.say(f"generating {dataset.shapes.train_images + dataset.shapes.val_images} pictures of shapes")
-        shapes.generate(building, dataset.shapes, settings.seed)
-        root, dataset = building, dataset.model_copy(update={"train_list": "train", "val_list": "val"})
+        shapes.generate(files, dataset.shapes, settings.seed)
+        root, dataset = files, dataset.model_copy(update={"train_list": "train", "val_list": "val"})
     listing = voc.read(root, dataset)
     inspected = checks.inspect_all(
-        listing.entries, listing.classes, dataset.convert_palette, building / "SegmentationClass"
+        listing.entries, listing.classes, dataset.convert_palette, files / "SegmentationClass"
     )
     findings = list(_shown(inspected, len(listing.entries)))
     duplicates, warnings = checks.same_bytes(findings)
@@ -81,28 +86,44 @@ def _shown(findings: Iterator[Finding], total: int) -> Iterator[Finding]:
         yield finding
 
 
-def _publish(building: Path, out: Path, listing: Listing, findings: Sequence[Finding], dataset: DatasetParams) -> None:
+def _write(building: Path, out: Path, listing: Listing, findings: Sequence[Finding], dataset: DatasetParams) -> None:
+    """Write every output into `building`, as it will stand in `out`."""
     rows = [finding.row for finding in findings if finding.row is not None]
-    manifest = _manifest([_line(row, building, out / "files") for row in rows])
     counts = _counts(rows, listing.classes, findings, dataset)
+    write_atomically(building / "classes.json", (json.dumps(listing.classes, indent=2) + "\n").encode())
+    write_atomically(building / "dataset.json", (json.dumps(counts, indent=2) + "\n").encode())
+    manifest = _manifest([_line(row, building / "files", out / "files") for row in rows])
+    write_atomically(building / "manifest.parquet", manifest)
+
+
+def _swap(building: Path, out: Path) -> None:
+    """Put the outputs in `building` in the place of those in `out`, by renames that a failure takes back.
+
+    A kill halfway leaves no manifest rather than one that describes other files: it goes first and comes last.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    # A crash from here on leaves no manifest, rather than one that describes other files.
-    (out / "manifest.parquet").unlink(missing_ok=True)
-    if (out / "files").exists():
-        shutil.rmtree(out / "files")
-    os.replace(building, out / "files")
-    write_atomically(out / "classes.json", (json.dumps(listing.classes, indent=2) + "\n").encode())
-    write_atomically(out / "dataset.json", (json.dumps(counts, indent=2) + "\n").encode())
-    write_atomically(out / "manifest.parquet", manifest)
+    former = building / "former"
+    former.mkdir()
+    # A link that leads nowhere, as DVC leaves for a file that its cache lost, must go too.
+    moves = [(out / name, former / name) for name in OUTPUTS if os.path.lexists(out / name)]
+    moves += [(building / name, out / name) for name in reversed(OUTPUTS)]
+    try:
+        for source, target in moves:
+            os.replace(source, target)
+    except BaseException:
+        for source, target in reversed(moves):
+            if os.path.lexists(target) and not os.path.lexists(source):
+                os.replace(target, source)
+        raise
 
 
-def _line(row: Row, building: Path, files: Path) -> dict[str, Any]:
+def _line(row: Row, written: Path, files: Path) -> dict[str, Any]:
     """The row with the paths that its files will have."""
 
     def placed(path: Path | None) -> str | None:
         if path is None:
             return None
-        return (files / path.relative_to(building) if path.is_relative_to(building) else path).as_posix()
+        return (files / path.relative_to(written) if path.is_relative_to(written) else path).as_posix()
 
     return asdict(row) | {"image": placed(row.image), "labels": placed(row.labels)}
 

@@ -71,6 +71,8 @@ class Row:
 def main(*, data: Path = Path("data"), out: Path, params: Path = Path("params.yaml")) -> None:
     """Write index.html and systems.csv into `out` from the results under `data`."""
     settings = run.settings(params)
+    if not run.is_main_process():
+        return
     with run.timed("report"):
         check_complete(data, settings)
         rows = [_row(data, system, number, settings) for number, system in enumerate(settings.systems)]

@@ -113,6 +113,7 @@ def timed(stage: str) -> Iterator[None]:
         "stage": stage,
         "seconds": round(time.perf_counter() - begin, 1),
         "peak_memory_mb": peak_memory_mb(),
+        "peak_gpu_memory_mb": peak_gpu_memory_mb(),
         "machine": machine(),
         "versions": {name: metadata.version(name) for name in ("torch", "torchvision", "dvc", "numpy")},
         "commit": commit(),
@@ -125,6 +126,13 @@ def peak_memory_mb() -> int:
     """Peak resident memory of this process and its largest child."""
     kilobytes = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return round(kilobytes / (1024 * 1024 if sys.platform == "darwin" else 1024))
+
+
+def peak_gpu_memory_mb() -> int:
+    """Peak memory that torch held on this process's GPU; 0 without one."""
+    import torch
+
+    return round(torch.cuda.max_memory_reserved() / 1024**2) if torch.cuda.is_available() else 0
 
 
 def machine() -> str:

@@ -11,16 +11,18 @@ import pandas as pd
 from segcore import splits
 from segcore.problems import Problem
 from segcore.runtime import write_atomically
-from segcore.samples import read_manifest
+from segcore.samples import read_class_names, read_manifest
 from stages import run
 
 
 def main(*, manifest: Path, classes: Path, out: Path, params: Path = Path("params.yaml")) -> None:
     settings = run.settings(params)
+    if not run.is_main_process():
+        return
     with run.timed("split"):
         records = read_manifest(manifest)
         label_classes = _read_label_classes(manifest)
-        names = json.loads(classes.read_bytes())
+        names = read_class_names(classes)
         listed = _read_list(Path(settings.split.strong_list)) if settings.split.strong_list else None
         chosen = splits.choose(records, label_classes, names, listed, settings.split, settings.seed)
         counts = splits.counts(chosen, records, label_classes, names)

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from segcore import classifiers, metrics, models, runtime
+from segcore import classifiers, metrics, models, pretrained, runtime
 from segcore.classifiers import Classifier
-from segcore.samples import Record, listed, read_image, read_manifest
+from segcore.config import Settings
+from segcore.problems import Problems
+from segcore.samples import Record, listed, read_class_names, read_image, read_manifest
 from segcore.training import Fit
 from segcore.transforms import TaggedImages, padded_square, tag_vector
 from stages import run, training
@@ -24,8 +26,9 @@ def main(
 ) -> None:
     settings = run.settings(params)
     entry = settings.classifiers[run.chosen(name, settings.classifiers, "classifier")]
+    check_networks(settings)
     recipe = settings.recipes[entry.recipe]
-    tags = json.loads(classes.read_text())[1:]
+    tags = read_class_names(classes)[1:]
     records = read_manifest(manifest)
     ids = listed(split / f"{entry.images}.txt", records)
     device = runtime.Runtime(recipe.precision)
@@ -34,8 +37,8 @@ def main(
         torch.manual_seed(runtime.derived_seed(settings.seed, "classifier", "initial weights"))
         model = classifiers.build(entry.backbone, entry.head, len(tags))
         samples = TaggedImages([records[i] for i in ids], len(tags), entry.resize, entry.input_size)
-        run_key = [name, settings.seed, entry.model_dump(), recipe.model_dump(), device.world, ids]
-        scratch = training.scratch_file(f"classifier-{name}", run_key, [manifest], model)
+        run_key = [name, settings.seed, entry.model_dump(), recipe.model_dump(), ids]
+        scratch = training.scratch_file(f"classifier-{name}", run_key, [manifest], model, device)
         fit = Fit(model, samples, recipe, runtime.derived_seed(settings.seed, "classifier"), device, scratch)
         training.announce(f"classifier {name}", model, recipe, len(samples), fit)
         training.follow(f"classifier {name}", fit, out / "training")
@@ -46,6 +49,17 @@ def main(
             runtime.write_atomically(out / "metrics.json", json.dumps(measured, indent=2).encode())
         fit.finish()
     run.say(f"classifier {name}: tag mAP {measured['mean_average_precision']} on {len(val)} validation images")
+
+
+def check_networks(settings: Settings) -> None:
+    """Every classifier's network and weights are there, so that a later one's mistake does not wait for the first.
+
+    Raises:
+        Problems: names that are unknown, files that are missing.
+    """
+    found = {name: pretrained.check(entry.backbone) for name, entry in settings.classifiers.items()}
+    if problems := [f"classifiers.{name}.{problem}" for name, problem in found.items() if problem]:
+        raise Problems("params.yaml has a mistake:", problems)
 
 
 @torch.inference_mode()

@@ -48,9 +48,10 @@ def main(
         ids = listed(split / f"{entry['images']}.txt", records)
         inputs = Inputs(records, ids, labels, len(card["tags"]), settings.crops)
         samples = module.samples(method_params, inputs)
-        run_key = [system, settings.seed, entry, recipe.model_dump(), settings.crops.model_dump(), device.world, ids]
+        dumped = recipe.model_dump(), settings.crops.model_dump()
+        run_key = [system, settings.seed, entry, *dumped, ids]
         sources = [manifest, start / "model.json", *run.files_in(labels)]
-        scratch = training.scratch_file(f"segmenter-{system}", run_key, sources, model)
+        scratch = training.scratch_file(f"segmenter-{system}", run_key, sources, model, device)
         seed = runtime.derived_seed(settings.seed, "segmenter")
         last_batches = finishing_batches(model, samples, recipe, seed, device)
         fit = Fit(model, samples, recipe, seed, device, scratch)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from segcore.problems import Problem
-from segcore.runtime import fingerprint
+from segcore.runtime import Runtime, fingerprint
 from segcore.sections import RecipeParams
 from segcore.training import Fit
 from segcore.training import Progress as Step
@@ -24,12 +24,15 @@ SECONDS_BETWEEN_LINES = 15
 MEASURED_STEPS = 3
 
 
-def scratch_file(name: str, run_key: object, inputs: list[Path], model: nn.Module) -> Path:
-    """The checkpoint of a run: its name changes with parameters, inputs, sources, torch and the initial weights."""
+def scratch_file(name: str, run_key: object, inputs: list[Path], model: nn.Module, runtime: Runtime) -> Path:
+    """The checkpoint of a run: its name changes with all that the result depends on.
+
+    That is parameters, inputs, sources, torch, the initial weights, and how this machine rounds.
+    """
     weights = hashlib.sha256()
     for value in model.state_dict().values():
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    run_key = [run_key, torch.__version__, weights.hexdigest()]
+    run_key = [run_key, torch.__version__, weights.hexdigest(), runtime.arithmetic]
     return SCRATCH / f"{name}-{fingerprint(run_key, [*inputs, *run.sources()])}.pt"
 
 
@@ -42,6 +45,8 @@ def announce(name: str, model: nn.Module, recipe: RecipeParams, images: int, fit
         f"{recipe.steps:,} steps of {recipe.batch_size} in {recipe.accumulate} parts, {fit.runtime.precision} on "
         f"{fit.runtime.device} with {fit.runtime.world} process(es)"
     )
+    if fit.runtime.emulates_bf16:
+        run.say(f"{name}: this CPU has no units for bf16 and emulates it; precision: fp32 is faster")
     if fit.damage:
         run.say(f"{name}: starting from the first step: {fit.damage}")
     elif fit.history:

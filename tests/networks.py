@@ -1,9 +1,11 @@
 """Small networks and batches for tests."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segcore import classifiers, config, systems
@@ -49,6 +51,17 @@ def tiny_classifier(
     torch.manual_seed(seed)
     head = fully_connected(width=width, kernel=kernel, padding=padding, batch_norm=batch_norm, dropout=dropout)
     return classifiers.build(backbone(name), head, n_tags).eval()
+
+
+def vgg16_file(path: Path, width: int) -> dict[str, Tensor]:
+    """A file with torchvision's names: a small trunk, and fully connected layers over its 7x7 map."""
+    trunk = tiny_classifier().trunk
+    state = {key: torch.randn_like(value) for key, value in trunk.state_dict().items()}
+    for number, inputs in ((0, trunk.channels * 49), (3, width), (6, width)):
+        state[f"classifier.{number}.weight"] = torch.randn(width, inputs)
+        state[f"classifier.{number}.bias"] = torch.randn(width)
+    save_file(state, path)
+    return state
 
 
 def published_classifier() -> Classifier:

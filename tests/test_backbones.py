@@ -203,6 +203,10 @@ def test_batch_normalisation_is_inserted_around_the_same_convolutions() -> None:
     assert all(torch.equal(a.weight, b.weight) for a, b in zip(ours, theirs, strict=True))
     assert twin.with_batch_norm() is twin
     images = squares(2, 64).images
+    for layer in twin.features:
+        if isinstance(layer, nn.BatchNorm2d):
+            assert torch.equal(layer.bias, torch.full_like(layer.bias, 0.001)), "the published shift"
+            nn.init.zeros_(layer.bias)
     torch.testing.assert_close(twin.eval()(images).top, plain.eval()(images).top, rtol=1e-3, atol=1e-4)
     twin.train()
     new = next(layer for layer in twin.features if isinstance(layer, nn.BatchNorm2d))

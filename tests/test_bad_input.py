@@ -1,5 +1,6 @@
 """What a user gets wrong at the command line ends in one clear sentence, exit code 2, and no half-written output."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from segcore.problems import Problem
 from stages import (
     evaluate,
     extract_pseudo_labels,
@@ -145,6 +147,67 @@ def test_the_manifest_is_broken(fails: Fails, stage: ModuleType) -> None:
     said = fails(stage)
     assert f"{MANIFEST[1]} is no manifest" in said
     assert "run `dvc repro prepare`" in said
+
+
+@pytest.mark.parametrize("content", ['["background", "circ', "{}", '["background", 3]'])
+@pytest.mark.parametrize("stage", [split, train_classifier, make_crops, extract_pseudo_labels, evaluate])
+def test_the_class_names_are_broken(fails: Fails, stage: ModuleType, content: str) -> None:
+    Path(CLASSES[1]).write_text(content)
+    assert re.search(rf"{CLASSES[1]} (is damaged|holds no list).*; run `dvc repro prepare`", fails(stage))
+
+
+@pytest.mark.parametrize("name", ["weak", "strong"])
+def test_validation_images_are_never_trained_on(fails: Fails, name: str) -> None:
+    shutil.copy("data/split/val.txt", f"data/split/{name}.txt")
+    stage = {"weak": train_classifier, "strong": make_crops}[name]
+    assert "validation image" in fails(stage)
+
+
+def test_a_picture_that_was_damaged_since(project: Path) -> None:
+    """A validation image, which is read only after all steps."""
+    (measured, *_) = Path("data/split/val.txt").read_text().split()
+    picture = Path(f"kit/JPEGImages/{measured}.jpg")
+    picture.write_bytes(picture.read_bytes()[:-50])
+    changed({"recipes.classifier.steps": 1, "recipes.classifier.batch_size": 2})
+    with pytest.raises(Problem, match=f"{picture} cannot be read"):
+        train_classifier.main(
+            name="decoupled",
+            manifest=Path(MANIFEST[1]),
+            classes=Path(CLASSES[1]),
+            split=Path(SPLIT[1]),
+            out=Path("out"),
+        )
+    assert not Path("out/model").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("weights", "imagenett", "found 'imagenett'; it must be 'random', 'imagenet' or an existing file"),
+        ("weights", "imagenett", "did you mean 'imagenet'?"),
+        ("weights", "gone.safetensors", "found 'gone.safetensors'"),
+        ("name", "timm/resnt18", "timm has no model 'resnt18'; near it are "),
+    ],
+)
+def test_no_classifier_is_trained_before_another_s_network_is_found(
+    fails: Fails, key: str, value: str, said: str
+) -> None:
+    small = {"classifiers.decoupled_str.backbone.width": 1.0} if key == "name" else {}
+    changed({f"classifiers.decoupled_str.backbone.{key}": value, **small})
+    found = fails(train_classifier)
+    assert f"classifiers.decoupled_str.backbone.{key}: " in found
+    assert said in found
+
+
+@pytest.mark.parametrize("stage", [split, report], ids=["split", "report"])
+def test_only_the_first_process_writes(project: Path, stage: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(sys, "argv", [f"stages.{stage.__name__}", *STAGES[stage]])
+    before = files(project)
+    with pytest.raises(SystemExit) as ended:
+        run.start(stage.main)
+    assert ended.value.code == 0
+    assert files(project) == before
 
 
 @pytest.mark.parametrize(

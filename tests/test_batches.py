@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from segcore.batches import Batch, Mixed, Order, Sample, Samples, SizedSamples, Stream, collate
 from segcore.problems import Problem
 from segcore.runtime import derived_seed
-from segcore.samples import read_manifest
+from segcore.samples import read_image, read_labels, read_manifest
 from segcore.transforms import CropSamples, TaggedImages
 from tests.loop import Pictures, fit, net, same, trained
 from tests.tiny import run_stages, tiny_dataset
@@ -191,9 +192,32 @@ class Gone(Pictures):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_is_gone_is_a_clear_error(workers: int) -> None:
-    with pytest.raises(Problem, match=r"cannot be read: .*picture_3\.jpg") as raised:
+    with pytest.raises(Problem, match=r"a training image: .*picture_3\.jpg") as raised:
         list(Stream(Gone(), Order(10, 4, 1, seed=3), workers).steps(0, 4))
     assert "Traceback" not in str(raised.value)
+
+
+class Damaged(Pictures):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def sample(self, index: int, seed: int):
+        if index == 3:
+            read_image(self.path)
+        return super().sample(index, seed)
+
+
+def test_an_image_that_was_damaged_since_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "picture_3.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-80])
+    with pytest.raises(Problem, match=r"picture_3\.jpg cannot be read \(.*truncated.*\); mend it"):
+        list(Stream(Damaged(path), Order(10, 4, 1, seed=3), 0).steps(0, 4))
+    path.write_text("no picture")
+    for read in (read_image, read_labels):
+        with pytest.raises(Problem, match=r"picture_3\.jpg cannot be read"):
+            read(path)
 
 
 def test_collate_keeps_bytes_and_types() -> None:

@@ -5,8 +5,6 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from segcore import classifiers, config, dropout
 from segcore.classifiers import Classifier, FullyConnectedHead, TagScores
@@ -23,6 +21,7 @@ from tests.networks import (
     published_classifier,
     squares,
     tiny_classifier,
+    vgg16_file,
 )
 from tests.test_backbones import SWITCHLESS
 
@@ -71,17 +70,6 @@ def test_a_few_steps_teach_it_the_tags() -> None:
         optimiser.step()
         losses.append(term.total.item())
     assert losses[-1] < 0.5 * losses[0]
-
-
-def vgg16_file(path: Path, width: int) -> dict[str, Tensor]:
-    """A file with torchvision's names: a small trunk, and fully connected layers over its 7x7 map."""
-    trunk = tiny_classifier().trunk
-    state = {key: torch.randn_like(value) for key, value in trunk.state_dict().items()}
-    for number, inputs in ((0, trunk.channels * 49), (3, width), (6, width)):
-        state[f"classifier.{number}.weight"] = torch.randn(width, inputs)
-        state[f"classifier.{number}.bias"] = torch.randn(width)
-    save_file(state, path)
-    return state
 
 
 @pytest.mark.parametrize(("width", "kernel", "fits"), [(24, 7, True), (16, 7, False), (24, 3, False)])

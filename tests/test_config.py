@@ -88,6 +88,7 @@ def test_the_projects_own_parameters_are_in_order() -> None:
         ("recipes.segmenter.learning_rate", -0.1, ["found -0.1", "must be greater than 0"]),
         ("recipes.segmenter.learning_rate", float("inf"), ["found inf", "must be a finite number"]),
         ("recipes.segmenter.weight_decay", float("nan"), ["found nan", "must be a finite number"]),
+        ("recipes.classifier.momentum", 1.0, ["found 1.0", "must be less than 1"]),
         ("classifiers.decoupled.head.dropout", 1.0, ["found 1.0", "must be less than 1"]),
         ("classifiers.decoupled.input_size", 100, ["input_size 100", "a multiple of 32"]),
         ("crops.min_overlap", 1.5, ["found 1.5", "must be less than or equal to 1"]),
@@ -266,6 +267,13 @@ def test_what_json_lacks_is_told_too(tmp_path: Path) -> None:
     date = YAML(typ="safe", pure=True).load("2012-05-11")
     (problem,) = problems_of({"dataset.shapes.train_images": date})
     assert problem.startswith("dataset.shapes.train_images: found '2012-05-11'; must be a valid integer")
+
+
+def test_a_key_that_is_no_text_is_told(tmp_path: Path) -> None:
+    """YAML takes a date for a key; JSON, by way of which sections are checked, does not."""
+    date = YAML(typ="safe", pure=True).load("2012-05-11")
+    (problem,) = problems_of({"dataset.shapes": {date: 3}})
+    assert problem.startswith("dataset: found a key that is no text")
 
 
 def test_a_section_that_is_not_there_names_those_that_are() -> None:

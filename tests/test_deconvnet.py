@@ -1,17 +1,19 @@
 """DeconvNet: where its encoder comes from, its loss and its statistics."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from segcore import backbones
+from segcore import backbones, classifiers
 from segcore.batches import Batch
 from segcore.problems import Problems
 from segcore.systems.deconvnet import DeconvNet
-from tests.networks import backbone, build, squares, tiny_classifier
+from tests.networks import backbone, build, fully_connected, squares, tiny_classifier, vgg16_file
 
 
 def test_frozen_statistics_of_an_encoder_are_not_estimated_anew() -> None:
@@ -41,6 +43,22 @@ def test_the_encoder_starts_from_the_classifier_or_from_the_backbone() -> None:
         theirs = next(layer for layer in trunk.modules() if isinstance(layer, nn.Conv2d))
         assert torch.equal(ours.weight, theirs.weight) == same
         assert all(p.requires_grad for p in system.parameters())
+
+
+def test_a_fresh_vgg16_brings_its_own_fc6_and_fc7(tmp_path: Path) -> None:
+    """Noh et al. 2015: the encoder, down to fc7, starts from a VGG-16 trained on ImageNet."""
+    vgg16_file(tmp_path / "vgg16.safetensors", 24)
+    params = backbone(weights=str(tmp_path / "vgg16.safetensors"))
+    classifier = classifiers.build(params, fully_connected(width=24, kernel=7), 5)
+    state = load_file(tmp_path / "vgg16.safetensors")
+    for start, hidden, taken in (("backbone", 24, True), ("classifier", 24, False), ("backbone", 16, False)):
+        system = build("deconvnet", classifier, encoder=start, width=hidden / 4096)
+        assert isinstance(system, DeconvNet)
+        layers = dict(system.named_parameters())
+        same = layers["fc7.0.weight"].flatten().equal(state["classifier.3.weight"].flatten())
+        assert same == taken
+        assert layers["fc6.0.bias"].equal(state["classifier.0.bias"]) == taken
+        assert system.pretrained == (("encoder.", "fc6.0.", "fc7.0.") if taken else ("encoder.",))
 
 
 def test_deconvnet_learns_all_classes_at_once() -> None:

@@ -229,6 +229,19 @@ def test_windows_are_cut_where_the_proposals_are(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_array_equal(found[sure], labels[sure])
 
 
+def test_windows_are_mirrored_but_never_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_boxes(monkeypatch, [(0, 0, 64, 48)])
+    picture, labels = blocks(100, 130)
+    system = ByColour(proposals=2)
+    (found,) = inference.predict(system, [picture], 64, params(flip=True), SETTINGS.crops)
+    assert len(system.seen) == 4
+    assert torch.equal(system.seen[1], system.seen[0].flip(3))
+    sure = inner(labels, 5)
+    np.testing.assert_array_equal(found[sure], labels[sure])
+    with pytest.raises(Problem, match=r"found \[0.5, 1.0\] for a system with proposals"):
+        inference.predict(system, [picture], 64, params((0.5, 1.0)), SETTINGS.crops)
+
+
 def test_overlapping_windows_keep_the_greatest_score_from_zero_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with_boxes(monkeypatch, [(0, 0, 40, 40), (20, 20, 60, 60)])
     scores = iter([[-1.0, -2.0, 0.5], [0.2, -3.0, 0.1], [-9.0, 4.0, 0.1]])

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from segcore.problems import Problem, Problems
 from segcore.samples import IGNORE, MANIFEST_COLUMNS, read_image, read_labels, read_manifest, voc_palette, write_labels
 from stages import prepare, run
 from tests.devkit import make_devkit, real_voc, write_params
+from tests.loop import full_disk
 
 Prepare = Callable[..., Path]
 
@@ -98,10 +102,11 @@ def test_manifest_describes_every_image(prepared: Prepare, root: Path) -> None:
     assert list((out / "files").iterdir()) == []
 
 
-def test_two_runs_write_the_same_bytes_and_leave_nothing_else(prepared: Prepare, tmp_path: Path) -> None:
-    def contents(out: Path) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
+
+def test_two_runs_write_the_same_bytes_and_leave_nothing_else(prepared: Prepare, tmp_path: Path) -> None:
     first = contents(prepared())
     (tmp_path / "prepared/.gitignore").write_text("/files\n")
     assert contents(prepared()) == first | {".gitignore": b"/files\n"}
@@ -154,21 +159,80 @@ def test_outputs_survive_a_later_failure(prepared: Prepare, root: Path) -> None:
     assert (out / "files").is_dir()
 
 
+@pytest.fixture
+def changed(prepared: Prepare, root: Path) -> Path:
+    """Outputs, one of them a converted mask, of labels that have changed since."""
+    labels = read_labels(labels_at(root))
+    Image.fromarray(voc_palette()[labels]).save(labels_at(root))
+    out = prepared(convert_palette=True)
+    assert "files/SegmentationClass/train_000.png" in contents(out)
+    write_labels(labels_at(root), np.where(labels == 1, 2, labels).astype(np.uint8))
+    painted = Image.fromarray(voc_palette()[read_labels(labels_at(root, "train_001"))])
+    painted.save(labels_at(root, "train_001"))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("size", "written"),
+    [(20, "prepared"), (400, "classes.json"), (900, "dataset.json"), (4000, "manifest.parquet")],
+)
 def test_a_full_disk_is_a_problem_and_loses_nothing(
-    prepared: Prepare, root: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepare, root: Path, changed: Path, size: int, written: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = prepared()
-    before = (out / "manifest.parquet").read_bytes()
-    painted = Image.fromarray(voc_palette()[read_labels(labels_at(root))])
-    painted.save(labels_at(root))
+    if size > 20:
+        write_labels(labels_at(root, "train_001"), np.zeros((40, 48), np.uint8))
+    if size == 400:
+        (root / "classes.txt").write_text("\n".join(["background", "circle", "square", "star", "x" * 400]))
+    before = contents(changed)
+    # capsys keeps what is said in memory: the file that pytest has for it could not grow either.
+    with full_disk(size), pytest.raises(Problem, match=rf"{written}:? could not be written \(File too large\)"):
+        prepare.main(out=changed, params=changed.parent / "params.yaml")
+    assert contents(changed) == before
+    assert not list(changed.parent.rglob("*.partial"))
 
-    def full(path: Path, labels: np.ndarray) -> None:
-        raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("segcore.datasets.opening.write_labels", full)
-    with pytest.raises(Problem, match="No space left on device"):
+@pytest.mark.parametrize("nth", range(8))
+def test_outputs_that_cannot_be_swapped_are_as_they_were(
+    prepared: Prepare, changed: Path, nth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(changed)
+    swaps: list[Path] = []
+    replace = os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if changed in (source.parent, target.parent):
+            swaps.append(source)
+            if len(swaps) == nth + 1:
+                raise OSError(5, "Input/output error", str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(Problem, match=r"Input/output error.* is as it was"):
         prepared(convert_palette=True)
-    assert (out / "manifest.parquet").read_bytes() == before
+    assert contents(changed) == before
+    assert not list(changed.parent.rglob("*.partial"))
+    after = contents(prepared(convert_palette=True))
+    assert after.keys() == {"manifest.parquet", "classes.json", "dataset.json", "files/SegmentationClass/train_001.png"}
+    assert after["manifest.parquet"] != before["manifest.parquet"]
+
+
+def test_what_a_killed_run_left_is_cleared_away(prepared: Prepare, tmp_path: Path) -> None:
+    whole = contents(prepared())
+    (tmp_path / ".prepared.partial/former/files").mkdir(parents=True)
+    (tmp_path / ".prepared.partial/classes.json").write_text("[")
+    (tmp_path / "prepared/manifest.parquet").unlink()
+    assert contents(prepared()) == whole
+    assert not (tmp_path / ".prepared.partial").exists()
+
+
+def test_only_the_first_process_writes(prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = tmp_path / ".prepared.partial"
+    partial.mkdir()
+    monkeypatch.setenv("RANK", "1")
+    prepared()
+    assert {path.name for path in tmp_path.iterdir()} == {"kit", "params.yaml", partial.name}
+    monkeypatch.setenv("RANK", "0")
+    assert (prepared() / "manifest.parquet").exists()
 
 
 @pytest.mark.parametrize(
@@ -207,6 +271,87 @@ def test_painted_labels_are_named_and_converted(prepared: Prepare, root: Path) -
     assert converted == out / "files/SegmentationClass/train_000.png"
     np.testing.assert_array_equal(read_labels(out / "files/SegmentationClass/train_000.png"), labels)
     assert json.loads((out / "dataset.json").read_text())["conversions"]["labels_from_colours"] == 1
+
+
+def test_colours_indexed_anew_are_named_and_converted(prepared: Prepare, root: Path) -> None:
+    labels = read_labels(labels_at(root))
+    Image.fromarray(voc_palette()[labels]).quantize(8).save(labels_at(root))
+    assert (read_labels(labels_at(root)) != labels).any()
+    problem = only_problem(prepared)
+    assert "VOC's colours at other indices than VOC's" in problem
+    assert "dataset.convert_palette: true takes the classes from the colours" in problem
+    out = prepared(convert_palette=True)
+    np.testing.assert_array_equal(read_labels(out / "files/SegmentationClass/train_000.png"), labels)
+    assert json.loads((out / "dataset.json").read_text())["conversions"]["labels_from_colours"] == 1
+
+
+VOC = voc_palette()
+OWN_PALETTES = {
+    "VOC's": VOC,
+    "its first half": VOC[:128],
+    "other colours": 255 - VOC,
+    "VOC's with another border": np.concatenate([VOC[[0, 2, 1, 3]], VOC[4:255], [[255, 255, 255]]]),
+    "one other colour": np.concatenate([VOC[[0, 2]], [[1, 2, 3]], VOC[3:]]),
+    "colours of classes that the data set lacks": np.concatenate([VOC[[0, 7, 21, 63]], VOC[4:]]),
+    "a grey ramp": np.repeat(np.arange(256)[:, None], 3, axis=1),
+    "one colour for all": np.zeros((256, 3), int),
+}
+
+
+@pytest.mark.parametrize("convert", [False, True])
+@pytest.mark.parametrize("name", OWN_PALETTES)
+def test_the_indices_count_where_the_colours_say_nothing(
+    prepared: Prepare, root: Path, name: str, convert: bool
+) -> None:
+    labels = np.zeros((40, 48), np.uint8)
+    labels[:8], labels[8:16], labels[16:24], labels[24:32] = 1, 2, 3, IGNORE
+    indexed = Image.fromarray(labels)
+    indexed.putpalette(OWN_PALETTES[name].astype(np.uint8).tobytes())
+    indexed.save(labels_at(root))
+    out = prepared(convert_palette=convert)
+    record = read_manifest(out / "manifest.parquet")["train_000"]
+    assert (record.labels, record.tags) == (labels_at(root), (1, 2, 3))
+    assert not any(json.loads((out / "dataset.json").read_text())["conversions"].values())
+
+
+@pytest.mark.parametrize("present", [(0,), (0, 3), (2,), (0, IGNORE)])
+def test_masks_that_show_little_of_vocs_palette_are_in_order(
+    prepared: Prepare, root: Path, present: tuple[int, ...]
+) -> None:
+    write_labels(labels_at(root), np.resize(np.array(present, np.uint8), (40, 48)))
+    assert read_manifest(prepared() / "manifest.parquet")["train_000"].labels == labels_at(root)
+
+
+def write_png(path: Path, labels: np.ndarray, bits: int, palette: bool) -> None:
+    """A grey or indexed PNG of less than 8 bits; Pillow writes no such grey."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = labels.shape
+    ones = (labels[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    rows = np.packbits(ones.reshape(height, -1).astype(np.uint8), axis=1)
+    header = struct.pack(">IIBBBBB", width, height, bits, 3 if palette else 0, 0, 0, 0)
+    colours = chunk(b"PLTE", voc_palette()[: 2**bits].tobytes()) if palette else b""
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + colours + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(("bits", "becomes"), [(1, 255), (2, 85), (4, 17)])
+def test_grey_labels_of_few_bits_are_refused_and_indexed_ones_read(
+    prepared: Prepare, root: Path, bits: int, becomes: int
+) -> None:
+    labels = np.zeros((40, 48), np.uint8)
+    labels[10:20, 10:20] = 1
+    write_png(labels_at(root), labels, bits, palette=False)
+    problem = only_problem(prepared)
+    assert f"indexed or grey 8-bit PNG, found a grey PNG of {bits} bit" in problem
+    assert f"class 1 would be read as {becomes}; save it anew with 8 bits" in problem
+    write_png(labels_at(root), labels, bits, palette=True)
+    np.testing.assert_array_equal(read_labels(labels_at(root)), labels)
+    assert read_manifest(prepared() / "manifest.parquet")["train_000"].tags == (1,)
 
 
 @pytest.mark.parametrize("convert", [False, True])
@@ -343,6 +488,43 @@ def test_what_a_csv_can_get_wrong(prepared: Prepare, root: Path) -> None:
         "the id 'val_000' has more than one line",
     ):
         assert any(found in problem for problem in problems), (found, problems)
+
+
+def test_tags_of_a_csv_are_separated_by_blanks_only(prepared: Prepare, root: Path) -> None:
+    """A tag in a cell of its own must not be lost."""
+    tags = true_tags(root)
+    write_csv(root, tags | {"train_000": "star,circle", "train_001": '"star,circle"', "train_002": "star;circle"})
+    problems = problems_of(prepared, tags="csv", tags_file="tags.csv")
+    for found in (
+        "'train_000', has more cells than the first line has columns",
+        "train_001: found ',' between tags in 'star,circle'; separate them by blanks",
+        "train_002: found ';' between tags",
+    ):
+        assert any(found in problem for problem in problems), (found, problems)
+
+
+def test_a_class_whose_name_a_csv_cannot_hold(prepared: Prepare, root: Path) -> None:
+    names = (root / "classes.txt").read_text()
+    tags = write_csv(root, true_tags(root))
+    (root / "classes.txt").write_text(names.replace("star", "bright star"))
+    assert any(
+        "the class 'bright star' holds a blank" in problem and "'bright_star'" in problem
+        for problem in problems_of(prepared, tags="csv", tags_file=tags)
+    )
+    prepared(tags="masks")
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpeg", ".JPG"])
+def test_pictures_of_other_endings_are_found(prepared: Prepare, root: Path, ending: str) -> None:
+    picture = image_at(root)
+    picture.rename(picture.with_suffix(ending))
+    assert read_manifest(prepared() / "manifest.parquet")[picture.stem].image.suffix == ending
+
+
+def test_an_ending_in_a_list_is_named(prepared: Prepare, root: Path) -> None:
+    ids = root / "ImageSets/Segmentation/train.txt"
+    ids.write_text(ids.read_text().replace("train_000\n", "train_000.jpg\n"))
+    assert "found 'train_000.jpg'; an image id is a file name without" in only_problem(prepared)
 
 
 def test_a_csv_without_its_columns_and_none_at_all(prepared: Prepare, root: Path) -> None:

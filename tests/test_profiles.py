@@ -76,7 +76,11 @@ def test_voc2012_is_the_papers_recipe(name: str, strong: tuple[str, int | None],
         assert (classifier.head.width, classifier.head.kernel, classifier.input_size) == (4096, 7, 320)
     assert (settings.crops.per_subset, settings.crops.warp, settings.crops.input_size) == (200, 350, 320)
     assert {entry["width"] for entry in settings.raw["systems"].values()} == {1.0}
-    assert {entry["norm_batches"] for entry in settings.raw["systems"].values()} == {101}
+    for key, entry in settings.raw["systems"].items():
+        assert (entry["norm_batches"], entry["norm_batch_size"], entry["output_stride"]) == (101, 16, 1)
+        if key != "deconvnet":
+            assert (entry["threshold"], entry["weigh_by_probability"]) == (0.5, False)
+    assert (settings.evaluation.scales, settings.evaluation.flip, settings.evaluation.crf) == ((1.0,), False, None)
 
 
 def test_voc2012_ficklenet_is_the_papers_recipe() -> None:

@@ -3,11 +3,14 @@
 import io
 import itertools
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import torch
 from rich.console import Console
 
 from segcore.problems import Problem
+from segcore.runtime import Runtime
 from stages import run, training
 from tests.loop import fit, full_disk, net, recipe
 
@@ -83,19 +86,21 @@ def test_a_log_that_cannot_be_written_is_a_problem_and_leaves_nothing(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_scratch_file_is_of_one_run_only(tmp_path: Path) -> None:
+def test_the_scratch_file_is_of_one_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "manifest"
     source.write_text("1")
 
-    def name(key: object = "run", seed: int = 0) -> Path:
+    def name(key: object = "run", seed: int = 0, precision: Literal["fp32", "bf16"] = "fp32") -> Path:
         model = net()
         model.tags.bias.data.fill_(seed)
-        return training.scratch_file("net", key, [source], model)
+        return training.scratch_file("net", key, [source], model, Runtime(precision))
 
     first = name()
     assert first == name()
     assert first.parent == Path(".scratch")
-    names = {first, name(key="other"), name(seed=1)}
+    names = {first, name(key="other"), name(seed=1), name(precision="bf16")}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)  # sums are cut, and rounded, by the number of threads
+    names.add(name())
     source.write_text("2")
     names.add(name())
-    assert len(names) == 4
+    assert len(names) == 6

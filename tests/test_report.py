@@ -183,6 +183,12 @@ def test_a_system_without_any_score_still_has_a_row(project: Path) -> None:
     assert "deconvnet" in write_report()
 
 
+def test_a_score_that_no_system_has_is_no_best_one(project: Path) -> None:
+    for file in Path("data/results").glob("*/metrics.json"):
+        write_json(file, json.loads(file.read_text()) | dict.fromkeys(report.SCORES))
+    assert "deconvnet" in write_report()
+
+
 def test_curves_of_every_kind_are_drawn() -> None:
     step = np.arange(1000.0)
     for values in (np.zeros(1000), np.full(1000, 3.0), np.exp(-step / 100), -step, np.where(step > 5, np.nan, step)):

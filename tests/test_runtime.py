@@ -1,7 +1,9 @@
 """Whole files, seeds, fingerprints, precision, and per-image work shared by processes."""
 
 import os
+import platform
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -100,6 +102,30 @@ def test_auto_is_bf16_only_on_a_gpu_that_has_it(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units or including_emulation)
     assert Runtime("auto").precision == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "units", "precision", "emulates"),
+    [
+        ("x86_64", {"avx512_bf16": False, "amx_bf16": False}, "bf16", True),
+        ("x86_64", {"avx512_bf16": True, "amx_bf16": False}, "bf16", False),
+        ("x86_64", {"avx512_bf16": False, "amx_bf16": True}, "bf16", False),
+        ("x86_64", {"avx512_bf16": False, "amx_bf16": False}, "auto", False),
+        ("x86_64", {}, "bf16", False),
+        ("arm64", {"neon": True}, "bf16", False),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of CPUs")
+def test_a_cpu_that_emulates_bf16_is_told(
+    machine: str,
+    units: dict[str, bool],
+    precision: Literal["auto", "bf16"],
+    emulates: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    assert Runtime(precision).emulates_bf16 == emulates
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

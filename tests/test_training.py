@@ -38,7 +38,7 @@ def test_groups_of_parameters() -> None:
         "trunk.weight": (0.5, 0.01),
         "trunk.bias": (1.0, 0.0),
         "norm.weight": (1.0, 0.0),
-        "norm.bias": (2.0, 0.0),
+        "norm.bias": (1.0, 0.0),
         "pixels.weight": (1.0, 0.01),
         "pixels.bias": (2.0, 0.0),
         "tags.weight": (1.0, 0.01),

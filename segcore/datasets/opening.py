@@ -4,8 +4,6 @@ What is wrong with a file goes to the finding of its entry.
 """
 
 import hashlib
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,7 +15,9 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from segcore.datasets import Finding, colours, sbd
-from segcore.samples import IGNORE, write_labels
+from segcore.samples import BROKEN, IGNORE, voc_palette, write_labels
+
+_VOC_PALETTE = voc_palette()
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,6 @@ def _read(path: Path, finding: Finding) -> bytes | None:
     return None
 
 
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError)
-_BROKEN += (struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises for broken files, by format and place."""
-
-
 @dataclass(frozen=True)
 class _Decoded:
     image: Image.Image
@@ -74,7 +69,7 @@ def _decode(path: Path, content: bytes, finding: Finding) -> _Decoded | None:
         sixteen_bit = any(";16" in str(tile.args) for tile in image.tile)
         image.load()
         orientation = image.getexif().get(Base.Orientation, 1)
-    except _BROKEN as error:
+    except BROKEN as error:
         what = f"cannot be decoded whole ({error})" if content else "is empty"
         finding.problems.append(f"{path}: {what}; replace it by an intact copy, or unlist {finding.entry.image_id}")
         return None
@@ -115,7 +110,7 @@ def open_labels(
     if path.suffix == ".mat":
         labels = _from_mat(path, content, finding)
     else:
-        labels = _from_picture(path, content, convert_palette, finding)
+        labels = _from_picture(path, content, len(classes) - 1, convert_palette, finding)
     if labels is None or not _values_are_classes(path, labels, len(classes) - 1, finding):
         return None
     if {"labels_from_mat", "labels_from_colours"} & set(finding.conversions):
@@ -139,31 +134,67 @@ def _from_mat(path: Path, content: bytes, finding: Finding) -> UInt8[np.ndarray,
 
 
 def _from_picture(
-    path: Path, content: bytes, convert_palette: bool, finding: Finding
+    path: Path, content: bytes, highest: int, convert_palette: bool, finding: Finding
 ) -> UInt8[np.ndarray, "H W"] | None:
     decoded = _decode(path, content, finding)
     if decoded is None:
         return None
     image = decoded.image
-    if image.mode in ("P", "L"):
-        return np.asarray(image)
-    if image.mode not in ("RGB", "RGBA"):
-        finding.problems.append(
-            f"{path}: labels must be an indexed or grey 8-bit PNG, found Pillow mode {image.mode}; save it anew as such"
-        )
+    if (wrong := _wrong_kind(image, content)) is not None:
+        finding.problems.append(f"{path}: labels must be an indexed or grey 8-bit PNG, found {wrong}")
         return None
+    if image.mode == "L" or (image.mode == "P" and not _is_painted(image, highest)):
+        return np.asarray(image)
     labels, stray = colours.to_indices(np.asarray(image.convert("RGB")))
     if stray is not None:
         finding.problems.append(f"{path}: labels hold colours instead of class indices, and {stray}")
-    elif not convert_palette:
+    elif convert_palette:
+        finding.conversions.append("labels_from_colours")
+        return labels
+    elif image.mode == "P":
+        finding.problems.append(
+            f"{path}: labels hold VOC's colours at other indices than VOC's, as if painted and indexed anew; "
+            "dataset.convert_palette: true takes the classes from the colours; "
+            "if the indices are the classes, save them as a grey 8-bit PNG"
+        )
+    else:
         finding.problems.append(
             f"{path}: labels hold colours instead of class indices; all are of VOC's palette, "
             "so dataset.convert_palette: true converts them"
         )
-    else:
-        finding.conversions.append("labels_from_colours")
-        return labels
     return None
+
+
+def _wrong_kind(image: Image.Image, content: bytes) -> str | None:
+    """What keeps a picture from being labels, and what to do; None if its values can be taken as they are."""
+    # Pillow stretches the values of such greys to 0..255 and forgets about it; the PNG header has the bits at byte 24.
+    bits = content[24] if image.format == "PNG" else 8
+    if image.mode in ("1", "L") and bits < 8:
+        return (
+            f"a grey PNG of {bits} bit{'s' * (bits > 1)}, whose class 1 would be read as {255 // (2**bits - 1)}; "
+            "save it anew with 8 bits, or indexed"
+        )
+    return None if image.mode in ("P", "L", "RGB", "RGBA") else f"Pillow mode {image.mode}; save it anew as such"
+
+
+def _is_painted(image: Image.Image, highest: int) -> bool:
+    """Whether the colours of an indexed picture tell the classes, and not its indices.
+
+    So it is where the colours in use are those of VOC for 0 to `highest` and 255, at other indices: labels that were
+    painted, then indexed anew (Pillow's `quantize`). A palette with any other colour, or one colour for two indices,
+    or a grey ramp is a person's own.
+    """
+    used = np.flatnonzero(image.histogram())
+    palette = np.array(image.getpalette("RGB") or (), dtype=np.uint8).reshape(-1, 3)
+    if used[-1] >= len(palette):
+        return False
+    shown = palette[used]
+    if (shown == _VOC_PALETTE[used]).all():
+        return False
+    classes, stray = colours.to_indices(shown[None])
+    is_coded = stray is None and ((classes <= highest) | (classes == IGNORE)).all()
+    is_ramp = (shown == used[:, None]).all()
+    return bool(is_coded and not is_ramp and len(np.unique(classes)) == len(used))
 
 
 def _values_are_classes(path: Path, labels: UInt8[np.ndarray, "H W"], highest: int, finding: Finding) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,6 +16,12 @@ Reader = Callable[[str], tuple[int, ...] | None]
 def reader(root: Path, params: DatasetParams, classes: Sequence[str], problems: list[str]) -> Reader | None:
     """The source that `dataset.tags` names, or None where the tags are those of the labels."""
     if params.tags == "csv":
+        problems += [
+            f"the class '{name}' holds a blank, which is what separates tags in a CSV; write it as "
+            f"'{'_'.join(name.split())}' in classes.txt and in the CSV"
+            for name in classes
+            if len(name.split()) > 1
+        ]
         return _csv_reader(_csv_path(root, params.tags_file or ""), classes, problems)
     if params.tags == "annotations":
         return _xml_reader(root / "Annotations", classes, problems)
@@ -38,7 +45,11 @@ def _csv_reader(path: Path, classes: Sequence[str], problems: list[str]) -> Read
                 f"{path}: the id '{image_id}' has no line; add '{image_id},<class names>' or unlist the image"
             )
             return None
-        return _indices(table[image_id].split(), classes, f"{path}: {image_id}", problems)
+        cell = table[image_id]
+        if found := re.search("[,;|]", cell):
+            problems.append(f"{path}: {image_id}: found '{found[0]}' between tags in '{cell}'; separate them by blanks")
+            return None
+        return _indices(cell.split(), classes, f"{path}: {image_id}", problems)
 
     return tags_of
 
@@ -53,7 +64,15 @@ def _read_csv(path: Path, problems: list[str]) -> dict[str, str] | None:
                     f"{path}: lacks the column {', '.join(sorted(missing))}; the first line must be image_id,tags"
                 )
                 return None
-            rows = [((line["image_id"] or "").strip(), line["tags"] or "") for line in lines]
+            rows: list[tuple[str, str]] = []
+            for line in lines:
+                image_id = (line["image_id"] or "").strip()
+                rows.append((image_id, line["tags"] or ""))
+                if None in line:  # where the reader puts the cells that have no column
+                    problems.append(
+                        f"{path}: line {lines.line_num}, '{image_id}', has more cells than the first line has columns; "
+                        "the tags of an image stand in one cell, separated by blanks"
+                    )
     except FileNotFoundError:
         problems.append(
             f"{path}: this file is missing; dataset.tags_file is meant from dataset.root or from the project"

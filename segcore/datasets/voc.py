@@ -36,6 +36,8 @@ CLASSES = (
     "tvmonitor",
 )
 
+PICTURE_ENDINGS = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
+
 
 def read(root: Path, params: DatasetParams) -> Listing:
     """List the images of both splits with their labels and tags; files are found, not opened.
@@ -104,7 +106,11 @@ def _read_ids(root: Path, name: str, problems: list[str]) -> list[str]:
     ]
     # An id becomes part of file names: none may lead out of the data set's folders.
     wrong = [
-        line for line in counts if any(part in line for part in ("/", "\\", "..", "\0")) or line != line.split()[0]
+        line
+        for line in counts
+        if any(part in line for part in ("/", "\\", "..", "\0"))
+        or line != line.split()[0]
+        or Path(line).suffix in PICTURE_ENDINGS
     ]
     problems += [
         f"{path}: found '{line}'; an image id is a file name without its folder and ending, such as 2007_000032"
@@ -120,6 +126,13 @@ def _read_lines(path: Path, problems: list[str]) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: cannot be read as UTF-8 text ({error}); save it as plain text")
         return []
+
+
+def _picture(root: Path, image_id: str) -> Path:
+    """The picture by any ending that cameras and editors write; the devkit's own where there is none."""
+    stem = root / "JPEGImages" / image_id
+    paths = [stem.with_name(image_id + ending) for ending in PICTURE_ENDINGS]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def _mask(root: Path, image_id: str) -> Path:
@@ -151,8 +164,6 @@ def _entries(
 ) -> list[Entry]:
     entries = []
     for image_id in ids:
-        picture = root / "JPEGImages" / f"{image_id}.jpg"
-        as_png = picture.with_name(f"{image_id}.png")
         labels = find_labels(image_id)
         if labels is None and tags_of is None:
             problems.append(
@@ -163,7 +174,7 @@ def _entries(
             Entry(
                 image_id=image_id,
                 split=split,
-                image=as_png if as_png.is_file() and not picture.is_file() else picture,
+                image=_picture(root, image_id),
                 labels=labels,
                 tags=tags_of(image_id) if tags_of is not None else None,
             )

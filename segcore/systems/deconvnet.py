@@ -7,7 +7,7 @@ predicts by EdgeBoxes windows and takes the maximum, as the paper does.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segcore import backbones, normalisation
 from segcore.batches import Batch
-from segcore.classifiers import Classifier, FullyConnectedHead
+from segcore.classifiers import Classifier, FullyConnectedHead, fill_from_vgg16
 from segcore.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.sections import Count, Positive, SystemEntry
@@ -86,6 +86,8 @@ class DeconvNet(System):
 def build(params: Params, classifier: Classifier) -> DeconvNet:
     """The system with the trunk of a trained classifier, or a fresh one, as its encoder.
 
+    With a fresh VGG-16, fc6 and fc7 start from its own where their shapes fit, as published.
+
     DeconvNet has batch normalisation behind every convolution; into a VGG-16 without any it is inserted. Kernel and
     padding of its own fc6 are those of the classifier's head, which must be fully connected.
     """
@@ -93,7 +95,11 @@ def build(params: Params, classifier: Classifier) -> DeconvNet:
     encoder = classifier.trunk if params.encoder == "classifier" else backbones.build(classifier.backbone)
     if isinstance(encoder, backbones.VGG16):
         encoder = encoder.with_batch_norm()
-    return DeconvNet(encoder, head, params)
+    system = DeconvNet(encoder, head, params)
+    layers = cast(nn.Conv2d, system.fc6[0]), cast(nn.Conv2d, system.fc7[0])
+    if params.encoder == "backbone" and fill_from_vgg16(classifier.backbone, *layers):
+        system.pretrained = ("encoder.", "fc6.0.", "fc7.0.")
+    return system
 
 
 def samples(params: Params, inputs: Inputs) -> CropSamples:
