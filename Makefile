@@ -11,8 +11,8 @@ demo: $(READY)            ## train, evaluate and compare all systems of params.y
 	@$(BIN)/python -m stages.report --out data/report   # the page is not in DVC's cache, so it may be of another run
 	@$(BIN)/python -m stages.show --report data/report
 
-test: $(READY)            ## every test
-	$(BIN)/python -m pytest
+test: $(READY)            ## every test, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(READY)           ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -172,7 +172,7 @@ def write_labels(path: Path, labels: UInt8[np.ndarray, "H W"]) -> None:
 def labels_png(labels: UInt8[np.ndarray, "H W"]) -> bytes:
     """The file of `write_labels`."""
     image = Image.fromarray(labels)
-    image.putpalette(voc_palette().tobytes())
+    image.putpalette(_VOC_PALETTE)
     file = io.BytesIO()
     image.save(file, format="PNG")
     return file.getvalue()
@@ -186,3 +186,6 @@ def voc_palette() -> UInt8[np.ndarray, "256 3"]:
         for channel in range(3):
             colours[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
     return colours.astype(np.uint8)
+
+
+_VOC_PALETTE = voc_palette().tobytes()

@@ -73,8 +73,6 @@ def check(records: Sequence[Record], entry: PseudoLabelParams) -> list[Path]:
     """
     if not records:
         raise Problem(f"the list of {entry.images} images is empty; run `dvc repro split`")
-    if strange := [record.image_id for record in records if record.split != "train"]:
-        raise Problem(f"{strange[0]} is not a training image; pseudo-labels are made of those only")
     if entry.source != "classifier" or entry.background != "saliency":
         return []
     root, ids = Path(entry.saliency_root or ""), [record.image_id for record in records]

@@ -204,7 +204,7 @@ def test_images_that_cannot_be_used_are_all_named(tmp_path: Path, monkeypatch: p
         make_crops.main(**paths, out=tmp_path / "crops")
     text = str(caught.value)
     for found in (
-        "image_000: belongs to 'val'",
+        "image_000: is a validation image",
         "image_001: has no labels",
         "image_002.png is gone",
         "image_999: not in",

@@ -4,6 +4,7 @@ A class is a shape AND a texture ("striped-disc"): each shape and each texture o
 have a texture without a shape lie in the background, so that neither cue is enough alone. Colours tell nothing.
 """
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,7 @@ def generate(out: Path, params: ShapesParams, seed: int) -> None:
                 rng = np.random.default_rng(derived_seed(seed, "shapes", image_id))
                 # The first object's class goes round: each class has its share of images even in a small set.
                 image, labels = _scene(rng, params, 1 + index % params.classes)
-                Image.fromarray(image).save(whole / "JPEGImages" / f"{image_id}.png")
+                Image.fromarray(image).save(whole / "JPEGImages" / f"{image_id}.png", compress_level=1)
                 samples.write_labels(whole / "SegmentationClass" / f"{image_id}.png", labels)
         (whole / "classes.txt").write_text("\n".join(["background", *class_names(params.classes), ""]))
         whole.replace(out)
@@ -90,7 +91,7 @@ def _scene(rng: Generator, params: ShapesParams, first_class: int) -> tuple[UInt
     picture = _background(rng, params.size)
     for _ in range(rng.integers(0, DISTRACTORS + 1)):
         outline, texture = _placed(rng, _blob(rng), params.size), pairs[rng.integers(len(pairs))][1]
-        picture = _painted(rng, picture, _cover(outline, params.size), texture, outline)
+        _paint(rng, picture, _cover(outline, params.size), texture, outline)
     n_objects = rng.integers(1, params.max_objects + 1)
     wanted = [first_class, *rng.integers(1, params.classes + 1, size=n_objects - 1)]
     instances = np.zeros((params.size, params.size), dtype=np.int64)
@@ -102,7 +103,7 @@ def _scene(rng: Generator, params: ShapesParams, first_class: int) -> tuple[UInt
             after, sizes = np.where(cover >= 0.5, len(drawn), instances), [*areas, int((cover >= 0.5).sum())]
             if _all_visible(after, sizes):
                 instances, areas, drawn = after, sizes, [*drawn, int(label)]
-                picture = _painted(rng, picture, cover, texture, outline)
+                _paint(rng, picture, cover, texture, outline)
                 break
     picture = picture + rng.normal(0, 0.02, (params.size, params.size, 1))
     labels = np.where(_border(instances), samples.IGNORE, np.array(drawn)[instances])
@@ -127,44 +128,56 @@ def _border(instances: Instances) -> Bool[np.ndarray, "H W"]:
 
 def _background(rng: Generator, size: int) -> Picture:
     """Two dark colours mixed by a gradient and cloudy noise, with faint blobs and lines upon them."""
-    ys, xs = np.mgrid[0:size, 0:size] / size - 0.5
+    ys, xs = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
     angle = rng.uniform(0, 2 * np.pi)
-    mix = rng.uniform(0, 1) * (xs * np.cos(angle) + ys * np.sin(angle))
+    mix = rng.uniform(0, 1) * (xs * math.cos(angle) + ys * math.sin(angle))
     for cells in (3, 6, 12, 24):
         coarse = rng.normal(0, 1 / cells, (cells, cells)).astype(np.float32)
-        mix = mix + rng.uniform(0.5, 2) * cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
-    low, high = rng.uniform(0.05, 0.3, 3), rng.uniform(0.2, 0.5, 3)
+        mix += rng.uniform(0.5, 2) * cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    low, high = (rng.uniform(*limits, 3).astype(np.float32) for limits in ((0.05, 0.3), (0.2, 0.5)))
     picture = low + np.clip(mix + 0.5, 0, 1)[..., None] * (high - low)
     for _ in range(rng.integers(2, 7)):
-        cover = _cover(_placed(rng, _blob(rng), size), size)[..., None]
-        picture = picture + cover * rng.uniform(-0.12, 0.12, 3)
+        _tint(picture, _cover(_placed(rng, _blob(rng), size), size), rng.uniform(-0.12, 0.12, 3))
     for _ in range(rng.integers(2, 9)):
         ends = rng.integers(-size // 4, size + size // 4, (2, 2)).tolist()
         canvas = np.zeros((size, size), dtype=np.uint8)
         cv2.line(canvas, ends[0], ends[1], 255, int(rng.integers(1, max(2, size // 32) + 1)), cv2.LINE_AA)
-        picture = picture + (canvas / 255.0)[..., None] * rng.uniform(-0.2, 0.2, 3)
+        _tint(picture, canvas / np.float32(255), rng.uniform(-0.2, 0.2, 3))
     return picture
 
 
-def _painted(rng: Generator, picture: Picture, cover: Grid, texture: str, outline: Outline) -> Picture:
-    """`picture` with a texture of a dark and a light colour laid over it where `cover` (0..1) says."""
+def _tint(picture: Picture, cover: Grid, colour: Float[np.ndarray, "3"]) -> None:
+    """Add a colour to `picture` where `cover` (0..1) says."""
+    window = _window(cover)
+    picture[window] += cover[window][..., None] * colour
+
+
+def _paint(rng: Generator, picture: Picture, cover: Grid, texture: str, outline: Outline) -> None:
+    """Lay a texture of a dark and a light colour over `picture` where `cover` (0..1) says."""
     size, centre = len(picture), outline[0].mean(axis=0)
     radius = float(np.abs(outline[0] - centre).max())
     angle, period = rng.uniform(0, 2 * np.pi), rng.uniform(*PERIOD) * size
-    ys, xs = np.mgrid[0:size, 0:size] - centre[::-1, None, None]
+    window = _window(cover)
+    ys, xs = np.mgrid[window] - centre[::-1, None, None]
     along, across = xs * np.cos(angle) + ys * np.sin(angle), ys * np.cos(angle) - xs * np.sin(angle)
     amount = TEXTURES[texture](along / period, across / period, radius / period, rng)
     # Lighter than the background on the whole, so that a shape shows against it and not only its texture.
     dark, light = rng.uniform(0.15, 0.6, 3), rng.uniform(0.7, 1, 3)
     ink = dark + np.clip(amount, 0, 1)[..., None] * (light - dark)
-    return picture + cover[..., None] * (ink - picture)
+    picture[window] += cover[window][..., None] * (ink - picture[window])
+
+
+def _window(cover: Grid) -> tuple[slice, slice]:
+    """The smallest window that all of the cover lies in."""
+    left, top, width, height = cv2.boundingRect((cover > 0).astype(np.uint8))
+    return slice(top, top + height), slice(left, left + width)
 
 
 def _cover(outline: Outline, size: int) -> Grid:
     """How much of each pixel, 0..1, lies within the outline."""
     canvas = np.zeros((size, size), dtype=np.uint8)
     cv2.fillPoly(canvas, [np.round(contour * 16).astype(np.int32) for contour in outline], 255, cv2.LINE_AA, shift=4)
-    return canvas / 255.0
+    return canvas / np.float32(255)
 
 
 def _placed(rng: Generator, outline: Outline, size: int) -> Outline:

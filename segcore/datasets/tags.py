@@ -1,12 +1,12 @@
 """Image-level tags that somebody wrote down: VOC's `Annotations/*.xml`, or a CSV with `image_id,tags`."""
 
 import csv
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from segcore.problems import hint
 from segcore.sections import DatasetParams
 
 Reader = Callable[[str], tuple[int, ...] | None]
@@ -129,7 +129,6 @@ def _indices(names: Sequence[str], classes: Sequence[str], where: str, problems:
     known = {name: index for index, name in enumerate(classes) if index > 0}
     unknown = sorted(set(names) - set(known))
     for name in unknown:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"allowed are {', '.join(known)}"
-        problems.append(f"{where}: names the class '{name}', which the data set does not have; {hint}")
+        meant = hint(name, known) or f"; allowed are {', '.join(known)}"
+        problems.append(f"{where}: names the class '{name}', which the data set does not have{meant}")
     return None if unknown else tuple(sorted({known[name] for name in names}))
