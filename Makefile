@@ -12,7 +12,7 @@ demo: $(READY)            ## train, evaluate and compare all systems of params.y
 	@$(BIN)/python -m stages.show --report data/report
 
 test: $(READY)            ## every test, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)           ## format, lint, types
 	$(BIN)/ruff format --check .
