@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from segcore.backbones import Features
 from segcore.classifiers import Classifier
-from segcore.problems import Problem, Problems
+from segcore.errors import Problem, Problems
 
 
 def importance(classifier: Classifier, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B h w"], Features]:

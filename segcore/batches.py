@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.runtime import derived_seed
 
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from segcore.errors import Problem, Problems, hint
 from segcore.network_sections import ClassifierParams, FullyConnectedParams, StochasticParams
-from segcore.problems import Problem, Problems, hint
 from segcore.sections import (
     NAME,
     CropsParams,

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Int32, UInt8
 from torch import Tensor
 
 from segcore import proposals, samples
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.runtime import derived_seed
 from segcore.sections import CropsParams
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from segcore import crf, pseudo_labels
 from segcore.batches import Batch
 from segcore.deeplab import DeepLab, cells, colours_at_cells
+from segcore.errors import Problem
 from segcore.grid_systems import GridSystem, NetworkParams
-from segcore.problems import Problem
 from segcore.sections import CRFParams, Positive
 from segcore.systems import Inputs
 from segcore.transforms import CueSamples

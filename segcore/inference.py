@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segcore import crf
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.proposals import edge_boxes
 from segcore.sections import CRFParams, CropsParams, EvaluationParams
 from segcore.systems import System

@@ -12,8 +12,8 @@ from torch import nn
 
 from segcore import classifiers, config, systems
 from segcore.classifiers import Classifier
+from segcore.errors import Problem
 from segcore.network_sections import BackboneParams, ClassifierParams
-from segcore.problems import Problem
 from segcore.runtime import write_atomically
 from segcore.systems import System
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from segcore.problems import Problem
+from segcore.errors import Problem
 
 
 class _Sum(torch.autograd.Function):

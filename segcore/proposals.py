@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.sections import CropsParams
 
 WORKING_SIDE = 500

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, distributed
 
-from segcore.problems import Problem
+from segcore.errors import Problem
 
 Item = TypeVar("Item")
 

@@ -17,7 +17,7 @@ import pandas as pd
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from segcore.problems import Problem
+from segcore.errors import Problem
 
 IGNORE = 255
 """The label of pixels that count neither in training nor in evaluation."""

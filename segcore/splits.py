@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segcore.problems import Problem, Problems
+from segcore.errors import Problem, Problems
 from segcore.runtime import derived_seed
 from segcore.samples import Record
 from segcore.sections import SplitParams

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from segcore import checkpoints, dropout, normalisation
 from segcore.batches import Batch, Order, Samples, Stream
+from segcore.errors import Problem
 from segcore.losses import Term
-from segcore.problems import Problem
 from segcore.runtime import Runtime, derived_seed
 from segcore.sections import RecipeParams
 

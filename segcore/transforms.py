@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segcore import crops
 from segcore.batches import Sample
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.samples import IGNORE, Record, read_image, read_labels
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 from rich.progress import track
 
 from segcore import figures, inference, models
+from segcore.errors import Problem, Problems
 from segcore.metrics import BoundaryScore, ConfusionMatrix, rounded
-from segcore.problems import Problem, Problems
 from segcore.runtime import Runtime, write_atomically
 from segcore.samples import IGNORE, Record, read_class_names, read_image, read_labels, read_manifest
 from segcore.sections import EvaluationParams

@@ -21,7 +21,7 @@ from torchvision.datasets import SBDataset
 from torchvision.datasets.utils import USER_AGENT, calculate_md5, check_integrity
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.runtime import write_atomically
 from stages import run
 

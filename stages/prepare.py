@@ -19,7 +19,7 @@ from rich.progress import track
 
 from segcore.config import Settings
 from segcore.datasets import CONVERSIONS, WARNINGS, Finding, Listing, Row, checks, shapes, voc
-from segcore.problems import Problem, Problems
+from segcore.errors import Problem, Problems
 from segcore.runtime import write_atomically
 from segcore.sections import DatasetParams
 from stages import run

@@ -20,7 +20,7 @@ from PIL import Image
 
 from segcore import charts
 from segcore.config import PSEUDO_LABELS, Settings
-from segcore.problems import Problem, Problems
+from segcore.errors import Problem, Problems
 from segcore.runtime import write_atomically
 from segcore.samples import voc_palette
 from stages import run

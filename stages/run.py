@@ -21,7 +21,7 @@ from rich.console import Console
 
 import segcore
 from segcore import config
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.runtime import write_atomically
 
 TIMINGS = Path(".scratch/timings")

@@ -9,7 +9,7 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from segcore.problems import Problem
+from segcore.errors import Problem
 from stages import run
 
 SCORES = {"mean_iou": "mIoU", "pixel_accuracy": "pixel acc.", "mean_accuracy": "mean acc.", "boundary_f": "boundary F"}

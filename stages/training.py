@@ -12,7 +12,7 @@ from dvclive.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.runtime import Runtime, fingerprint
 from segcore.sections import RecipeParams
 from segcore.training import Fit

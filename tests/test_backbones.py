@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from segcore import backbones, config
 from segcore.backbones import VGG16, VGG16_CHANNELS, Trunk
+from segcore.errors import Problem
 from segcore.network_sections import BackboneParams
-from segcore.problems import Problem
 from tests.networks import backbone, parameters, squares
 
 SWITCHLESS = ["resnet18", "timm/test_resnet", "timm/test_convnext", "timm/test_mambaout"]

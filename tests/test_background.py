@@ -11,7 +11,7 @@ from torch import nn
 
 from segcore import backbones, background
 from segcore.backbones import VGG16, Timm
-from segcore.problems import Problem
+from segcore.errors import Problem
 from tests.networks import squares
 from tests.test_classifiers import stochastic_classifier
 

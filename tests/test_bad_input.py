@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from segcore.problems import Problem
+from segcore.errors import Problem
 from stages import (
     evaluate,
     extract_pseudo_labels,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from segcore.batches import Batch, Mixed, Order, Sample, Samples, SizedSamples, Stream, collate
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.runtime import derived_seed
 from segcore.samples import read_image, read_labels, read_manifest
 from segcore.transforms import CropSamples, TaggedImages

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from segcore import checkpoints
-from segcore.problems import Problem
+from segcore.errors import Problem
 from tests.loop import full_disk
 
 STATE = {

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from segcore import config, sections, systems
-from segcore.problems import Problem, Problems
+from segcore.errors import Problem, Problems
 
 PROJECT = Path(__file__).parents[1]
 PARAMS = PROJECT / "profiles/shapes.yaml"

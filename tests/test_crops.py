@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from segcore.crops import binary_labels, box_iou, crop_boxes, cut, enclosing_boxes, label_subsets, tight_box
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.samples import MANIFEST_COLUMNS, write_labels
 from stages import make_crops
 from tests.devkit import write_params

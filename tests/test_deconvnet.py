@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from segcore import backbones, classifiers
 from segcore.batches import Batch
-from segcore.problems import Problems
+from segcore.errors import Problems
 from segcore.systems.deconvnet import DeconvNet
 from tests.networks import backbone, build, fully_connected, squares, tiny_classifier, vgg16_file
 

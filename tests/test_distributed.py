@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 from segcore import classifiers, config
 from segcore.batches import Batch
+from segcore.errors import Problem
 from segcore.losses import Term
-from segcore.problems import Problem
 from segcore.runtime import Runtime, write_atomically
 from segcore.training import Fit
 from tests.loop import Net, Pictures, recipe

@@ -10,7 +10,7 @@ from torch import Tensor
 from segcore import dropout, losses, region_growing
 from segcore.batches import Batch, Mixed, Order, SizedSamples, Stream, collate
 from segcore.deeplab import LargeFov
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.runtime import Runtime
 from segcore.systems import deeplab, dsrg
 from segcore.systems.dsrg import DSRG

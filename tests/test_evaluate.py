@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from segcore import classifiers, config, inference, models, systems
+from segcore.errors import Problem, Problems
 from segcore.metrics import rounded
-from segcore.problems import Problem, Problems
 from segcore.samples import Record, read_image, read_labels, write_labels
 from segcore.sections import CRFParams
 from segcore.systems import System

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from segcore import config, models, pseudo_labels, runtime
+from segcore.errors import Problem, Problems
 from segcore.grid_systems import NetworkParams
-from segcore.problems import Problem, Problems
 from segcore.pseudo_labels import PseudoLabeller
 from segcore.samples import read_labels, read_manifest
 from tests.networks import CRF

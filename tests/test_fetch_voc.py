@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from segcore.problems import Problem
+from segcore.errors import Problem
 from stages import fetch_voc
 from stages.fetch_voc import Archive
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from segcore import config, inference
 from segcore.batches import Batch
+from segcore.errors import Problem
 from segcore.losses import Term
-from segcore.problems import Problem
 from segcore.sections import CRFParams, EvaluationParams
 from segcore.systems import System
 from tests.devkit import PARAMS

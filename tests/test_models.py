@@ -11,9 +11,9 @@ from torch import nn
 
 from segcore import classifiers, config, models, systems
 from segcore.classifiers import Classifier
+from segcore.errors import Problem
 from segcore.grid_systems import GridSystem
 from segcore.network_sections import BackboneParams, ClassifierParams
-from segcore.problems import Problem
 from segcore.systems import System
 from tests.devkit import PARAMS
 from tests.networks import backbone, build, entry, squares

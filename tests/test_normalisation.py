@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from segcore import normalisation
+from segcore.errors import Problem
 from segcore.normalisation import SharedBatchNorm2d
-from segcore.problems import Problem
 
 
 def test_in_one_process_it_is_torch_s() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.runtime import Runtime
 from stages import run, training
 from tests.loop import fit, full_disk, net, recipe

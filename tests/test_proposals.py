@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segcore.crops import box_iou, tight_box
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.proposals import edge_boxes, edge_map, limit_edges
 from segcore.samples import read_image, read_labels
 from segcore.sections import CropsParams

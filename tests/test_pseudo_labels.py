@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from segcore import background, pseudo_labels
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.pseudo_labels import CuesFile, PseudoLabeller, Quality, classes_at
 from segcore.sections import PseudoLabelParams
 from tests.networks import N_TAGS, squares, tiny_classifier

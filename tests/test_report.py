@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from segcore import charts, config
-from segcore.problems import Problems
+from segcore.errors import Problems
 from stages import report, run
 from tests.devkit import PARAMS, write_params
 from tests.invented import NAMES, NOISE, invented_results, write_json

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 import torch
 
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.runtime import Runtime, derived_seed, fingerprint, replacing, write_atomically
 from tests.loop import full_disk
 

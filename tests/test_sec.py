@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from segcore import config, crf, losses
 from segcore.batches import Batch, SizedSamples
 from segcore.cue_systems import CueSystem
-from segcore.problems import Problem, Problems
+from segcore.errors import Problem, Problems
 from segcore.samples import Record, write_labels
 from segcore.systems import Inputs, sec
 from segcore.systems.sec import SEC

@@ -10,7 +10,7 @@ from PIL import Image
 
 from segcore import config, samples, sections
 from segcore.datasets import shapes
-from segcore.problems import Problem, Problems
+from segcore.errors import Problem, Problems
 
 
 def _params(**changes: int) -> sections.ShapesParams:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from segcore import splits
-from segcore.problems import Problem, Problems
+from segcore.errors import Problem, Problems
 from segcore.samples import Record
 from segcore.sections import SplitParams
 from stages import prepare, run, split

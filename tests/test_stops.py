@@ -11,8 +11,8 @@ from torch import Tensor
 
 from segcore import checkpoints
 from segcore.batches import Batch, Order
+from segcore.errors import Problem
 from segcore.losses import Term
-from segcore.problems import Problem
 from tests.loop import Linear, Net, Pictures, fit, full_disk, net, same, trained
 
 

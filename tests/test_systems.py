@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from segcore import classifiers, config, dropout, inference, systems
 from segcore.batches import SizedSamples
+from segcore.errors import Problem, Problems
 from segcore.grid_systems import GridSystem
 from segcore.network_sections import StochasticParams
-from segcore.problems import Problem, Problems
 from segcore.samples import Record
 from segcore.systems import Inputs, System
 from tests.devkit import PARAMS

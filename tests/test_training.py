@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from segcore.batches import Batch, Order, Stream
+from segcore.errors import Problem
 from segcore.losses import Term
-from segcore.problems import Problem
 from segcore.runtime import Runtime
 from segcore.training import Fit, Progress, optimiser, parameter_groups, rate
 from tests.loop import Linear, Net, Pictures, fit, net, recipe, same, trained

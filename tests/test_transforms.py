@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from segcore.batches import Sample
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.samples import Record, read_labels, write_labels
 from segcore.transforms import (
     CropSamples,

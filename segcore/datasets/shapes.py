@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from segcore import samples
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.runtime import derived_seed
 from segcore.sections import ShapesParams
 

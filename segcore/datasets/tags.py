@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from segcore.problems import hint
+from segcore.errors import hint
 from segcore.sections import DatasetParams
 
 Reader = Callable[[str], tuple[int, ...] | None]

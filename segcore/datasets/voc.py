@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segcore.datasets import Entry, Listing, Split, tags
-from segcore.problems import Problem
+from segcore.errors import Problem
 from segcore.sections import DatasetParams
 
 CLASSES = (

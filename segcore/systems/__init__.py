@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from segcore import config, crops
 from segcore.batches import Batch
 from segcore.classifiers import Classifier, FullyConnectedHead
+from segcore.errors import Problem, Problems
 from segcore.losses import Term
-from segcore.problems import Problem, Problems
 from segcore.samples import Record
 from segcore.sections import CropsParams
 from segcore.transforms import CropSamples

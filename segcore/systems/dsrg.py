@@ -15,9 +15,9 @@ from segcore.batches import Batch, Mixed
 from segcore.classifiers import Classifier
 from segcore.cue_systems import CueParams, CueSystem, cue_samples
 from segcore.deeplab import DeepLab
+from segcore.errors import Problem
 from segcore.grid_systems import masks_of, network_of
 from segcore.losses import Term, balanced_seed_loss, boundary_loss, floored_softmax, pixel_cross_entropy
-from segcore.problems import Problem
 from segcore.samples import IGNORE
 from segcore.sections import NotNegative, Threshold
 from segcore.systems import Inputs
