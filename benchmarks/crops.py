@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from segcore import config, crops
+from segcore import crops
+from segcore.config import reading
 from segcore.samples import Record, write_labels
 
 BAR_SECONDS = 0.3
@@ -24,7 +25,7 @@ PICTURES = 40
 
 def main() -> int:
     cv2.setNumThreads(1)
-    params = config.load(Path("params.yaml")).crops
+    params = reading.load(Path("params.yaml")).crops
     root = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("SEGCORE_VOC_ROOT")
     with tempfile.TemporaryDirectory() as folder:
         records = photographs(Path(root)) if root else scenes(Path(folder))

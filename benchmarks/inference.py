@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segcore import classifiers, config
+from segcore import classifiers
 from segcore.batches import Batch
+from segcore.config import reading
+from segcore.config.networks import BackboneParams, FullyConnectedParams
 from segcore.deconvolution import Level
 from segcore.localisation import saliency
-from segcore.network_sections import BackboneParams, FullyConnectedParams
 from segcore.systems import decouplednet, fully_connected
 from segcore.systems.decouplednet import DecoupledNet
 
@@ -61,9 +62,9 @@ def random_system(image: Tensor, width: float) -> DecoupledNet:
     classifier = classifiers.build(backbone, head, TAGS).eval()
     sizes = {"width": width, "output_stride": 1, "norm_batches": 1, "norm_batch_size": 2}
     published = {"threshold": 0.5, "weigh_by_probability": False}
-    sources = {"start": "data/classifiers/any/model", "images": "strong", "labels": config.CROPS}
+    sources = {"start": "data/classifiers/any/model", "images": "strong", "labels": reading.CROPS}
     entry = {"module": "decouplednet", "recipe": "any", **sources, **sizes, **published}
-    params = config.section({"systems": {"timed": entry}}, "systems.timed", decouplednet.Params)
+    params = reading.section({"systems": {"timed": entry}}, "systems.timed", decouplednet.Params)
     system = decouplednet.build(params, classifier)
     system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.no_grad():

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from segcore import background, classifiers, dropout
 from segcore.classifiers import Classifier
+from segcore.config.networks import BackboneParams, StochasticParams
 from segcore.localisation import localise, maps_of
 from segcore.mask_bank import MaskBank
-from segcore.network_sections import BackboneParams, StochasticParams
 from segcore.stochastic import StochasticHead
 
 BAR_SPEED, BAR_DIFFERENCE = 1000.0, 1e-5

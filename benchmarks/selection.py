@@ -17,10 +17,11 @@ import pandas as pd
 import torch
 import typer
 
-from segcore import config, models
+from segcore import models
+from segcore.config import reading
+from segcore.config.sections import PseudoLabelParams
 from segcore.pseudo_labels import PseudoLabeller, Quality, full_size
 from segcore.samples import Record, read_image, read_labels, read_manifest
-from segcore.sections import PseudoLabelParams
 from segcore.transforms import stretched_square
 
 MEASURES = ("precision", "recall", "coverage", "foreground_coverage", "mean_iou")
@@ -40,7 +41,7 @@ def main(
     if not classifier:
         print("skipped: name trained classifiers by --classifier data/classifiers/<name>/model")
         return
-    settings = config.load(Path("params.yaml"))
+    settings = reading.load(Path("params.yaml"))
     names = json.loads((data / "prepared/classes.json").read_text())
     records = [r for r in read_manifest(data / "prepared/manifest.parquet").values() if r.split == "train" and r.labels]
     places = np.linspace(0, len(records) - 1, min(images, len(records))).round().astype(int)

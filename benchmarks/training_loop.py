@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from segcore import classifiers, config
+from segcore import classifiers
 from segcore.batches import Sample
 from segcore.classifiers import Classifier
+from segcore.config import reading
+from segcore.config.sections import RecipeParams
 from segcore.runtime import Runtime
-from segcore.sections import RecipeParams
 from segcore.training import Fit, optimiser
 
 BAR = 0.95
@@ -67,7 +68,7 @@ class Bare:
 def main() -> int:
     runtime = Runtime()
     samples = InMemory()
-    recipe = config.load(Path("params.yaml")).recipes["classifier"]
+    recipe = reading.load(Path("params.yaml")).recipes["classifier"]
     steps = WARM_UP + STEPS
     recipe = recipe.model_copy(update={"steps": steps, "batch_size": 32, "accumulate": 1, "channels_last": True})
     ours = iter(Fit(network(), samples, recipe, 0, runtime, None))
@@ -89,7 +90,7 @@ def main() -> int:
 
 def network() -> Classifier:
     torch.manual_seed(0)
-    entry = config.load(Path("params.yaml")).classifiers["decoupled"]
+    entry = reading.load(Path("params.yaml")).classifiers["decoupled"]
     backbone = entry.backbone.model_copy(update={"name": "vgg16_bn", "weights": "random", "width": 0.25})
     return classifiers.build(backbone, entry.head.model_copy(update={"width": 256, "kernel": 3}), TAGS)
 

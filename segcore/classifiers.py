@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from segcore import backbones, pretrained
 from segcore.backbones import Features, Trunk
 from segcore.batches import Batch
+from segcore.config.networks import BackboneParams, FullyConnectedParams, HeadParams
 from segcore.dropout import KeyedDropout
 from segcore.losses import Term
-from segcore.network_sections import BackboneParams, FullyConnectedParams, HeadParams
 from segcore.stochastic import StochasticHead
 
 

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int, Int32, UInt8
 from torch import Tensor
 
 from segcore import proposals, samples
+from segcore.config.sections import CropsParams
 from segcore.errors import Problem
 from segcore.runtime import derived_seed
-from segcore.sections import CropsParams
 
 MAX_PROPOSALS = 2000
 """Boxes asked of EdgeBoxes per image; more find hardly another object."""

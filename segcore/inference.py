@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segcore import crf
+from segcore.config.sections import CRFParams, CropsParams, EvaluationParams
 from segcore.errors import Problem
 from segcore.proposals import edge_boxes
-from segcore.sections import CRFParams, CropsParams, EvaluationParams
 from segcore.systems import System
 from segcore.transforms import padded_square, stretched_square
 

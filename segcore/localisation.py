@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from segcore import stochastic
 from segcore.classifiers import Activations, FullyConnectedHead
+from segcore.config.sections import Selection
 from segcore.mask_bank import MaskBank
-from segcore.sections import Selection
 from segcore.stochastic import StochasticHead
 
 PAIRS_AT_ONCE = 64

@@ -10,10 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from segcore import classifiers, config, systems
+from segcore import classifiers, systems
 from segcore.classifiers import Classifier
+from segcore.config import reading
+from segcore.config.networks import BackboneParams, ClassifierParams
 from segcore.errors import Problem
-from segcore.network_sections import BackboneParams, ClassifierParams
 from segcore.runtime import write_atomically
 from segcore.systems import System
 
@@ -47,7 +48,7 @@ def load_system(folder: Path, device: torch.device) -> tuple[System, dict[str, A
     card = _read_card(folder, "system")
     classifier, _ = _empty_classifier(card["classifier"])
     module = systems.load(card["entry"]["module"])
-    params = config.section({"systems": {card["name"]: card["entry"]}}, f"systems.{card['name']}", module.Params)
+    params = reading.section({"systems": {card["name"]: card["entry"]}}, f"systems.{card['name']}", module.Params)
     model: System = module.build(params, classifier)
     _fill(folder, model, device)
     return model, card
@@ -72,7 +73,7 @@ def build_on(folder: Path, build: Callable[[Classifier], System]) -> tuple[Syste
 
 def _empty_classifier(card: dict[str, Any]) -> tuple[Classifier, ClassifierParams]:
     name = card["name"]
-    params = config.section({"classifiers": {name: card["params"]}}, f"classifiers.{name}", ClassifierParams)
+    params = reading.section({"classifiers": {name: card["params"]}}, f"classifiers.{name}", ClassifierParams)
     random = BackboneParams.model_validate(params.backbone.model_dump() | {"weights": "random"})
     return classifiers.build(random, params.head, len(card["tags"])), params
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from segcore.config.networks import BackboneParams
 from segcore.errors import Problem, hint
-from segcore.network_sections import BackboneParams
 
 
 def weights_of(params: BackboneParams) -> dict[str, Tensor] | None:

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
+from segcore.config.sections import CropsParams
 from segcore.errors import Problem
-from segcore.sections import CropsParams
 
 WORKING_SIDE = 500
 """Longest side, in pixels, on which edges are sought: that of PASCAL VOC; larger photographs are shrunk to it."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segcore.config.sections import SplitParams
 from segcore.errors import Problem, Problems
 from segcore.runtime import derived_seed
 from segcore.samples import Record
-from segcore.sections import SplitParams
 
 
 @dataclass(frozen=True)

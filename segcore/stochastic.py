@@ -29,9 +29,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segcore.config.networks import StochasticParams
+from segcore.config.sections import Selection
 from segcore.dropout import KeyedMask
-from segcore.network_sections import StochasticParams
-from segcore.sections import Selection
 
 
 def inside(kernel: int, grid: tuple[int, int], device: torch.device) -> Bool[Tensor, "U h w"]:

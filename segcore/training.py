@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from segcore import checkpoints, dropout, normalisation
 from segcore.batches import Batch, Order, Samples, Stream
+from segcore.config.sections import RecipeParams
 from segcore.errors import Problem
 from segcore.losses import Term
 from segcore.runtime import Runtime, derived_seed
-from segcore.sections import RecipeParams
 
 
 @runtime_checkable

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from segcore import crop_figure
+from segcore.config.sections import CropsParams
 from segcore.crops import ImageCrops, image_crops, index
 from segcore.errors import Problem, Problems
 from segcore.runtime import Runtime, write_atomically
 from segcore.samples import Record, read_class_names, read_image, read_labels, read_manifest
-from segcore.sections import CropsParams
 from stages import run
 
 FEW = 64

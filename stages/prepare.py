@@ -17,11 +17,11 @@ from typing import Any
 import pandas as pd
 from rich.progress import track
 
-from segcore.config import Settings
+from segcore.config.reading import Settings
+from segcore.config.sections import DatasetParams
 from segcore.datasets import CONVERSIONS, WARNINGS, Finding, Listing, Row, checks, shapes, voc
 from segcore.errors import Problem, Problems
 from segcore.runtime import write_atomically
-from segcore.sections import DatasetParams
 from stages import run
 
 OUTPUTS = ("manifest.parquet", "files", "classes.json", "dataset.json")

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from segcore import charts
-from segcore.config import PSEUDO_LABELS, Settings
+from segcore.config.reading import PSEUDO_LABELS, Settings
 from segcore.errors import Problem, Problems
 from segcore.runtime import write_atomically
 from segcore.samples import voc_palette

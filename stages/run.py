@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 import segcore
-from segcore import config
+from segcore.config import reading
 from segcore.errors import Problem
 from segcore.runtime import write_atomically
 
@@ -76,11 +76,11 @@ def _escape(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def settings(params: Path) -> config.Settings:
+def settings(params: Path) -> reading.Settings:
     """Every section checked, those of the systems' modules too, so that no work starts on a typo."""
     from segcore import systems
 
-    checked = config.load(params)
+    checked = reading.load(params)
     systems.check(checked.raw["systems"])
     return checked
 

@@ -13,7 +13,7 @@ import torch
 
 from segcore import classifiers, metrics, models, pretrained, runtime
 from segcore.classifiers import Classifier
-from segcore.config import Settings
+from segcore.config.reading import Settings
 from segcore.errors import Problems
 from segcore.samples import Record, listed, read_class_names, read_image, read_manifest
 from segcore.training import Fit

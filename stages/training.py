@@ -12,9 +12,9 @@ from dvclive.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from segcore.config.sections import RecipeParams
 from segcore.errors import Problem
 from segcore.runtime import Runtime, fingerprint
-from segcore.sections import RecipeParams
 from segcore.training import Fit
 from segcore.training import Progress as Step
 from stages import run

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from segcore import config
+from segcore.config import reading
 from segcore.metrics import rounded, tag_metrics
 from segcore.pseudo_labels import Quality
 from segcore.samples import IGNORE, Record, write_labels
@@ -103,7 +103,7 @@ def quality(known: float, right: float) -> dict[str, Any]:
 
 def invented_results(root: Path, images: int = 24, panels: int = 9) -> Path:
     """A `data` folder as the stages before the report leave it."""
-    data, settings = root / "data", config.load(PARAMS)
+    data, settings = root / "data", reading.load(PARAMS)
     random = np.random.default_rng(1)
     records = scenes(data / "prepared/files", images)
     write_json(data / "prepared/classes.json", NAMES)

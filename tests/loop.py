@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from segcore.batches import Batch, Sample
-from segcore.config import RecipeParams
+from segcore.config.reading import RecipeParams
 from segcore.dropout import KeyedDropout
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.runtime import Runtime

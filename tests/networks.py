@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from segcore import classifiers, config, systems
+from segcore import classifiers, systems
 from segcore.batches import Batch
 from segcore.classifiers import Classifier
+from segcore.config import reading
+from segcore.config.networks import BackboneParams, FullyConnectedParams
 from segcore.cue_systems import CueSystem
 from segcore.deeplab import at_cells
-from segcore.network_sections import BackboneParams, FullyConnectedParams
 from segcore.samples import IGNORE
 from segcore.systems import System
 from tests.devkit import PARAMS
@@ -94,7 +95,7 @@ def entry(module: str, **changes: Any) -> dict[str, Any]:
     """A small entry of `module`: one of ours, or the first of the embedded set's, made small."""
     if module in ENTRIES:
         return ENTRIES[module] | changes
-    entries = config.read(PARAMS)["systems"].values()
+    entries = reading.read(PARAMS)["systems"].values()
     found = next(dict(one) for one in entries if one["module"] == module)
     small = {"width": 1 / 64, "norm_batches": 2, "norm_batch_size": 4, **changes}
     return found | {key: value for key, value in small.items() if key in found}
@@ -103,7 +104,7 @@ def entry(module: str, **changes: Any) -> dict[str, Any]:
 def params_of(module: str, **changes: Any) -> Any:
     """The `Params` of a small entry."""
     into = systems.load(module).Params
-    return config.section({"systems": {"tested": entry(module, **changes)}}, "systems.tested", into)
+    return reading.section({"systems": {"tested": entry(module, **changes)}}, "systems.tested", into)
 
 
 def build(module: str, classifier: Classifier, **changes: Any) -> System:

@@ -9,10 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore import backbones, config
+from segcore import backbones
 from segcore.backbones import VGG16, VGG16_CHANNELS, Trunk
+from segcore.config import reading
+from segcore.config.networks import BackboneParams
 from segcore.errors import Problem
-from segcore.network_sections import BackboneParams
 from tests.networks import backbone, parameters, squares
 
 SWITCHLESS = ["resnet18", "timm/test_resnet", "timm/test_convnext", "timm/test_mambaout"]
@@ -103,7 +104,7 @@ def test_a_wrong_timm_model_is_a_problem(name: str, words: list[str]) -> None:
 def test_an_unknown_name_is_a_problem_that_lists_the_known(name: str) -> None:
     section = {"backbone": {"name": name, "weights": "random", "width": 1.0, "frozen_norm": False, "stride": 32}}
     with pytest.raises(Problem) as caught:
-        backbones.build(config.section(section, "backbone", BackboneParams))
+        backbones.build(reading.section(section, "backbone", BackboneParams))
     assert "backbone.name" in str(caught.value)
     assert "vgg16, vgg16_bn, resnet18, resnet50, resnet101, timm/<model>" in str(caught.value)
 
@@ -111,7 +112,7 @@ def test_an_unknown_name_is_a_problem_that_lists_the_known(name: str) -> None:
 def test_only_vgg_has_small_versions() -> None:
     section = {"backbone": {"name": "resnet18", "weights": "random", "width": 0.5, "frozen_norm": False, "stride": 32}}
     with pytest.raises(Problem, match=r"width.*0.5.*only vgg16 and vgg16_bn have small versions"):
-        backbones.build(config.section(section, "backbone", BackboneParams))
+        backbones.build(reading.section(section, "backbone", BackboneParams))
 
 
 def test_weights_that_are_not_there_are_a_problem(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from segcore import classifiers, config, dropout
+from segcore import classifiers, dropout
 from segcore.classifiers import Classifier, FullyConnectedHead, TagScores
-from segcore.network_sections import BackboneParams, StochasticParams
+from segcore.config import reading
+from segcore.config.networks import BackboneParams, StochasticParams
 from segcore.stochastic import StochasticHead
 from segcore.training import parameter_groups
 from tests.devkit import PARAMS
@@ -96,7 +97,7 @@ def test_what_is_pre_trained_learns_at_the_rate_of_the_trunk(tmp_path: Path) -> 
     vgg16_file(tmp_path / "vgg16.safetensors", 24)
     head = fully_connected(width=24, kernel=7)
     classifier = classifiers.build(backbone(weights=str(tmp_path / "vgg16.safetensors")), head, 5)
-    recipe = config.load(PARAMS).recipes["classifier"]
+    recipe = reading.load(PARAMS).recipes["classifier"]
     groups = parameter_groups(classifier, recipe.model_copy(update={"trunk_multiplier": 0.1, "bias_multiplier": 2.0}))
     rates = {id(p): (group["multiplier"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert isinstance(classifier.head, FullyConnectedHead)

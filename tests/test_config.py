@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from segcore import config, sections, systems
+from segcore import systems
+from segcore.config import reading, sections
 from segcore.errors import Problem, Problems
 
 PROJECT = Path(__file__).parents[1]
@@ -20,7 +21,7 @@ GONE = object()
 
 def changed(changes: Mapping[str, Any]) -> dict[str, Any]:
     """The default parameters with other values at dotted keys."""
-    params = copy.deepcopy(config.read(PARAMS))
+    params = copy.deepcopy(reading.read(PARAMS))
     for key, value in changes.items():
         *sections, last = key.split(".")
         place = params
@@ -37,14 +38,14 @@ def problems_of(changes: Mapping[str, Any]) -> list[str]:
     """What is said about a file with these changes, by the same two checks that every stage makes first."""
     params = changed(changes)
     with pytest.raises(Problems) as caught:
-        systems.check(config.Settings(params).raw["systems"])
+        systems.check(reading.Settings(params).raw["systems"])
     return caught.value.problems
 
 
 def test_the_projects_own_parameters_are_in_order() -> None:
-    systems.check(config.load(PROJECT / "params.yaml").raw["systems"])
-    settings = config.load(PARAMS)
-    assert set(settings.raw) == set(config.Settings.KEYS)
+    systems.check(reading.load(PROJECT / "params.yaml").raw["systems"])
+    settings = reading.load(PARAMS)
+    assert set(settings.raw) == set(reading.Settings.KEYS)
     assert settings.seed == settings.raw["seed"]
     assert settings.classifier_of("decouplednet") in settings.classifiers
     assert isinstance(settings.evaluation.scales, tuple)
@@ -164,16 +165,16 @@ def test_crops_must_hold_the_kernel_of_a_systems_classifier() -> None:
     """Those of the systems that learn from crops, not of others."""
     unpadded = {f"classifiers.{name}.head.padding": 0 for name in ("decoupled", "decoupled_str")}
     problems = problems_of({"crops.input_size": 32, "crops.warp": 40, **unpadded})
-    learners = [name for name, system in config.load(PARAMS).systems.items() if system.labels == config.CROPS]
+    learners = [name for name, system in reading.load(PARAMS).systems.items() if system.labels == reading.CROPS]
     assert [problem.partition(": ")[0] for problem in problems] == [f"systems.{name}" for name in learners]
-    assert 0 < len(learners) < len(config.load(PARAMS).systems)
+    assert 0 < len(learners) < len(reading.load(PARAMS).systems)
     assert problems[0].startswith("systems.decouplednet: classifiers.decoupled.head.kernel")
     assert "exceeds the 1 cells of the top map at crops.input_size 32" in problems[0]
 
 
 def test_a_systems_classifier_is_that_at_the_beginning_of_its_chain() -> None:
     chain = {"sec.start": "data/segmenters/dsrg/model", "dsrg.start": "data/segmenters/deeplab/model"}
-    settings = config.Settings(changed({f"systems.{key}": start for key, start in chain.items()}))
+    settings = reading.Settings(changed({f"systems.{key}": start for key, start in chain.items()}))
     assert [settings.classifier_of(name) for name in ("sec", "dsrg", "deeplab")] == ["decoupled_str"] * 3
     assert settings.classifier_of("ficklenet") == "ficklenet"
     circle = {f"systems.{key}": start for key, start in chain.items()}
@@ -183,7 +184,7 @@ def test_a_systems_classifier_is_that_at_the_beginning_of_its_chain() -> None:
 
 @pytest.mark.parametrize("name", ["My System", "../../etc", "", "a.b", "a@b", "-rf", "Ä", 3])
 def test_names_become_folders_and_stages(name: Any) -> None:
-    entry = config.read(PARAMS)["systems"]["deconvnet"]
+    entry = reading.read(PARAMS)["systems"]["deconvnet"]
     (problem,) = problems_of({"systems": {name: entry}})
     assert problem == f"systems: found the name {name!r}; allowed are names like 'my_name_2'"
 
@@ -211,22 +212,22 @@ def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         first = text.index("learning_rate: ")
         line = text[first : text.index("\n", first)]
         (tmp_path / "params.yaml").write_text(text.replace(line, f"learning_rate: {written}", 1))
-        rate = config.load(tmp_path / "params.yaml").recipes["classifier"].learning_rate
+        rate = reading.load(tmp_path / "params.yaml").recipes["classifier"].learning_rate
         assert rate == read
         assert isinstance(rate, float)
     (tmp_path / "params.yaml").write_text(text.replace(line, 'learning_rate: "1e-4"', 1))
     with pytest.raises(Problems, match=r"recipes.classifier.learning_rate: found '1e-4'; must be a valid number"):
-        config.load(tmp_path / "params.yaml")
+        reading.load(tmp_path / "params.yaml")
 
 
 def test_yes_and_no_are_words_in_yaml_1_2(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(PARAMS.read_text().replace("flip: false", "flip: no"))
     with pytest.raises(Problems, match=r"evaluation.flip: found 'no'; must be a valid boolean"):
-        config.load(tmp_path / "params.yaml")
+        reading.load(tmp_path / "params.yaml")
 
 
 def test_settings_are_frozen() -> None:
-    settings = config.load(PARAMS)
+    settings = reading.load(PARAMS)
     for section, key in [
         (settings.dataset, "root"),
         (settings.dataset.shapes, "size"),
@@ -253,14 +254,14 @@ def test_what_is_no_parameters_file_is_told(tmp_path: Path, content: bytes, said
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
     with pytest.raises(Problem, match=said):
-        config.load(path)
+        reading.load(path)
 
 
 def test_a_parameters_file_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(Problem, match=r"there is no parameters file .*nowhere.yaml; start from one of profiles"):
-        config.load(tmp_path / "nowhere.yaml")
+        reading.load(tmp_path / "nowhere.yaml")
     with pytest.raises(Problem, match="cannot be read"):
-        config.load(tmp_path)
+        reading.load(tmp_path)
 
 
 def test_what_json_lacks_is_told_too(tmp_path: Path) -> None:
@@ -278,4 +279,4 @@ def test_a_key_that_is_no_text_is_told(tmp_path: Path) -> None:
 
 def test_a_section_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(Problem, match=r"'nowhere' is missing; here are \['deconvnet', 'decouplednet'"):
-        config.section(config.read(PARAMS), "systems.nowhere", sections.SystemEntry)
+        reading.section(reading.read(PARAMS), "systems.nowhere", sections.SystemEntry)

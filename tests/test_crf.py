@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from segcore import crf
-from segcore.sections import CRFParams
+from segcore.config.sections import CRFParams
 
 
 def params_of(**changes: float) -> CRFParams:

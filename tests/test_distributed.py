@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from segcore import classifiers, config
+from segcore import classifiers
 from segcore.batches import Batch
+from segcore.config import reading
 from segcore.errors import Problem
 from segcore.losses import Term
 from segcore.runtime import Runtime, write_atomically
@@ -53,7 +54,7 @@ def work(folder: Path) -> None:
     losses = [progress.losses for progress in Fit(model, Pictures(), recipe(**changes), 1, runtime, None)]
     state = {name: value.double().flatten().tolist() for name, value in model.state_dict().items()}
     torch.manual_seed(5)
-    entry = config.load(folder / "params.yaml").classifiers[NAME]
+    entry = reading.load(folder / "params.yaml").classifiers[NAME]
     deep = classifiers.build(entry.backbone, entry.head, 2).double()
     deep_losses = [p.losses["tags"] for p in Fit(deep, Pictures(size=64), recipe(steps=6), 1, runtime, None)]
     message = ""

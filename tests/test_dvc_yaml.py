@@ -11,12 +11,13 @@ from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
-from segcore import config, systems
+from segcore import systems
+from segcore.config import reading
 
 PROJECT = Path(__file__).parents[1]
 STAGES = {str(stage.name): stage for stage in Repo(str(PROJECT)).index.stages if isinstance(stage, PipelineStage)}
 SCRIPTS = sorted({name.partition("@")[0] for name in STAGES})
-SECTIONS = set(config.Settings.KEYS)
+SECTIONS = set(reading.Settings.KEYS)
 
 CHECKS_ALL_SYSTEMS = ("stages/run.py", "segcore/systems/__init__.py")
 """The one import that is no dependency: every stage checks the parameters of all systems first, which changes none of
@@ -77,7 +78,7 @@ def reached(file: str, seen: set[str]) -> set[str]:
 
 def module_of(name: str) -> str:
     """The module of the system of a stage `<script>@<system>`."""
-    return config.load(PROJECT / "params.yaml").systems[name.partition("@")[2]].module
+    return reading.load(PROJECT / "params.yaml").systems[name.partition("@")[2]].module
 
 
 def needed(name: str) -> set[str]:

@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segcore import classifiers, config, inference, models, systems
+from segcore import classifiers, inference, models, systems
+from segcore.config import reading
+from segcore.config.sections import CRFParams
 from segcore.errors import Problem, Problems
 from segcore.metrics import rounded
 from segcore.samples import Record, read_image, read_labels, write_labels
-from segcore.sections import CRFParams
 from segcore.systems import System
 from stages import evaluate, report
 from tests.devkit import PARAMS, write_params
@@ -49,7 +50,7 @@ def test_evaluation_files(results: Path) -> None:
 
 
 def test_evaluation_is_the_same_in_any_order_of_shares(results: Path, tmp_path: Path) -> None:
-    settings = config.load(PARAMS).evaluation
+    settings = reading.load(PARAMS).evaluation
     records = scenes(tmp_path / "scenes", 8)
     shares = [
         evaluate.score(records[rank::2], predictor(records[rank::2], 0.0), len(NAMES), settings) for rank in range(2)
@@ -68,16 +69,16 @@ def test_evaluation_is_the_same_in_any_order_of_shares(results: Path, tmp_path: 
 def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """The inputs of the stage: eight pictures and a DeconvNet with random weights."""
     monkeypatch.chdir(tmp_path)
-    entry = config.load(PARAMS).classifiers["decoupled_str"]
+    entry = reading.load(PARAMS).classifiers["decoupled_str"]
     backbone = entry.backbone.model_copy(update={"width": 0.0625})
     entry = entry.model_copy(update={"backbone": backbone})
     torch.manual_seed(0)
     classifier = classifiers.build(entry.backbone, entry.head, len(SHAPES))
     models.save_classifier(Path("classifier"), "decoupled_str", entry, SHAPES, classifier)
-    raw = config.load(PARAMS).raw["systems"]["deconvnet"] | {"width": 0.0625}
+    raw = reading.load(PARAMS).raw["systems"]["deconvnet"] | {"width": 0.0625}
     module = systems.load("deconvnet")
     system = module.build(
-        config.section({"systems": {"deconvnet": raw}}, "systems.deconvnet", module.Params), classifier
+        reading.section({"systems": {"deconvnet": raw}}, "systems.deconvnet", module.Params), classifier
     )
     card = json.loads(Path("classifier/model.json").read_text())
     models.save_system(Path("model"), "deconvnet", raw, card, 96, system)
@@ -135,7 +136,7 @@ def read_results(untrained: dict[str, Path], params: Path) -> dict[str, Any]:
 
 def test_refined_labels_are_scored_as_predictions_are(tmp_path: Path) -> None:
     """In two shares, beside worse predictions."""
-    params = config.load(with_crf(tmp_path / "params.yaml")).evaluation
+    params = reading.load(with_crf(tmp_path / "params.yaml")).evaluation
     records = scenes(tmp_path / "scenes", 6)
     rough, fine = (
         [one.labels for one in predictor(records, noise)([read_image(record.image) for record in records])]
@@ -196,5 +197,5 @@ def test_labels_that_do_not_fit_are_named(labels: np.ndarray, message: str, tmp_
     record = Record("a", tmp_path / "a.png", tmp_path / "labels.png", 4, 4, (), "val")
     with pytest.raises(Problem, match=message):
         evaluate.score(
-            [record], lambda _: [evaluate.Prediction(np.zeros((4, 4), np.uint8))], 3, config.load(PARAMS).evaluation
+            [record], lambda _: [evaluate.Prediction(np.zeros((4, 4), np.uint8))], 3, reading.load(PARAMS).evaluation
         )

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segcore import config, models, pseudo_labels, runtime
+from segcore import models, pseudo_labels, runtime
+from segcore.config import reading
 from segcore.errors import Problem, Problems
 from segcore.grid_systems import NetworkParams
 from segcore.pseudo_labels import PseudoLabeller
@@ -184,7 +185,7 @@ def test_a_segmenters_predictions_hold_tagged_classes_only(tmp_path: Path, chang
 
 def test_a_segmenter_is_trained_again_on_its_own_predictions(tmp_path: Path) -> None:
     """The second step of the paper: cues teach a first one, whose predictions teach another from its weights."""
-    raw = config.read(Path("params.yaml"))
+    raw = reading.read(Path("params.yaml"))
     first, start = raw["systems"]["ficklenet"], "data/segmenters/ficklenet/model"
     second = {key: first[key] for key in NetworkParams.model_fields} | {"module": "deeplab", "start": start}
     second |= {"labels": "data/pseudo_labels/again", "geometry": "stretched", "scales": [1.0, 1.0]}

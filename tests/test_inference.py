@@ -5,16 +5,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segcore import config, inference
+from segcore import inference
 from segcore.batches import Batch
+from segcore.config import reading
+from segcore.config.sections import CRFParams, EvaluationParams
 from segcore.errors import Problem
 from segcore.losses import Term
-from segcore.sections import CRFParams, EvaluationParams
 from segcore.systems import System
 from tests.devkit import PARAMS
 from tests.networks import CRF
 
-SETTINGS = config.load(PARAMS)
+SETTINGS = reading.load(PARAMS)
 STEP = 50
 
 

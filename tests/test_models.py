@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from segcore import classifiers, config, models, systems
+from segcore import classifiers, models, systems
 from segcore.classifiers import Classifier
+from segcore.config import reading
+from segcore.config.networks import BackboneParams, ClassifierParams
 from segcore.errors import Problem
 from segcore.grid_systems import GridSystem
-from segcore.network_sections import BackboneParams, ClassifierParams
 from segcore.systems import System
 from tests.devkit import PARAMS
 from tests.networks import backbone, build, entry, squares
@@ -25,7 +26,7 @@ TAGS = ["disc", "ring", "square", "star", "moon"]
 def small_classifier(name: str = "vgg16_bn") -> tuple[Classifier, ClassifierParams]:
     """A classifier in eval mode and its parameters, which name a file of weights that is long gone."""
     torch.manual_seed(0)
-    params = config.load(PARAMS).classifiers["decoupled"]
+    params = reading.load(PARAMS).classifiers["decoupled"]
     head = params.head.model_copy(update={"width": 16, "kernel": 2})
     model = classifiers.build(backbone(name), head, len(TAGS))
     gone = BackboneParams.model_validate(backbone(name).model_dump() | {"weights": "gone/weights.pth"})

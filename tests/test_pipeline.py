@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from segcore import config
+from segcore.config import reading
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +105,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Clone:
             shutil.copy(PROJECT / name, folder / name)
     shutil.copy(PROJECT / "profiles/shapes.yaml", folder / "params.yaml")
     clone = Clone(folder)
-    settings = config.load(folder / "params.yaml")
+    settings = reading.load(folder / "params.yaml")
     clone.change(TINY)
     clone.change({"systems": {name: settings.raw["systems"][name] for name in SYSTEMS}})
     clone.change({"pseudo_labels": {"ficklenet": settings.raw["pseudo_labels"]["ficklenet"] | TINY_LABELS}})
@@ -178,7 +178,7 @@ def test_a_new_system_is_two_new_stages(finished: Clone, tmp_path: Path) -> None
     clone = finished.copy(tmp_path / "project")
     before = clone.dvc("stage", "list", "--name-only").split()
     shutil.copy(clone.folder / "segcore/systems/deconvnet.py", clone.folder / "segcore/systems/twin.py")
-    entry = config.read(clone.folder / "params.yaml")["systems"]["deconvnet"]
+    entry = reading.read(clone.folder / "params.yaml")["systems"]["deconvnet"]
     clone.change({"systems.twin": {**entry, "module": "twin"}})
     after = clone.dvc("stage", "list", "--name-only").split()
     assert set(after) - set(before) == {"train_segmenter@twin", "evaluate@twin"}

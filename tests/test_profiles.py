@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from segcore import config, systems
-from segcore.network_sections import FullyConnectedParams, StochasticParams
-from segcore.sections import RecipeParams
+from segcore import systems
+from segcore.config import reading
+from segcore.config.networks import FullyConnectedParams, StochasticParams
+from segcore.config.sections import RecipeParams
 
 PROJECT = Path(__file__).parents[1]
 PROFILES = sorted((PROJECT / "profiles").glob("*.yaml"))
@@ -19,7 +20,7 @@ FICKLENET = PROJECT / "profiles/voc2012-ficklenet.yaml"
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_a_profile_is_in_order(path: Path) -> None:
-    settings = config.load(path)
+    settings = reading.load(path)
     systems.check(settings.raw["systems"])
     rows = {"ficklenet", "dsrg", "sec", "deeplab"} if path == FICKLENET else {"decouplednet_str", *DECONVOLUTIONS}
     assert rows <= set(settings.systems)
@@ -29,7 +30,7 @@ def test_a_profile_is_in_order(path: Path) -> None:
 def test_systems_compare_at_the_same_budget(path: Path) -> None:
     """Segmenters of a family exactly; DecoupledNet's classifiers, too, but where the few images of S need fewer steps
     than those of W. The networks with a fine grid have recipes of their own."""
-    settings = config.load(path)
+    settings = reading.load(path)
     families: dict[bool, set[str]] = {}
     for system in settings.systems.values():
         families.setdefault(system.module in DECONVOLUTIONS, set()).add(system.recipe)
@@ -58,7 +59,7 @@ def test_systems_compare_at_the_same_budget(path: Path) -> None:
 )
 def test_voc2012_is_the_papers_recipe(name: str, strong: tuple[str, int | None], steps: int, step_every: int) -> None:
     """Hong et al. 2015, section 5, and the solver files that the authors published."""
-    settings = config.load(PROJECT / f"profiles/{name}.yaml")
+    settings = reading.load(PROJECT / f"profiles/{name}.yaml")
     assert settings.dataset.layout == "voc"
     assert settings.dataset.train_list == "trainaug"
     assert settings.split.strong == strong[0]
@@ -85,7 +86,7 @@ def test_voc2012_is_the_papers_recipe(name: str, strong: tuple[str, int | None],
 
 def test_voc2012_ficklenet_is_the_papers_recipe() -> None:
     """Lee et al. 2019, and for what it takes from others Huang et al. 2018 (DSRG) and Kolesnikov and Lampert 2016."""
-    settings = config.load(FICKLENET)
+    settings = reading.load(FICKLENET)
     assert (settings.dataset.layout, settings.dataset.train_list) == ("voc", "trainaug")
     assert settings.split.strong == "list"
     assert str(settings.split.strong_list).endswith("ImageSets/Segmentation/train.txt")
@@ -123,8 +124,8 @@ def test_voc2012_ficklenet_is_the_papers_recipe() -> None:
 
 def test_the_default_is_the_profile_shapes() -> None:
     """The committed default, or the one about to be: `make use` and `dvc exp run -S` change the file in place."""
-    profile = config.read(PROJECT / "profiles/shapes.yaml")
-    if profile == config.read(PROJECT / "params.yaml"):
+    profile = reading.read(PROJECT / "profiles/shapes.yaml")
+    if profile == reading.read(PROJECT / "params.yaml"):
         return
     try:
         shown = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=PROJECT, capture_output=True, check=True)

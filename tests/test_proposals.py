@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segcore.config.sections import CropsParams
 from segcore.crops import box_iou, tight_box
 from segcore.errors import Problem
 from segcore.proposals import edge_boxes, edge_map, limit_edges
 from segcore.samples import read_image, read_labels
-from segcore.sections import CropsParams
 from tests.devkit import real_voc
 
 PARAMS = CropsParams(

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from segcore import background, pseudo_labels
+from segcore.config.sections import PseudoLabelParams
 from segcore.errors import Problem
 from segcore.pseudo_labels import CuesFile, PseudoLabeller, Quality, classes_at
-from segcore.sections import PseudoLabelParams
 from tests.networks import N_TAGS, squares, tiny_classifier
 from tests.test_classifiers import stochastic_classifier
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from segcore import charts, config
+from segcore import charts
+from segcore.config import reading
 from segcore.errors import Problems
 from stages import report, run
 from tests.devkit import PARAMS, write_params
@@ -134,7 +135,7 @@ RETRAINED = {
 def test_masks_and_tags_are_traced_to_where_they_came_in(
     system: str, changes: dict[str, Any], masks: int | str | None, by_tags: bool, tmp_path: Path
 ) -> None:
-    settings = config.load(write_params(tmp_path / "params.yaml", changes))
+    settings = reading.load(write_params(tmp_path / "params.yaml", changes))
     assert report.supervision(system, settings) == (masks, by_tags)
 
 
@@ -148,7 +149,7 @@ def test_a_column_with_the_crf_where_one_was_scored(project: Path) -> None:
 
 
 def test_without_pseudo_labels_the_page_has_no_such_part(project: Path) -> None:
-    systems = config.load(PARAMS).raw["systems"]
+    systems = reading.load(PARAMS).raw["systems"]
     kept = {name: systems[name] for name in ("decouplednet", "deconvnet")}
     write_params(Path("fewer.yaml"), {"pseudo_labels": {}, "systems": kept})
     page = write_report(Path("fewer.yaml"))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segcore import config, crf, losses
+from segcore import crf, losses
 from segcore.batches import Batch, SizedSamples
+from segcore.config import reading
 from segcore.cue_systems import CueSystem
 from segcore.errors import Problem, Problems
 from segcore.samples import Record, write_labels
@@ -43,7 +44,7 @@ def inputs(folder: Path, labels: Path, names: list[str]) -> Inputs:
     """Two pictures with masks and one without."""
     records = {name: record(folder, name=name) for name in ("one", "two")}
     records["bare"] = Record("bare", folder / "one.png", None, 90, 60, (1,), "train")
-    return Inputs(records, names, labels, 5, config.load(PARAMS).crops)
+    return Inputs(records, names, labels, 5, reading.load(PARAMS).crops)
 
 
 class Watched:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore import config, samples, sections
+from segcore import samples
+from segcore.config import reading, sections
 from segcore.datasets import shapes
 from segcore.errors import Problem, Problems
 
@@ -131,7 +132,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 def test_unknown_and_impossible_settings_are_rejected() -> None:
     section = {"classes": 21, "train_images": 0, "val_images": 1, "size": 97, "max_objects": 9, "colour": 1}
     with pytest.raises(Problems) as caught:
-        config.section({"shapes": section}, "shapes", sections.ShapesParams)
+        reading.section({"shapes": section}, "shapes", sections.ShapesParams)
     text = str(caught.value)
     assert all(f"shapes.{key}" in text for key in ("classes", "train_images", "size", "max_objects", "colour"))
     assert "shapes.val_images" not in text

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from segcore import splits
+from segcore.config.sections import SplitParams
 from segcore.errors import Problem, Problems
 from segcore.samples import Record
-from segcore.sections import SplitParams
 from stages import prepare, run, split
 from tests.devkit import make_devkit, write_params
 

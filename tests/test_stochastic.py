@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from segcore import dropout, mask_bank, stochastic
+from segcore.config.networks import StochasticParams
 from segcore.localisation import Aggregate, localise, maps_of
 from segcore.mask_bank import MaskBank
-from segcore.network_sections import StochasticParams
 from segcore.stochastic import StochasticHead
 
 CASES = [  # batch, channels, height, width, tags, kernel, rate

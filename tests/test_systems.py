@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segcore import classifiers, config, dropout, inference, systems
+from segcore import classifiers, dropout, inference, systems
 from segcore.batches import SizedSamples
+from segcore.config import reading
+from segcore.config.networks import StochasticParams
 from segcore.errors import Problem, Problems
 from segcore.grid_systems import GridSystem
-from segcore.network_sections import StochasticParams
 from segcore.samples import Record
 from segcore.systems import Inputs, System
 from tests.devkit import PARAMS
@@ -101,7 +102,7 @@ def test_pictures_of_any_size_get_labels_of_their_size(module: str, trunk: str) 
     system = finished(module, trunk)
     random = np.random.default_rng(0)
     pictures = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(37, 81), (96, 96), (130, 5), (1, 1)]]
-    settings = config.load(PARAMS)
+    settings = reading.load(PARAMS)
     params = settings.evaluation.model_copy(update={"scales": (1.0, 0.5), "flip": True})
     labels = inference.predict(system, pictures, 96, params, settings.crops)
     assert [found.shape for found in labels] == [picture.shape[:2] for picture in pictures]
@@ -151,7 +152,7 @@ def test_a_head_without_layers_to_go_on_from_is_a_problem(module: str) -> None:
 def test_crops_come_from_the_index(module: str, tmp_path: Path) -> None:
     loaded, params, path = systems.load(module), params_of(module), tmp_path / "crops.parquet"
     record = Record("one", tmp_path / "one.png", None, 90, 60, (1,), "train")
-    crops = config.load(PARAMS).crops
+    crops = reading.load(PARAMS).crops
     inputs = Inputs({"one": record}, ["one"], path, N_TAGS, crops)
     rows = {"image_id": ["one"], "labels": [[1]], "x1": [0], "y1": [0], "x2": [9]}
     with pytest.raises(Problem, match=r"is no crop index; .*`labels`"):
@@ -172,7 +173,7 @@ def test_crops_come_from_the_index(module: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["decouplednet", "deconvnet"])
 def test_a_scale_that_leaves_too_small_a_map_is_a_problem(module: str) -> None:
-    settings = config.load(PARAMS)
+    settings = reading.load(PARAMS)
     params = settings.evaluation.model_copy(update={"scales": (1.0, 0.25)})
     picture = np.zeros((50, 50, 3), dtype=np.uint8)
     with pytest.raises(Problem, match=r"scales: 0.25 of 96 .* 32 pixels.*at least 64"):

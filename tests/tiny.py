@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from segcore import config
+from segcore.config import reading
 from tests.devkit import PARAMS, make_devkit, write_params
 
 NAME = "decoupled"
 STOCHASTIC = "ficklenet"
 SYSTEM = "decouplednet"
-RECIPES = tuple(config.read(PARAMS)["recipes"])
+RECIPES = tuple(reading.read(PARAMS)["recipes"])
 
 
 def tiny_params(path: Path, **changes: Any) -> Path:

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from segcore import samples
+from segcore.config.sections import ShapesParams
 from segcore.errors import Problem
 from segcore.runtime import derived_seed
-from segcore.sections import ShapesParams
 
 Generator = np.random.Generator
 Grid = Float[np.ndarray, "H W"]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from segcore.config.sections import DatasetParams
 from segcore.errors import hint
-from segcore.sections import DatasetParams
 
 Reader = Callable[[str], tuple[int, ...] | None]
 """Class indices 1..L of an image id, sorted; None where they cannot be told, and a problem then says why."""

@@ -13,13 +13,14 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from segcore import config, crops
+from segcore import crops
 from segcore.batches import Batch
 from segcore.classifiers import Classifier, FullyConnectedHead
+from segcore.config import reading
+from segcore.config.sections import CropsParams
 from segcore.errors import Problem, Problems
 from segcore.losses import Term
 from segcore.samples import Record
-from segcore.sections import CropsParams
 from segcore.transforms import CropSamples
 
 
@@ -143,7 +144,7 @@ def check(entries: Mapping[str, Any]) -> None:
             problems.append(f"systems.{key}.module: found '{entry['module']}'; allowed are {', '.join(names())}")
             continue
         try:
-            config.section({"systems": entries}, f"systems.{key}", load(entry["module"]).Params)
+            reading.section({"systems": entries}, f"systems.{key}", load(entry["module"]).Params)
         except Problems as found:
             problems += found.problems
     if problems:

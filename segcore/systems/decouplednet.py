@@ -18,11 +18,11 @@ from segcore import normalisation
 from segcore.backbones import Features
 from segcore.batches import Batch
 from segcore.classifiers import Activations, Classifier, FullyConnectedHead
+from segcore.config.sections import Count, Fraction, Positive, SystemEntry
 from segcore.crops import binary_labels
 from segcore.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.localisation import saliency
 from segcore.losses import Term, pixel_cross_entropy
-from segcore.sections import Count, Fraction, Positive, SystemEntry
 from segcore.systems import Inputs, System, crop_samples, fully_connected
 from segcore.transforms import CropSamples
 

@@ -1,4 +1,4 @@
-"""Reads `params.yaml` and checks it against the models of `segcore.sections`: the only reader of YAML.
+"""Reads `params.yaml` and checks it against the models of `segcore.config.sections`: the only reader of YAML.
 
 A typo, a wrong type or a value out of range becomes one `Problems` that names every key, what was found and what is
 allowed.
@@ -14,9 +14,8 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from segcore.errors import Problem, Problems, hint
-from segcore.network_sections import ClassifierParams, FullyConnectedParams, StochasticParams
-from segcore.sections import (
+from segcore.config.networks import ClassifierParams, FullyConnectedParams, StochasticParams
+from segcore.config.sections import (
     NAME,
     CropsParams,
     DatasetParams,
@@ -26,6 +25,7 @@ from segcore.sections import (
     SplitParams,
     SystemEntry,
 )
+from segcore.errors import Problem, Problems, hint
 
 CROPS = "data/crops/crops.parquet"
 MANIFEST = "data/prepared/manifest.parquet"

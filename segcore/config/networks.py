@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from segcore.sections import Count, Name, Positive, Rate, Section, Selection
+from segcore.config.sections import Count, Name, Positive, Rate, Section, Selection
 
 BACKBONES = ("vgg16", "vgg16_bn", "resnet18", "resnet50", "resnet101", "timm/<model>")
 
