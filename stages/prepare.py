@@ -19,8 +19,8 @@ from rich.progress import track
 
 from segcore.config.reading import Settings
 from segcore.config.sections import DatasetParams
-from segcore.datasets import CONVERSIONS, WARNINGS, Finding, Listing, Row, checks, shapes, voc
 from segcore.errors import Problem, Problems
+from segcore.importers import CONVERSIONS, WARNINGS, Finding, Listing, Row, checks, shapes, voc
 from segcore.runtime import write_atomically
 from stages import run
 

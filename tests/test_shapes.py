@@ -10,8 +10,8 @@ from PIL import Image
 
 from segcore import samples
 from segcore.config import reading, sections
-from segcore.datasets import shapes
 from segcore.errors import Problem, Problems
+from segcore.importers import shapes
 
 
 def _params(**changes: int) -> sections.ShapesParams:

@@ -38,7 +38,7 @@ class Section(BaseModel):
 
 
 class ShapesParams(Section):
-    """The embedded data set; see `segcore.datasets.shapes`."""
+    """The embedded data set; see `segcore.importers.shapes`."""
 
     classes: Annotated[int, Field(ge=2, le=20)]
     train_images: Count

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segcore.config.sections import DatasetParams
-from segcore.datasets import Entry, Listing, Split, tags
 from segcore.errors import Problem
+from segcore.importers import Entry, Listing, Split, tags
 
 CLASSES = (
     "background",

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from segcore.datasets import Entry, Finding, Row
-from segcore.datasets.opening import Labels, Picture, open_labels, open_picture
+from segcore.importers import Entry, Finding, Row
+from segcore.importers.decoding import Labels, Picture, open_labels, open_picture
 
 
 def inspect_all(

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.ExifTags import Base
 
-from segcore.datasets import Finding, colours, sbd
+from segcore.importers import Finding, colours, sbd
 from segcore.samples import BROKEN, IGNORE, voc_palette, write_labels
 
 _VOC_PALETTE = voc_palette()

@@ -16,7 +16,7 @@ CONVERSIONS = (
     "labels_from_colours",
     "labels_from_mat",
 )
-"""What may happen to pictures when they are read (see `segcore.samples.read_image`) and to labels in `opening`."""
+"""What may happen to pictures when they are read (see `read_image`) and to labels (see `decoding`)."""
 
 WARNINGS = ("tag_not_in_labels", "no_tags", "orientation_unproven", "same_bytes_in_split")
 
