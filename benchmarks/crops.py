@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from segcore import crops
 from segcore.config import reading
-from segcore.samples import Record, write_labels
+from segcore.data import crops
+from segcore.data.pictures import Record, write_labels
 
 BAR_SECONDS = 0.3
 PICTURES = 40

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segcore import classifiers
-from segcore.batches import Batch
 from segcore.config import reading
 from segcore.config.networks import BackboneParams, FullyConnectedParams
+from segcore.data.batches import Batch
 from segcore.deconvolution import Level
 from segcore.localisation import saliency
 from segcore.systems import decouplednet, fully_connected

@@ -20,9 +20,9 @@ import typer
 from segcore import models
 from segcore.config import reading
 from segcore.config.sections import PseudoLabelParams
+from segcore.data.pictures import Record, read_image, read_labels, read_manifest
+from segcore.data.samples import stretched_square
 from segcore.pseudo_labels import PseudoLabeller, Quality, full_size
-from segcore.samples import Record, read_image, read_labels, read_manifest
-from segcore.transforms import stretched_square
 
 MEASURES = ("precision", "recall", "coverage", "foreground_coverage", "mean_iou")
 BATCH = 8

@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional as F
 
 from segcore import classifiers
-from segcore.batches import Sample
 from segcore.classifiers import Classifier
 from segcore.config import reading
 from segcore.config.sections import RecipeParams
+from segcore.data.batches import Sample
 from segcore.runtime import Runtime
 from segcore.training import Fit, optimiser
 

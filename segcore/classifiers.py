@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from segcore import backbones, pretrained
 from segcore.backbones import Features, Trunk
-from segcore.batches import Batch
 from segcore.config.networks import BackboneParams, FullyConnectedParams, HeadParams
+from segcore.data.batches import Batch
 from segcore.dropout import KeyedDropout
 from segcore.losses import Term
 from segcore.stochastic import StochasticHead

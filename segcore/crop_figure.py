@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from segcore.crops import binary_labels, cut
-from segcore.samples import IGNORE, voc_palette
+from segcore.data.crops import binary_labels, cut
+from segcore.data.pictures import IGNORE, voc_palette
 
 OUTLINE = "#ffd400"
 BOX_PROPOSED, BOX_RANDOM = "#00d0ff", "#ff5cc8"

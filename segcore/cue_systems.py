@@ -8,13 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 from segcore import crf, pseudo_labels
-from segcore.batches import Batch
 from segcore.config.sections import CRFParams, Positive
+from segcore.data.batches import Batch
+from segcore.data.samples import CueSamples
 from segcore.deeplab import DeepLab, cells, colours_at_cells
 from segcore.errors import Problem
 from segcore.grid_systems import GridSystem, NetworkParams
 from segcore.systems import Inputs
-from segcore.transforms import CueSamples
 
 
 class CueParams(NetworkParams):

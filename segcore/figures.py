@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from segcore.samples import IGNORE, voc_palette
+from segcore.data.pictures import IGNORE, voc_palette
 
 TILE = 320
 """Pixels of the longer side of each picture in a panel."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from segcore import backbones, pretrained
 from segcore.classifiers import Classifier
 from segcore.config.sections import Count, GridSize, Rate, SystemEntry
+from segcore.data.pictures import Record
 from segcore.deeplab import DeepLab, enlarged
 from segcore.errors import Problem
-from segcore.samples import Record
 from segcore.systems import System
 
 

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from segcore import crf
 from segcore.config.sections import CRFParams, CropsParams, EvaluationParams
+from segcore.data.proposals import edge_boxes
+from segcore.data.samples import padded_square, stretched_square
 from segcore.errors import Problem
-from segcore.proposals import edge_boxes
 from segcore.systems import System
-from segcore.transforms import padded_square, stretched_square
 
 Image = UInt8[np.ndarray, "_ _ 3"]
 Predict = Callable[[Float[Tensor, "B 3 S S"]], Float[Tensor, "B K S S"]]

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from segcore.samples import IGNORE
+from segcore.data.pictures import IGNORE
 
 FLOOR = 1e-4
 """Least probability of a class, before all are divided by their sum; also stands for the size of an empty set."""

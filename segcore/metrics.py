@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
-from segcore.samples import IGNORE
+from segcore.data.pictures import IGNORE
 
 BORDER = 4
 """Pixels into an unknown region within which a boundary is still known.

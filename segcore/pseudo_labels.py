@@ -19,11 +19,11 @@ from torch import Tensor
 from segcore import background
 from segcore.classifiers import Classifier
 from segcore.config.sections import PseudoLabelParams
+from segcore.data.pictures import IGNORE
 from segcore.errors import Problem
 from segcore.localisation import localise
 from segcore.mask_bank import MaskBank
 from segcore.metrics import rounded
-from segcore.samples import IGNORE
 from segcore.stochastic import StochasticHead
 
 LIST = "images.txt"

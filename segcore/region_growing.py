@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64, UInt8
 from scipy import ndimage
 from torch import Tensor
 
-from segcore.samples import IGNORE
+from segcore.data.pictures import IGNORE
 
 NEIGHBOURS = np.ones((3, 3), dtype=bool)
 """Pixels touch at sides and corners."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from segcore import checkpoints, dropout, normalisation
-from segcore.batches import Batch, Order, Samples, Stream
 from segcore.config.sections import RecipeParams
+from segcore.data.batches import Batch, Order, Samples, Stream
 from segcore.errors import Problem
 from segcore.losses import Term
 from segcore.runtime import Runtime, derived_seed

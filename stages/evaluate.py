@@ -20,10 +20,10 @@ from rich.progress import track
 
 from segcore import figures, inference, models
 from segcore.config.sections import EvaluationParams
+from segcore.data.pictures import IGNORE, Record, read_class_names, read_image, read_labels, read_manifest
 from segcore.errors import Problem, Problems
 from segcore.metrics import BoundaryScore, ConfusionMatrix, rounded
 from segcore.runtime import Runtime, write_atomically
-from segcore.samples import IGNORE, Record, read_class_names, read_image, read_labels, read_manifest
 from stages import run
 
 Labels = UInt8[np.ndarray, "H W"]

@@ -20,10 +20,10 @@ from rich.progress import track
 
 from segcore import background, figures, inference, models, pseudo_labels, runtime
 from segcore.config.sections import CropsParams, PseudoLabelParams
+from segcore.data.pictures import Record, labels_png, listed, read_class_names, read_image, read_labels, read_manifest
+from segcore.data.samples import stretched_square
 from segcore.errors import Problem
 from segcore.pseudo_labels import CuesFile, PseudoLabeller, Quality
-from segcore.samples import Record, labels_png, listed, read_class_names, read_image, read_labels, read_manifest
-from segcore.transforms import stretched_square
 from stages import run
 
 Labels = UInt8[np.ndarray, "H W"]

@@ -24,10 +24,10 @@ from rich.progress import track
 
 from segcore import crop_figure
 from segcore.config.sections import CropsParams
-from segcore.crops import ImageCrops, image_crops, index
+from segcore.data.crops import ImageCrops, image_crops, index
+from segcore.data.pictures import Record, read_class_names, read_image, read_labels, read_manifest
 from segcore.errors import Problem, Problems
 from segcore.runtime import Runtime, write_atomically
-from segcore.samples import Record, read_class_names, read_image, read_labels, read_manifest
 from stages import run
 
 FEW = 64

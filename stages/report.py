@@ -20,9 +20,9 @@ from PIL import Image
 
 from segcore import charts
 from segcore.config.reading import PSEUDO_LABELS, Settings
+from segcore.data.pictures import voc_palette
 from segcore.errors import Problem, Problems
 from segcore.runtime import write_atomically
-from segcore.samples import voc_palette
 from stages import run
 
 TEMPLATES = Path(__file__).parent / "templates"

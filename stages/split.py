@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from segcore import splits
+from segcore.data import splits
+from segcore.data.pictures import read_class_names, read_manifest
 from segcore.errors import Problem
 from segcore.runtime import write_atomically
-from segcore.samples import read_class_names, read_manifest
 from stages import run
 
 

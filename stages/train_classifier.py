@@ -14,10 +14,10 @@ import torch
 from segcore import classifiers, metrics, models, pretrained, runtime
 from segcore.classifiers import Classifier
 from segcore.config.reading import Settings
+from segcore.data.pictures import Record, listed, read_class_names, read_image, read_manifest
+from segcore.data.samples import TaggedImages, padded_square, tag_vector
 from segcore.errors import Problems
-from segcore.samples import Record, listed, read_class_names, read_image, read_manifest
 from segcore.training import Fit
-from segcore.transforms import TaggedImages, padded_square, tag_vector
 from stages import run, training
 
 

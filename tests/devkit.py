@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from segcore.samples import IGNORE, write_labels
+from segcore.data.pictures import IGNORE, write_labels
 
 PROJECT = Path(__file__).parents[1]
 PARAMS = PROJECT / "profiles/shapes.yaml"

@@ -9,9 +9,9 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from segcore.config import reading
+from segcore.data.pictures import IGNORE, Record, write_labels
 from segcore.metrics import rounded, tag_metrics
 from segcore.pseudo_labels import Quality
-from segcore.samples import IGNORE, Record, write_labels
 from stages import evaluate
 from tests.devkit import PARAMS
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from segcore.batches import Batch, Sample
 from segcore.config.reading import RecipeParams
+from segcore.data.batches import Batch, Sample
 from segcore.dropout import KeyedDropout
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.runtime import Runtime

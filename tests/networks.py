@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segcore import classifiers, systems
-from segcore.batches import Batch
 from segcore.classifiers import Classifier
 from segcore.config import reading
 from segcore.config.networks import BackboneParams, FullyConnectedParams
 from segcore.cue_systems import CueSystem
+from segcore.data.batches import Batch
+from segcore.data.pictures import IGNORE
 from segcore.deeplab import at_cells
-from segcore.samples import IGNORE
 from segcore.systems import System
 from tests.devkit import PARAMS
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from segcore.batches import Batch, Mixed, Order, Sample, Samples, SizedSamples, Stream, collate
+from segcore.data.batches import Batch, Mixed, Order, Sample, Samples, SizedSamples, Stream, collate
+from segcore.data.pictures import read_image, read_labels, read_manifest
+from segcore.data.samples import CropSamples, TaggedImages
 from segcore.errors import Problem
 from segcore.runtime import derived_seed
-from segcore.samples import read_image, read_labels, read_manifest
-from segcore.transforms import CropSamples, TaggedImages
 from tests.loop import Pictures, fit, net, same, trained
 from tests.tiny import run_stages, tiny_dataset
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from segcore.crops import binary_labels, box_iou, crop_boxes, cut, enclosing_boxes, label_subsets, tight_box
+from segcore.data.crops import binary_labels, box_iou, crop_boxes, cut, enclosing_boxes, label_subsets, tight_box
+from segcore.data.pictures import MANIFEST_COLUMNS, write_labels
 from segcore.errors import Problem
-from segcore.samples import MANIFEST_COLUMNS, write_labels
 from stages import make_crops
 from tests.devkit import write_params
 from tests.test_proposals import PARAMS

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from segcore import backbones, classifiers
-from segcore.batches import Batch
+from segcore.data.batches import Batch
 from segcore.errors import Problems
 from segcore.systems.deconvnet import DeconvNet
 from tests.networks import backbone, build, fully_connected, squares, tiny_classifier, vgg16_file

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore import backbones, classifiers, dropout
-from segcore.batches import Batch
 from segcore.classifiers import Classifier
 from segcore.config.networks import BackboneParams
+from segcore.data.batches import Batch
+from segcore.data.pictures import write_labels
 from segcore.deeplab import DeepLab, LargeFov, at_cells, cells, colours_at_cells, enlarged
 from segcore.errors import Problem, Problems
-from segcore.samples import write_labels
 from segcore.systems import deeplab
 from segcore.systems.deeplab import DeepLabSystem
 from tests.networks import (

@@ -14,8 +14,8 @@ import torch
 from safetensors.numpy import load_file
 
 from segcore import classifiers
-from segcore.batches import Batch
 from segcore.config import reading
+from segcore.data.batches import Batch
 from segcore.errors import Problem
 from segcore.losses import Term
 from segcore.runtime import Runtime, write_atomically

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segcore import dropout, losses, region_growing
-from segcore.batches import Batch, Mixed, Order, SizedSamples, Stream, collate
+from segcore.data.batches import Batch, Mixed, Order, SizedSamples, Stream, collate
 from segcore.deeplab import LargeFov
 from segcore.errors import Problem
 from segcore.runtime import Runtime

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from segcore import models, pseudo_labels, runtime
 from segcore.config import reading
+from segcore.data.pictures import read_labels, read_manifest
 from segcore.errors import Problem, Problems
 from segcore.grid_systems import NetworkParams
 from segcore.pseudo_labels import PseudoLabeller
-from segcore.samples import read_labels, read_manifest
 from tests.networks import CRF
 from tests.tiny import files, run_stages, tiny_dataset, tiny_params, train_stochastic
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from segcore import inference
-from segcore.batches import Batch
 from segcore.config import reading
 from segcore.config.sections import CRFParams, EvaluationParams
+from segcore.data.batches import Batch
 from segcore.errors import Problem
 from segcore.losses import Term
 from segcore.systems import System

@@ -15,8 +15,16 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from segcore.data.pictures import (
+    IGNORE,
+    MANIFEST_COLUMNS,
+    read_image,
+    read_labels,
+    read_manifest,
+    voc_palette,
+    write_labels,
+)
 from segcore.errors import Problem, Problems
-from segcore.samples import IGNORE, MANIFEST_COLUMNS, read_image, read_labels, read_manifest, voc_palette, write_labels
 from stages import prepare, run
 from tests.devkit import make_devkit, real_voc, write_params
 from tests.loop import full_disk

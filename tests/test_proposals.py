@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from segcore.config.sections import CropsParams
-from segcore.crops import box_iou, tight_box
+from segcore.data.crops import box_iou, tight_box
+from segcore.data.pictures import read_image, read_labels
+from segcore.data.proposals import edge_boxes, edge_map, limit_edges
 from segcore.errors import Problem
-from segcore.proposals import edge_boxes, edge_map, limit_edges
-from segcore.samples import read_image, read_labels
 from tests.devkit import real_voc
 
 PARAMS = CropsParams(

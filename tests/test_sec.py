@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segcore import crf, losses
-from segcore.batches import Batch, SizedSamples
 from segcore.config import reading
 from segcore.cue_systems import CueSystem
+from segcore.data.batches import Batch, SizedSamples
+from segcore.data.pictures import Record, write_labels
 from segcore.errors import Problem, Problems
-from segcore.samples import Record, write_labels
 from segcore.systems import Inputs, sec
 from segcore.systems.sec import SEC
 from tests.devkit import PARAMS

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segcore import samples
 from segcore.config import reading, sections
+from segcore.data import pictures
 from segcore.errors import Problem, Problems
 from segcore.importers import shapes
 
@@ -24,7 +24,7 @@ def _files(root: Path) -> dict[str, bytes]:
 
 
 def _all_labels(root: Path) -> list[np.ndarray]:
-    return [samples.read_labels(path) for path in sorted((root / "SegmentationClass").glob("*.png"))]
+    return [pictures.read_labels(path) for path in sorted((root / "SegmentationClass").glob("*.png"))]
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +71,16 @@ def test_no_two_images_are_the_same(devkit: Path) -> None:
 
 
 def test_labels_are_classes_or_ignored_and_every_class_is_frequent(devkit: Path) -> None:
-    labels = [samples.read_labels(devkit / f"SegmentationClass/train_{n:05d}.png") for n in range(1, 61)]
+    labels = [pictures.read_labels(devkit / f"SegmentationClass/train_{n:05d}.png") for n in range(1, 61)]
     tags = Counter(int(value) for one in labels for value in np.unique(one))
-    assert set(tags) == {*range(11), samples.IGNORE}
+    assert set(tags) == {*range(11), pictures.IGNORE}
     assert all(tags[label] >= 6 for label in range(1, 11))
 
 
 def test_objects_are_labelled_by_enough_pixels(devkit: Path) -> None:
     for labels in _all_labels(devkit):
         values, counts = np.unique(labels, return_counts=True)
-        objects = counts[(values != 0) & (values != samples.IGNORE)]
+        objects = counts[(values != 0) & (values != pictures.IGNORE)]
         assert len(objects) >= 1
         assert objects.min() >= shapes.MIN_PIXELS
 
@@ -88,7 +88,7 @@ def test_objects_are_labelled_by_enough_pixels(devkit: Path) -> None:
 def test_a_border_lies_between_any_two_regions(devkit: Path) -> None:
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     for labels in _all_labels(devkit):
-        known = labels != samples.IGNORE
+        known = labels != pictures.IGNORE
         greatest = cv2.dilate(np.where(known, labels, 0).astype(np.uint8), cross)
         assert (greatest[known] == labels[known]).all(), "two labels touch without a border"
         assert 0.01 < 1 - known.mean() < 0.35

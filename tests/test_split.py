@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segcore import splits
 from segcore.config.sections import SplitParams
+from segcore.data import splits
+from segcore.data.pictures import Record
 from segcore.errors import Problem, Problems
-from segcore.samples import Record
 from stages import prepare, run, split
 from tests.devkit import make_devkit, write_params
 

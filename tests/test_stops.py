@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segcore import checkpoints
-from segcore.batches import Batch, Order
+from segcore.data.batches import Batch, Order
 from segcore.errors import Problem
 from segcore.losses import Term
 from tests.loop import Linear, Net, Pictures, fit, full_disk, net, same, trained

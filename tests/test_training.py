@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from segcore.batches import Batch, Order, Stream
+from segcore.data.batches import Batch, Order, Stream
 from segcore.errors import Problem
 from segcore.losses import Term
 from segcore.runtime import Runtime

@@ -9,10 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from segcore.batches import Sample
-from segcore.errors import Problem
-from segcore.samples import Record, read_labels, write_labels
-from segcore.transforms import (
+from segcore.data.batches import Sample
+from segcore.data.pictures import Record, read_labels, write_labels
+from segcore.data.samples import (
     CropSamples,
     CueSamples,
     LabelledImages,
@@ -21,6 +20,7 @@ from segcore.transforms import (
     stretched_square,
     tag_vector,
 )
+from segcore.errors import Problem
 
 COLOURS = np.array([[0, 0, 0], [240, 0, 0], [0, 240, 0], [0, 0, 240], [240, 240, 0]], dtype=np.uint8)
 

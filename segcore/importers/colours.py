@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import UInt8
 
-from segcore.samples import voc_palette
+from segcore.data.pictures import voc_palette
 
 
 def to_indices(painted: UInt8[np.ndarray, "H W 3"]) -> tuple[UInt8[np.ndarray, "H W"], str | None]:

@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.ExifTags import Base
 
+from segcore.data.pictures import BROKEN, IGNORE, voc_palette, write_labels
 from segcore.importers import Finding, colours, sbd
-from segcore.samples import BROKEN, IGNORE, voc_palette, write_labels
 
 _VOC_PALETTE = voc_palette()
 

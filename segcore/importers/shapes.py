@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from segcore import samples
 from segcore.config.sections import ShapesParams
+from segcore.data import pictures
 from segcore.errors import Problem
 from segcore.runtime import derived_seed
 
@@ -63,7 +63,7 @@ def generate(out: Path, params: ShapesParams, seed: int) -> None:
                 # The first object's class goes round: each class has its share of images even in a small set.
                 image, labels = _scene(rng, params, 1 + index % params.classes)
                 Image.fromarray(image).save(whole / "JPEGImages" / f"{image_id}.png", compress_level=1)
-                samples.write_labels(whole / "SegmentationClass" / f"{image_id}.png", labels)
+                pictures.write_labels(whole / "SegmentationClass" / f"{image_id}.png", labels)
         (whole / "classes.txt").write_text("\n".join(["background", *class_names(params.classes), ""]))
         whole.replace(out)
 
@@ -106,7 +106,7 @@ def _scene(rng: Generator, params: ShapesParams, first_class: int) -> tuple[UInt
                 _paint(rng, picture, cover, texture, outline)
                 break
     picture = picture + rng.normal(0, 0.02, (params.size, params.size, 1))
-    labels = np.where(_border(instances), samples.IGNORE, np.array(drawn)[instances])
+    labels = np.where(_border(instances), pictures.IGNORE, np.array(drawn)[instances])
     return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8), labels.astype(np.uint8)
 
 

@@ -13,15 +13,15 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from segcore import crops
-from segcore.batches import Batch
 from segcore.classifiers import Classifier, FullyConnectedHead
 from segcore.config import reading
 from segcore.config.sections import CropsParams
+from segcore.data import crops
+from segcore.data.batches import Batch
+from segcore.data.pictures import Record
+from segcore.data.samples import CropSamples
 from segcore.errors import Problem, Problems
 from segcore.losses import Term
-from segcore.samples import Record
-from segcore.transforms import CropSamples
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from segcore import backbones, normalisation
-from segcore.batches import Batch
 from segcore.classifiers import Classifier, FullyConnectedHead, fill_from_vgg16
 from segcore.config.sections import Count, Positive, SystemEntry
+from segcore.data.batches import Batch
+from segcore.data.samples import CropSamples
 from segcore.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.systems import Inputs, System, crop_samples, fully_connected
-from segcore.transforms import CropSamples
 
 FC_CHANNELS = 4096
 

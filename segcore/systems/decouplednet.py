@@ -16,15 +16,15 @@ from torch.nn import functional as F
 
 from segcore import normalisation
 from segcore.backbones import Features
-from segcore.batches import Batch
 from segcore.classifiers import Activations, Classifier, FullyConnectedHead
 from segcore.config.sections import Count, Fraction, Positive, SystemEntry
-from segcore.crops import binary_labels
+from segcore.data.batches import Batch
+from segcore.data.crops import binary_labels
+from segcore.data.samples import CropSamples
 from segcore.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.localisation import saliency
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.systems import Inputs, System, crop_samples, fully_connected
-from segcore.transforms import CropSamples
 
 BRIDGE_CHANNELS = 2048
 PAIRS_AT_ONCE = 32

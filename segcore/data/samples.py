@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from segcore import crops
-from segcore.batches import Sample
+from segcore.data import crops
+from segcore.data.batches import Sample
+from segcore.data.pictures import IGNORE, Record, read_image, read_labels
 from segcore.errors import Problem
-from segcore.samples import IGNORE, Record, read_image, read_labels
 
 
 def tag_vector(tags: tuple[int, ...] | list[int], n_tags: int) -> Float[Tensor, " L"]:

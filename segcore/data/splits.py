@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from segcore.config.sections import SplitParams
+from segcore.data.pictures import Record
 from segcore.errors import Problem, Problems
 from segcore.runtime import derived_seed
-from segcore.samples import Record
 
 
 @dataclass(frozen=True)

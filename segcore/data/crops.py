@@ -14,8 +14,8 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int, Int32, UInt8
 from torch import Tensor
 
-from segcore import proposals, samples
 from segcore.config.sections import CropsParams
+from segcore.data import pictures, proposals
 from segcore.errors import Problem
 from segcore.runtime import derived_seed
 
@@ -59,7 +59,7 @@ class ImageCrops:
         return sorted({label for subset in self.subsets for label in subset})
 
 
-def image_crops(record: samples.Record, params: CropsParams, seed: int) -> ImageCrops:
+def image_crops(record: pictures.Record, params: CropsParams, seed: int) -> ImageCrops:
     """All crops of a strong image: a function of the image, its labels, the parameters and the seed alone.
 
     The classes are those of the mask; a tag that the mask lacks has no foreground to enclose.
@@ -69,13 +69,13 @@ def image_crops(record: samples.Record, params: CropsParams, seed: int) -> Image
     """
     if record.labels is None:
         raise Problem(f"{record.image_id}: a strong image needs labels, found none in the manifest")
-    labels = samples.read_labels(record.labels)
-    classes = [int(label) for label in np.unique(labels) if label not in (0, samples.IGNORE)]
+    labels = pictures.read_labels(record.labels)
+    classes = [int(label) for label in np.unique(labels) if label not in (0, pictures.IGNORE)]
     rng = np.random.default_rng(derived_seed(seed, "crops", record.image_id))
     subsets = label_subsets(classes, params.max_subsets, rng)
     boxes = np.zeros((len(subsets), params.per_subset, 4), dtype=np.int32)
     proposed, nearest = [], []
-    found = proposals.edge_boxes(samples.read_image(record.image), params, MAX_PROPOSALS)
+    found = proposals.edge_boxes(pictures.read_image(record.image), params, MAX_PROPOSALS)
     for row, subset in enumerate(subsets):
         foreground = np.isin(labels, subset)
         boxes[row], chosen = crop_boxes(foreground, params, found, rng)
@@ -124,7 +124,7 @@ def binary_labels(
     """
     table = labels.new_zeros(len(labels), 256)
     table[:, 1 : subset.shape[1] + 1] = subset.to(table.dtype)
-    table[:, samples.IGNORE] = samples.IGNORE
+    table[:, pictures.IGNORE] = pictures.IGNORE
     return table.gather(1, labels.flatten(1).long()).view_as(labels)
 
 
@@ -203,7 +203,7 @@ def cut(
     height, width = image.shape[:2]
     left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
     if left >= right or top >= bottom:
-        return np.zeros((size, size, 3), dtype=np.uint8), np.full((size, size), samples.IGNORE, dtype=np.uint8)
+        return np.zeros((size, size, 3), dtype=np.uint8), np.full((size, size), pictures.IGNORE, dtype=np.uint8)
 
     def warped(picture: np.ndarray, beyond: int, interpolation: int) -> np.ndarray:
         part = picture[top:bottom, left:right]
@@ -215,6 +215,6 @@ def cut(
     shrinks = min(x2 - x1, y2 - y1) > size
     pixels = warped(image, 0, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     if labels is None:
-        return pixels, np.full((size, size), samples.IGNORE, dtype=np.uint8)
+        return pixels, np.full((size, size), pictures.IGNORE, dtype=np.uint8)
     # INTER_NEAREST would shift labels against the image by up to a pixel; the exact one shares its pixel centres.
-    return pixels, warped(labels, samples.IGNORE, cv2.INTER_NEAREST_EXACT)
+    return pixels, warped(labels, pictures.IGNORE, cv2.INTER_NEAREST_EXACT)

@@ -1,0 +1,1 @@
+"""What training and evaluation read: the manifest, pictures, splits, crops, samples, batches."""
