@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segcore import backbones, crf
+from segcore import crf
 from segcore.config.networks import BackboneParams
 from segcore.config.sections import CRFParams
-from segcore.deeplab import DeepLab
 from segcore.losses import boundary_loss, floored_softmax, pixel_cross_entropy
+from segcore.networks import backbones
+from segcore.networks.deeplab import DeepLab
 
 BAR_CPU, BAR_GPU = 0.15, 0.05
 IMAGES, SIDE, GRID, CLASSES = 10, 321, 41, 21

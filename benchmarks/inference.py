@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segcore import classifiers
 from segcore.config import reading
 from segcore.config.networks import BackboneParams, FullyConnectedParams
 from segcore.data.batches import Batch
-from segcore.deconvolution import Level
 from segcore.localisation import saliency
+from segcore.networks import classifiers
+from segcore.networks.deconvolution import Level
 from segcore.systems import decouplednet, fully_connected
 from segcore.systems.decouplednet import DecoupledNet
 

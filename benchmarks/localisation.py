@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore import background, classifiers, dropout
-from segcore.classifiers import Classifier
+from segcore import background
 from segcore.config.networks import BackboneParams, StochasticParams
 from segcore.localisation import localise, maps_of
 from segcore.mask_bank import MaskBank
-from segcore.stochastic import StochasticHead
+from segcore.networks import classifiers, dropout
+from segcore.networks.classifiers import Classifier
+from segcore.networks.stochastic_head import StochasticHead
 
 BAR_SPEED, BAR_DIFFERENCE = 1000.0, 1e-5
 BAR_EXTRACTION_TIME, BAR_TRAINING, BAR_MEMORY = 1.3, 1.1, 1.1

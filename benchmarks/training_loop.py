@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from segcore import classifiers
-from segcore.classifiers import Classifier
 from segcore.config import reading
 from segcore.config.sections import RecipeParams
 from segcore.data.batches import Sample
+from segcore.networks import classifiers
+from segcore.networks.classifiers import Classifier
 from segcore.runtime import Runtime
 from segcore.training import Fit, optimiser
 

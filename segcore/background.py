@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.backbones import Features
-from segcore.classifiers import Classifier
 from segcore.errors import Problem, Problems
+from segcore.networks.backbones import Features
+from segcore.networks.classifiers import Classifier
 
 
 def importance(classifier: Classifier, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B h w"], Features]:

@@ -11,9 +11,9 @@ from segcore import crf, pseudo_labels
 from segcore.config.sections import CRFParams, Positive
 from segcore.data.batches import Batch
 from segcore.data.samples import CueSamples
-from segcore.deeplab import DeepLab, cells, colours_at_cells
 from segcore.errors import Problem
 from segcore.grid_systems import GridSystem, NetworkParams
+from segcore.networks.deeplab import DeepLab, cells, colours_at_cells
 from segcore.systems import Inputs
 
 

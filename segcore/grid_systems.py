@@ -8,12 +8,12 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from segcore import backbones, pretrained
-from segcore.classifiers import Classifier
 from segcore.config.sections import Count, GridSize, Rate, SystemEntry
 from segcore.data.pictures import Record
-from segcore.deeplab import DeepLab, enlarged
 from segcore.errors import Problem
+from segcore.networks import backbones, pretrained
+from segcore.networks.classifiers import Classifier
+from segcore.networks.deeplab import DeepLab, enlarged
 from segcore.systems import System
 
 

@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore import stochastic
-from segcore.classifiers import Activations, FullyConnectedHead
 from segcore.config.sections import Selection
 from segcore.mask_bank import MaskBank
-from segcore.stochastic import StochasticHead
+from segcore.networks import stochastic_head
+from segcore.networks.classifiers import Activations, FullyConnectedHead
+from segcore.networks.stochastic_head import StochasticHead
 
 PAIRS_AT_ONCE = 64
 """Pairs of an image and a tag whose maps are made together: bounds the memory of large batches."""
@@ -123,11 +123,11 @@ def maps_of(
     weight = head.weight(selection, rate).to(top.dtype)
     per_channel = selection == "general"
     if form == "factorised":
-        parts = stochastic.terms(top, weight, image, tag, per_channel)
-        yield from (stochastic.factorised_maps(parts, masks) for masks in bank.chunks())
+        parts = stochastic_head.terms(top, weight, image, tag, per_channel)
+        yield from (stochastic_head.factorised_maps(parts, masks) for masks in bank.chunks())
     else:
         for masks in bank.chunks():
-            yield stochastic.autograd_maps(form, top, weight, image, tag, masks, per_channel)
+            yield stochastic_head.autograd_maps(form, top, weight, image, tag, masks, per_channel)
 
 
 @torch.no_grad()

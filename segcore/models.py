@@ -10,11 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from segcore import classifiers, systems
-from segcore.classifiers import Classifier
+from segcore import systems
 from segcore.config import reading
 from segcore.config.networks import BackboneParams, ClassifierParams
 from segcore.errors import Problem
+from segcore.networks import classifiers
+from segcore.networks.classifiers import Classifier
 from segcore.runtime import write_atomically
 from segcore.systems import System
 

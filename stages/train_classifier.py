@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from segcore import classifiers, metrics, models, pretrained, runtime
-from segcore.classifiers import Classifier
+from segcore import metrics, models, runtime
 from segcore.config.reading import Settings
 from segcore.data.pictures import Record, listed, read_class_names, read_image, read_manifest
 from segcore.data.samples import TaggedImages, padded_square, tag_vector
 from segcore.errors import Problems
+from segcore.networks import classifiers, pretrained
+from segcore.networks.classifiers import Classifier
 from segcore.training import Fit
 from stages import run, training
 

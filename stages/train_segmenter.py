@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from segcore import models, runtime, systems
-from segcore.classifiers import Classifier
 from segcore.config.reading import section
 from segcore.config.sections import RecipeParams
 from segcore.data.batches import Batch, Order, Samples, Stream
 from segcore.data.pictures import listed, read_manifest
+from segcore.networks.classifiers import Classifier
 from segcore.systems import Inputs, System
 from segcore.training import Fit
 from stages import run, training

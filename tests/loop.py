@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from segcore.config.reading import RecipeParams
 from segcore.data.batches import Batch, Sample
-from segcore.dropout import KeyedDropout
 from segcore.losses import Term, pixel_cross_entropy
+from segcore.networks.dropout import KeyedDropout
 from segcore.runtime import Runtime
 from segcore.training import Fit
 

@@ -8,14 +8,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from segcore import classifiers, systems
-from segcore.classifiers import Classifier
+from segcore import systems
 from segcore.config import reading
 from segcore.config.networks import BackboneParams, FullyConnectedParams
 from segcore.cue_systems import CueSystem
 from segcore.data.batches import Batch
 from segcore.data.pictures import IGNORE
-from segcore.deeplab import at_cells
+from segcore.networks import classifiers
+from segcore.networks.classifiers import Classifier
+from segcore.networks.deeplab import at_cells
 from segcore.systems import System
 from tests.devkit import PARAMS
 

@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore import backbones
-from segcore.backbones import VGG16, VGG16_CHANNELS, Trunk
 from segcore.config import reading
 from segcore.config.networks import BackboneParams
 from segcore.errors import Problem
+from segcore.networks import backbones
+from segcore.networks.backbones import VGG16, VGG16_CHANNELS, Trunk
 from tests.networks import backbone, parameters, squares
 
 SWITCHLESS = ["resnet18", "timm/test_resnet", "timm/test_convnext", "timm/test_mambaout"]

@@ -9,9 +9,10 @@ from PIL import Image
 from scipy import ndimage
 from torch import nn
 
-from segcore import backbones, background
-from segcore.backbones import VGG16, Timm
+from segcore import background
 from segcore.errors import Problem
+from segcore.networks import backbones
+from segcore.networks.backbones import VGG16, Timm
 from tests.networks import squares
 from tests.test_classifiers import stochastic_classifier
 

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from segcore import classifiers, dropout
-from segcore.classifiers import Classifier, FullyConnectedHead, TagScores
 from segcore.config import reading
 from segcore.config.networks import BackboneParams, StochasticParams
-from segcore.stochastic import StochasticHead
+from segcore.networks import classifiers, dropout
+from segcore.networks.classifiers import Classifier, FullyConnectedHead, TagScores
+from segcore.networks.stochastic_head import StochasticHead
 from segcore.training import parameter_groups
 from tests.devkit import PARAMS
 from tests.networks import (

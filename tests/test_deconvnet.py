@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from segcore import backbones, classifiers
 from segcore.data.batches import Batch
 from segcore.errors import Problems
+from segcore.networks import backbones, classifiers
 from segcore.systems.deconvnet import DeconvNet
 from tests.networks import backbone, build, fully_connected, squares, tiny_classifier, vgg16_file
 

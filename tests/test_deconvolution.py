@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore import backbones
-from segcore.deconvolution import Deconvolution, Level, OutputStride
+from segcore.networks import backbones
+from segcore.networks.deconvolution import Deconvolution, Level, OutputStride
 from segcore.systems.decouplednet import Bridge
 from tests.networks import backbone, build, parameters, published_classifier, squares
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore import backbones
 from segcore.data.batches import Batch
+from segcore.networks import backbones
 from segcore.systems import decouplednet
 from segcore.systems.decouplednet import DecoupledNet
 from tests.networks import N_TAGS, find_exactly, squares, system_of, total

@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore import backbones, classifiers, dropout
-from segcore.classifiers import Classifier
 from segcore.config.networks import BackboneParams
 from segcore.data.batches import Batch
 from segcore.data.pictures import write_labels
-from segcore.deeplab import DeepLab, LargeFov, at_cells, cells, colours_at_cells, enlarged
 from segcore.errors import Problem, Problems
+from segcore.networks import backbones, classifiers, dropout
+from segcore.networks.classifiers import Classifier
+from segcore.networks.deeplab import DeepLab, LargeFov, at_cells, cells, colours_at_cells, enlarged
 from segcore.systems import deeplab
 from segcore.systems.deeplab import DeepLabSystem
 from tests.networks import (

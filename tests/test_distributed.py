@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from segcore import classifiers
 from segcore.config import reading
 from segcore.data.batches import Batch
 from segcore.errors import Problem
 from segcore.losses import Term
+from segcore.networks import classifiers
 from segcore.runtime import Runtime, write_atomically
 from segcore.training import Fit
 from tests.loop import Net, Pictures, recipe

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from segcore.dropout import KeyedDropout, set_key
+from segcore.networks.dropout import KeyedDropout, set_key
 
 
 def dropped(key: int, x: torch.Tensor, rank: int = 0, world: int = 1) -> torch.Tensor:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from segcore import dropout, losses, region_growing
+from segcore import losses, region_growing
 from segcore.data.batches import Batch, Mixed, Order, SizedSamples, Stream, collate
-from segcore.deeplab import LargeFov
 from segcore.errors import Problem
+from segcore.networks import dropout
+from segcore.networks.deeplab import LargeFov
 from segcore.runtime import Runtime
 from segcore.systems import deeplab, dsrg
 from segcore.systems.dsrg import DSRG

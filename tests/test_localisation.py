@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.backbones import Features
-from segcore.classifiers import Activations, FullyConnectedHead
 from segcore.localisation import saliency, saliency_autograd
+from segcore.networks.backbones import Features
+from segcore.networks.classifiers import Activations, FullyConnectedHead
 from segcore.systems import fully_connected as fully_connected_head
 from tests.networks import N_TAGS, fully_connected, squares, tiny_classifier
 

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from segcore import classifiers, models, systems
-from segcore.classifiers import Classifier
+from segcore import models, systems
 from segcore.config import reading
 from segcore.config.networks import BackboneParams, ClassifierParams
 from segcore.errors import Problem
 from segcore.grid_systems import GridSystem
+from segcore.networks import classifiers
+from segcore.networks.classifiers import Classifier
 from segcore.systems import System
 from tests.devkit import PARAMS
 from tests.networks import backbone, build, entry, squares

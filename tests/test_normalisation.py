@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from segcore import normalisation
 from segcore.errors import Problem
-from segcore.normalisation import SharedBatchNorm2d
+from segcore.networks import normalisation
+from segcore.networks.normalisation import SharedBatchNorm2d
 
 
 def test_in_one_process_it_is_torch_s() -> None:

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segcore import dropout, mask_bank, stochastic
+from segcore import mask_bank
 from segcore.config.networks import StochasticParams
 from segcore.localisation import Aggregate, localise, maps_of
 from segcore.mask_bank import MaskBank
-from segcore.stochastic import StochasticHead
+from segcore.networks import dropout, stochastic_head
+from segcore.networks.stochastic_head import StochasticHead
 
 CASES = [  # batch, channels, height, width, tags, kernel, rate
     (1, 1, 1, 1, 1, 1, 0.9),
@@ -93,11 +94,11 @@ def test_a_map_small_enough_to_do_by_hand() -> None:
     kept = torch.ones(9, 1, 3, dtype=torch.float64)
     kept[3, 0, 1] = 0  # the place in the middle is not seen by the window to its right
     # windows: 10*2 - 100*3, 2 + 10*3 - 100*5, 0 (dropped) + 10*5
-    scores = stochastic.factorised_scores(top, weight, torch.tensor([0.5], dtype=torch.float64), kept[None])
+    scores = stochastic_head.factorised_scores(top, weight, torch.tensor([0.5], dtype=torch.float64), kept[None])
     assert scores.item() == pytest.approx((-280 - 468 + 50) / 3 + 0.5)
     # The place u is seen by the windows u + 1 (weight 1), u (10) and u - 1 (-100), where there are such windows.
-    parts = stochastic.terms(top, weight, torch.tensor([0]), torch.tensor([0]), per_channel=False)
-    maps = stochastic.factorised_maps(parts, kept.flatten(1).T[:, None])
+    parts = stochastic_head.terms(top, weight, torch.tensor([0]), torch.tensor([0]), per_channel=False)
+    maps = stochastic_head.factorised_maps(parts, kept.flatten(1).T[:, None])
     expected = torch.tensor([2 * 11, 0, 0], dtype=torch.float64) / 3
     torch.testing.assert_close(maps.flatten(), expected)
 

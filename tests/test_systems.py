@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segcore import classifiers, dropout, inference, systems
+from segcore import inference, systems
 from segcore.config import reading
 from segcore.config.networks import StochasticParams
 from segcore.data.batches import SizedSamples
 from segcore.data.pictures import Record
 from segcore.errors import Problem, Problems
 from segcore.grid_systems import GridSystem
+from segcore.networks import classifiers, dropout
 from segcore.systems import Inputs, System
 from tests.devkit import PARAMS
 from tests.networks import (

@@ -13,7 +13,6 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from segcore.classifiers import Classifier, FullyConnectedHead
 from segcore.config import reading
 from segcore.config.sections import CropsParams
 from segcore.data import crops
@@ -22,6 +21,7 @@ from segcore.data.pictures import Record
 from segcore.data.samples import CropSamples
 from segcore.errors import Problem, Problems
 from segcore.losses import Term
+from segcore.networks.classifiers import Classifier, FullyConnectedHead
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from segcore import backbones, normalisation
-from segcore.classifiers import Classifier, FullyConnectedHead, fill_from_vgg16
 from segcore.config.sections import Count, Positive, SystemEntry
 from segcore.data.batches import Batch
 from segcore.data.samples import CropSamples
-from segcore.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.losses import Term, pixel_cross_entropy
+from segcore.networks import backbones, normalisation
+from segcore.networks.classifiers import Classifier, FullyConnectedHead, fill_from_vgg16
+from segcore.networks.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.systems import Inputs, System, crop_samples, fully_connected
 
 FC_CHANNELS = 4096

@@ -14,16 +14,16 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore import normalisation
-from segcore.backbones import Features
-from segcore.classifiers import Activations, Classifier, FullyConnectedHead
 from segcore.config.sections import Count, Fraction, Positive, SystemEntry
 from segcore.data.batches import Batch
 from segcore.data.crops import binary_labels
 from segcore.data.samples import CropSamples
-from segcore.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.localisation import saliency
 from segcore.losses import Term, pixel_cross_entropy
+from segcore.networks import normalisation
+from segcore.networks.backbones import Features
+from segcore.networks.classifiers import Activations, Classifier, FullyConnectedHead
+from segcore.networks.deconvolution import Deconvolution, OutputStride, deconvolution_block
 from segcore.systems import Inputs, System, crop_samples, fully_connected
 
 BRIDGE_CHANNELS = 2048

@@ -10,14 +10,14 @@ from typing import Literal
 from pydantic import model_validator
 
 from segcore import pseudo_labels
-from segcore.classifiers import Classifier
 from segcore.config.sections import Positive
 from segcore.data.batches import Batch
 from segcore.data.samples import LabelledImages
-from segcore.deeplab import DeepLab, at_cells
 from segcore.errors import Problem
 from segcore.grid_systems import GridSystem, NetworkParams, masks_of, network_of
 from segcore.losses import Term, pixel_cross_entropy
+from segcore.networks.classifiers import Classifier
+from segcore.networks.deeplab import DeepLab, at_cells
 from segcore.systems import Inputs
 
 

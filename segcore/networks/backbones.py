@@ -8,9 +8,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore import pretrained
 from segcore.config.networks import BackboneParams
 from segcore.errors import Problem
+from segcore.networks import pretrained
 
 VGG16_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of VGG-16's convolutions, by level: each level ends with a max-pooling."""

@@ -7,13 +7,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore import backbones, pretrained
-from segcore.backbones import Features, Trunk
 from segcore.config.networks import BackboneParams, FullyConnectedParams, HeadParams
 from segcore.data.batches import Batch
-from segcore.dropout import KeyedDropout
 from segcore.losses import Term
-from segcore.stochastic import StochasticHead
+from segcore.networks import backbones, pretrained
+from segcore.networks.backbones import Features, Trunk
+from segcore.networks.dropout import KeyedDropout
+from segcore.networks.stochastic_head import StochasticHead
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore import normalisation
-from segcore.backbones import VGG16_CHANNELS
+from segcore.networks import normalisation
+from segcore.networks.backbones import VGG16_CHANNELS
 
 OutputStride = Literal[1, 2, 4]
 

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from segcore.config.networks import StochasticParams
 from segcore.config.sections import Selection
-from segcore.dropout import KeyedMask
+from segcore.networks.dropout import KeyedMask
 
 
 def inside(kernel: int, grid: tuple[int, int], device: torch.device) -> Bool[Tensor, "U h w"]:

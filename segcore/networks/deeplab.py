@@ -12,8 +12,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.backbones import VGG16, Trunk
-from segcore.dropout import KeyedDropout
+from segcore.networks.backbones import VGG16, Trunk
+from segcore.networks.dropout import KeyedDropout
 
 KEPT_PLACES = (0, 3, 6)
 """Rows and columns of VGG-16's 7x7 fc6 that become the 3x3 of LargeFOV."""

@@ -1,0 +1,1 @@
+"""Trunks, heads, and the layers that published networks need."""
