@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segcore import crf
 from segcore.config.networks import BackboneParams
 from segcore.config.sections import CRFParams
+from segcore.localisation import crf
 from segcore.losses import boundary_loss, floored_softmax, pixel_cross_entropy
 from segcore.networks import backbones
 from segcore.networks.deeplab import DeepLab

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore import background
 from segcore.config.networks import BackboneParams, StochasticParams
-from segcore.localisation import localise, maps_of
-from segcore.mask_bank import MaskBank
+from segcore.localisation import background
+from segcore.localisation.maps import localise, maps_of
+from segcore.localisation.mask_bank import MaskBank
 from segcore.networks import classifiers, dropout
 from segcore.networks.classifiers import Classifier
 from segcore.networks.stochastic_head import StochasticHead

@@ -22,7 +22,7 @@ from segcore.config import reading
 from segcore.config.sections import PseudoLabelParams
 from segcore.data.pictures import Record, read_image, read_labels, read_manifest
 from segcore.data.samples import stretched_square
-from segcore.pseudo_labels import PseudoLabeller, Quality, full_size
+from segcore.localisation.labeller import PseudoLabeller, Quality, full_size
 
 MEASURES = ("precision", "recall", "coverage", "foreground_coverage", "mean_iou")
 BATCH = 8

@@ -18,12 +18,13 @@ from jaxtyping import UInt8
 from PIL import Image
 from rich.progress import track
 
-from segcore import background, figures, inference, models, pseudo_labels, runtime
+from segcore import figures, inference, models, runtime
 from segcore.config.sections import CropsParams, PseudoLabelParams
 from segcore.data.pictures import Record, labels_png, listed, read_class_names, read_image, read_labels, read_manifest
 from segcore.data.samples import stretched_square
 from segcore.errors import Problem
-from segcore.pseudo_labels import CuesFile, PseudoLabeller, Quality
+from segcore.localisation import background, labeller
+from segcore.localisation.labeller import CuesFile, PseudoLabeller, Quality
 from stages import run
 
 Labels = UInt8[np.ndarray, "H W"]
@@ -96,13 +97,13 @@ def extractor(
         return from_segmenter(entry, path, names, device, crops)
     classifier, _, tags = models.load_classifier(path, device.device)
     _same_classes(path, tags, names)
-    labeller = PseudoLabeller(classifier, entry, seed, device.device)
+    label = PseudoLabeller(classifier, entry, seed, device.device)
 
     def extract(records: Sequence[Record]) -> list[tuple[Labels, Labels]]:
         squares = [stretched_square(read_image(record.image), entry.input_size) for record in records]
         images = torch.stack(squares).float().to(device.device)
-        cues = labeller(images, [r.tags for r in records], [r.image_id for r in records]).cpu().numpy()
-        return [(c, pseudo_labels.full_size(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
+        cues = label(images, [r.tags for r in records], [r.image_id for r in records]).cpu().numpy()
+        return [(c, labeller.full_size(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
 
     return extract
 
@@ -124,7 +125,7 @@ def from_cues(file: CuesFile, entry: PseudoLabelParams, names: list[str], chosen
 
     def extract(records: Sequence[Record]) -> list[tuple[Labels, Labels]]:
         cues = [file.labels(record.image_id) for record in records]
-        return [(c, pseudo_labels.full_size(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
+        return [(c, labeller.full_size(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
 
     return extract
 
@@ -176,7 +177,7 @@ def work(records: Sequence[Record], extract: Extract, batch_size: int, scratch: 
 
 def _files(folder: Path, record: Record) -> tuple[Path, Path]:
     """Where the cues and the labels of an image are."""
-    return pseudo_labels.cue_file(folder, record.image_id), pseudo_labels.label_file(folder, record.image_id)
+    return labeller.cue_file(folder, record.image_id), labeller.label_file(folder, record.image_id)
 
 
 def finish(records: Sequence[Record], names: list[str], scratch: Path, out: Path) -> None:
@@ -184,16 +185,16 @@ def finish(records: Sequence[Record], names: list[str], scratch: Path, out: Path
     quality = Quality(len(names))
     for record in records:
         if record.labels is not None:
-            pseudo = read_labels(pseudo_labels.label_file(scratch, record.image_id))
+            pseudo = read_labels(labeller.label_file(scratch, record.image_id))
             quality.update(read_labels(record.labels), pseudo)
     summary = quality.summary(names)
-    runtime.write_atomically(scratch / pseudo_labels.LIST, "".join(f"{r.image_id}\n" for r in records).encode())
+    runtime.write_atomically(scratch / labeller.LIST, "".join(f"{r.image_id}\n" for r in records).encode())
     figure(records, names, scratch).save(scratch / "figure.png", format="PNG", optimize=True)
     runtime.write_atomically(scratch / "quality.json", (json.dumps(summary, indent=2) + "\n").encode())
     out.mkdir(parents=True, exist_ok=True)
     # The list, by which others know the folder, goes first and comes last.
-    (out / pseudo_labels.LIST).unlink(missing_ok=True)
-    for part in ("cues", "labels", "figure.png", "quality.json", pseudo_labels.LIST):
+    (out / labeller.LIST).unlink(missing_ok=True)
+    for part in ("cues", "labels", "figure.png", "quality.json", labeller.LIST):
         if (out / part).is_dir():
             shutil.rmtree(out / part)
         shutil.move(scratch / part, out / part)  # they may be on different disks
@@ -210,7 +211,7 @@ def figure(records: Sequence[Record], names: list[str], folder: Path) -> Image.I
     places = np.linspace(0, len(shown) - 1, min(FIGURE_ROWS, len(shown)))
     panels = []
     for record in (shown[round(place)] for place in places):
-        pseudo = read_labels(pseudo_labels.label_file(folder, record.image_id))
+        pseudo = read_labels(labeller.label_file(folder, record.image_id))
         truth = read_labels(record.labels) if record.labels is not None else np.full_like(pseudo, 255)
         picture = read_image(record.image)
         panels.append(figures.panel(picture, truth, pseudo, names, record.image_id, "pseudo-labels"))

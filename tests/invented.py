@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 
 from segcore.config import reading
 from segcore.data.pictures import IGNORE, Record, write_labels
+from segcore.localisation.labeller import Quality
 from segcore.metrics import rounded, tag_metrics
-from segcore.pseudo_labels import Quality
 from stages import evaluate
 from tests.devkit import PARAMS
 

@@ -9,8 +9,8 @@ from PIL import Image
 from scipy import ndimage
 from torch import nn
 
-from segcore import background
 from segcore.errors import Problem
+from segcore.localisation import background
 from segcore.networks import backbones
 from segcore.networks.backbones import VGG16, Timm
 from tests.networks import squares

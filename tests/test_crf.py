@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from segcore import crf
 from segcore.config.sections import CRFParams
+from segcore.localisation import crf
 
 
 def params_of(**changes: float) -> CRFParams:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from segcore import losses, region_growing
+from segcore import losses
 from segcore.data.batches import Batch, Mixed, Order, SizedSamples, Stream, collate
 from segcore.errors import Problem
+from segcore.localisation import region_growing
 from segcore.networks import dropout
 from segcore.networks.deeplab import LargeFov
 from segcore.runtime import Runtime

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from segcore.region_growing import grow, grow_batch
+from segcore.localisation.region_growing import grow, grow_batch
 
 FOREGROUND, BACKGROUND = 0.85, 0.99
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segcore import crf, losses
+from segcore import losses
 from segcore.config import reading
 from segcore.cue_systems import CueSystem
 from segcore.data.batches import Batch, SizedSamples
 from segcore.data.pictures import Record, write_labels
 from segcore.errors import Problem, Problems
+from segcore.localisation import crf
 from segcore.systems import Inputs, sec
 from segcore.systems.sec import SEC
 from tests.devkit import PARAMS

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segcore import mask_bank
 from segcore.config.networks import StochasticParams
-from segcore.localisation import Aggregate, localise, maps_of
-from segcore.mask_bank import MaskBank
+from segcore.localisation import mask_bank
+from segcore.localisation.maps import Aggregate, localise, maps_of
+from segcore.localisation.mask_bank import MaskBank
 from segcore.networks import dropout, stochastic_head
 from segcore.networks.stochastic_head import StochasticHead
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.config.sections import Selection
-from segcore.mask_bank import MaskBank
+from segcore.localisation.mask_bank import MaskBank
 from segcore.networks import stochastic_head
 from segcore.networks.classifiers import Activations, FullyConnectedHead
 from segcore.networks.stochastic_head import StochasticHead

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from segcore import background
 from segcore.config.sections import PseudoLabelParams
 from segcore.data.pictures import IGNORE
 from segcore.errors import Problem
-from segcore.localisation import localise
-from segcore.mask_bank import MaskBank
+from segcore.localisation import background
+from segcore.localisation.maps import localise
+from segcore.localisation.mask_bank import MaskBank
 from segcore.metrics import rounded
 from segcore.networks.classifiers import Classifier
 from segcore.networks.stochastic_head import StochasticHead
