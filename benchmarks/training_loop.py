@@ -18,7 +18,7 @@ from segcore.data.batches import Sample
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
 from segcore.runtime import Runtime
-from segcore.training import Fit, optimiser
+from segcore.training.fit import Fit, optimiser
 
 BAR = 0.95
 TAGS, SIZE, IMAGES = 10, 96, 256

@@ -18,7 +18,7 @@ from segcore.data.samples import TaggedImages, padded_square, tag_vector
 from segcore.errors import Problems
 from segcore.networks import classifiers, pretrained
 from segcore.networks.classifiers import Classifier
-from segcore.training import Fit
+from segcore.training.fit import Fit
 from stages import run, training
 
 

@@ -17,7 +17,7 @@ from segcore.data.batches import Batch, Order, Samples, Stream
 from segcore.data.pictures import listed, read_manifest
 from segcore.networks.classifiers import Classifier
 from segcore.systems import Inputs, System
-from segcore.training import Fit
+from segcore.training.fit import Fit
 from stages import run, training
 
 

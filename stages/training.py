@@ -15,8 +15,8 @@ from torch import nn
 from segcore.config.sections import RecipeParams
 from segcore.errors import Problem
 from segcore.runtime import Runtime, fingerprint
-from segcore.training import Fit
-from segcore.training import Progress as Step
+from segcore.training.fit import Fit
+from segcore.training.fit import Progress as Step
 from stages import run
 
 SCRATCH = Path(".scratch")

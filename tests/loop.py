@@ -16,7 +16,7 @@ from segcore.data.batches import Batch, Sample
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.networks.dropout import KeyedDropout
 from segcore.runtime import Runtime
-from segcore.training import Fit
+from segcore.training.fit import Fit
 
 
 def recipe(**changes: Any) -> RecipeParams:

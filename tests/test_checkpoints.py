@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from segcore import checkpoints
 from segcore.errors import Problem
+from segcore.training import checkpoints
 from tests.loop import full_disk
 
 STATE = {

@@ -19,7 +19,7 @@ from segcore.errors import Problem
 from segcore.losses import Term
 from segcore.networks import classifiers
 from segcore.runtime import Runtime, write_atomically
-from segcore.training import Fit
+from segcore.training.fit import Fit
 from tests.loop import Net, Pictures, recipe
 from tests.tiny import NAME, RECIPES, arguments, files, run_stages, tiny_dataset, train_stochastic
 

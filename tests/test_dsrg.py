@@ -16,7 +16,7 @@ from segcore.networks.deeplab import LargeFov
 from segcore.runtime import Runtime
 from segcore.systems import deeplab, dsrg
 from segcore.systems.dsrg import DSRG
-from segcore.training import Fit
+from segcore.training.fit import Fit
 from tests.loop import recipe
 from tests.networks import batch_of, build, params_of, squares, system_of, tiny_classifier
 from tests.test_sec import Watched, cue_folder, inputs, part

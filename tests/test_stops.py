@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from segcore import checkpoints
 from segcore.data.batches import Batch, Order
 from segcore.errors import Problem
 from segcore.losses import Term
+from segcore.training import checkpoints
 from tests.loop import Linear, Net, Pictures, fit, full_disk, net, same, trained
 
 

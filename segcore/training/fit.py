@@ -11,13 +11,13 @@ from typing import Any, NoReturn, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from segcore import checkpoints
 from segcore.config.sections import RecipeParams
 from segcore.data.batches import Batch, Order, Samples, Stream
 from segcore.errors import Problem
 from segcore.losses import Term
 from segcore.networks import dropout, normalisation
 from segcore.runtime import Runtime, derived_seed
+from segcore.training import checkpoints
 
 
 @runtime_checkable
