@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from segcore import systems
 from segcore.config import reading
 from segcore.config.networks import BackboneParams, FullyConnectedParams
-from segcore.cue_systems import CueSystem
 from segcore.data.batches import Batch
 from segcore.data.pictures import IGNORE
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
 from segcore.networks.deeplab import at_cells
 from segcore.systems import System
+from segcore.systems._cues import CueSystem
 from tests.devkit import PARAMS
 
 N_TAGS = 5

@@ -16,9 +16,9 @@ from segcore import models, runtime
 from segcore.config import reading
 from segcore.data.pictures import read_labels, read_manifest
 from segcore.errors import Problem, Problems
-from segcore.grid_systems import NetworkParams
 from segcore.localisation import labeller
 from segcore.localisation.labeller import PseudoLabeller
+from segcore.systems._grid import NetworkParams
 from tests.networks import CRF
 from tests.tiny import files, run_stages, tiny_dataset, tiny_params, train_stochastic
 

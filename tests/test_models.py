@@ -13,10 +13,10 @@ from segcore import models, systems
 from segcore.config import reading
 from segcore.config.networks import BackboneParams, ClassifierParams
 from segcore.errors import Problem
-from segcore.grid_systems import GridSystem
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
 from segcore.systems import System
+from segcore.systems._grid import GridSystem
 from tests.devkit import PARAMS
 from tests.networks import backbone, build, entry, squares
 

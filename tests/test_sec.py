@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from segcore import losses
 from segcore.config import reading
-from segcore.cue_systems import CueSystem
 from segcore.data.batches import Batch, SizedSamples
 from segcore.data.pictures import Record, write_labels
 from segcore.errors import Problem, Problems
 from segcore.localisation import crf
 from segcore.systems import Inputs, sec
+from segcore.systems._cues import CueSystem
 from segcore.systems.sec import SEC
 from tests.devkit import PARAMS
 from tests.networks import CRF, batch_of, build, params_of, system_of, tiny_classifier

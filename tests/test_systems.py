@@ -16,9 +16,9 @@ from segcore.config.networks import StochasticParams
 from segcore.data.batches import SizedSamples
 from segcore.data.pictures import Record
 from segcore.errors import Problem, Problems
-from segcore.grid_systems import GridSystem
 from segcore.networks import classifiers, dropout
 from segcore.systems import Inputs, System
+from segcore.systems._grid import GridSystem
 from tests.devkit import PARAMS
 from tests.networks import (
     N_TAGS,

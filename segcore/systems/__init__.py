@@ -118,7 +118,7 @@ def crop_samples(inputs: Inputs) -> CropSamples:
 
 def names() -> list[str]:
     """The systems there are."""
-    return sorted(module.name for module in iter_modules(__path__))
+    return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def load(name: str) -> ModuleType:

@@ -13,12 +13,12 @@ from segcore.config.sections import Positive
 from segcore.data.batches import Batch
 from segcore.data.samples import LabelledImages
 from segcore.errors import Problem
-from segcore.grid_systems import GridSystem, NetworkParams, masks_of, network_of
 from segcore.localisation import labeller
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.networks.classifiers import Classifier
 from segcore.networks.deeplab import DeepLab, at_cells
 from segcore.systems import Inputs
+from segcore.systems._grid import GridSystem, NetworkParams, masks_of, network_of
 
 
 class Params(NetworkParams):

@@ -11,17 +11,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from segcore.config.sections import NotNegative, Threshold
-from segcore.cue_systems import CueParams, CueSystem, cue_samples
 from segcore.data.batches import Batch, Mixed
 from segcore.data.pictures import IGNORE
 from segcore.data.samples import CueSamples, LabelledImages
 from segcore.errors import Problem
-from segcore.grid_systems import masks_of, network_of
 from segcore.localisation import region_growing
 from segcore.losses import Term, balanced_seed_loss, boundary_loss, floored_softmax, pixel_cross_entropy
 from segcore.networks.classifiers import Classifier
 from segcore.networks.deeplab import DeepLab
 from segcore.systems import Inputs
+from segcore.systems._cues import CueParams, CueSystem, cue_samples
+from segcore.systems._grid import masks_of, network_of
 
 
 class Params(CueParams):

@@ -7,13 +7,13 @@ gradient passes through it (as in the authors' last version of their code).
 
 import torch
 
-from segcore.cue_systems import CueParams, CueSystem, cue_samples
 from segcore.data.batches import Batch
 from segcore.data.samples import CueSamples
-from segcore.grid_systems import network_of
 from segcore.losses import Term, boundary_loss, expand_loss, floored_softmax, seed_loss
 from segcore.networks.classifiers import Classifier
 from segcore.systems import Inputs
+from segcore.systems._cues import CueParams, CueSystem, cue_samples
+from segcore.systems._grid import network_of
 
 
 class Params(CueParams):

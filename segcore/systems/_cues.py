@@ -11,10 +11,10 @@ from segcore.config.sections import CRFParams, Positive
 from segcore.data.batches import Batch
 from segcore.data.samples import CueSamples
 from segcore.errors import Problem
-from segcore.grid_systems import GridSystem, NetworkParams
 from segcore.localisation import crf, labeller
 from segcore.networks.deeplab import DeepLab, cells, colours_at_cells
 from segcore.systems import Inputs
+from segcore.systems._grid import GridSystem, NetworkParams
 
 
 class CueParams(NetworkParams):
