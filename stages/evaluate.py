@@ -18,11 +18,12 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from rich.progress import track
 
-from segcore import figures, inference, models
+from segcore import figures, models
 from segcore.config.sections import EvaluationParams
 from segcore.data.pictures import IGNORE, Record, read_class_names, read_image, read_labels, read_manifest
 from segcore.errors import Problem, Problems
-from segcore.metrics import BoundaryScore, ConfusionMatrix, rounded
+from segcore.evaluation import inference
+from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix, rounded
 from segcore.runtime import Runtime, write_atomically
 from stages import run
 

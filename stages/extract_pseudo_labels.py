@@ -18,11 +18,12 @@ from jaxtyping import UInt8
 from PIL import Image
 from rich.progress import track
 
-from segcore import figures, inference, models, runtime
+from segcore import figures, models, runtime
 from segcore.config.sections import CropsParams, PseudoLabelParams
 from segcore.data.pictures import Record, labels_png, listed, read_class_names, read_image, read_labels, read_manifest
 from segcore.data.samples import stretched_square
 from segcore.errors import Problem
+from segcore.evaluation import inference
 from segcore.localisation import background, labeller
 from segcore.localisation.labeller import CuesFile, PseudoLabeller, Quality
 from stages import run

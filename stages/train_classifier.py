@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from segcore import metrics, models, runtime
+from segcore import models, runtime
 from segcore.config.reading import Settings
 from segcore.data.pictures import Record, listed, read_class_names, read_image, read_manifest
 from segcore.data.samples import TaggedImages, padded_square, tag_vector
 from segcore.errors import Problems
+from segcore.evaluation import metrics
 from segcore.networks import classifiers, pretrained
 from segcore.networks.classifiers import Classifier
 from segcore.training.fit import Fit

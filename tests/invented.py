@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 
 from segcore.config import reading
 from segcore.data.pictures import IGNORE, Record, write_labels
+from segcore.evaluation.metrics import rounded, tag_metrics
 from segcore.localisation.labeller import Quality
-from segcore.metrics import rounded, tag_metrics
 from stages import evaluate
 from tests.devkit import PARAMS
 

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segcore import inference, models, systems
+from segcore import models, systems
 from segcore.config import reading
 from segcore.config.sections import CRFParams
 from segcore.data.pictures import Record, read_image, read_labels, write_labels
 from segcore.errors import Problem, Problems
-from segcore.metrics import rounded
+from segcore.evaluation import inference
+from segcore.evaluation.metrics import rounded
 from segcore.networks import classifiers
 from segcore.systems import System
 from stages import evaluate, report

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segcore import inference
 from segcore.config import reading
 from segcore.config.sections import CRFParams, EvaluationParams
 from segcore.data.batches import Batch
 from segcore.errors import Problem
+from segcore.evaluation import inference
 from segcore.losses import Term
 from segcore.systems import System
 from tests.devkit import PARAMS

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from segcore.metrics import (
+from segcore.evaluation.metrics import (
     BoundaryScore,
     ConfusionMatrix,
     average_precision,

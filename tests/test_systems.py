@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segcore import inference, systems
+from segcore import systems
 from segcore.config import reading
 from segcore.config.networks import StochasticParams
 from segcore.data.batches import SizedSamples
 from segcore.data.pictures import Record
 from segcore.errors import Problem, Problems
+from segcore.evaluation import inference
 from segcore.networks import classifiers, dropout
 from segcore.systems import Inputs, System
 from segcore.systems._grid import GridSystem

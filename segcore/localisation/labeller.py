@@ -19,10 +19,10 @@ from torch import Tensor
 from segcore.config.sections import PseudoLabelParams
 from segcore.data.pictures import IGNORE
 from segcore.errors import Problem
+from segcore.evaluation.metrics import rounded
 from segcore.localisation import background
 from segcore.localisation.maps import localise
 from segcore.localisation.mask_bank import MaskBank
-from segcore.metrics import rounded
 from segcore.networks.classifiers import Classifier
 from segcore.networks.stochastic_head import StochasticHead
 

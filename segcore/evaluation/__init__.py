@@ -1,0 +1,1 @@
+"""From a picture to a class per pixel, and how good that is."""
