@@ -18,12 +18,13 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from rich.progress import track
 
-from segcore import figures, models
+from segcore import models
 from segcore.config.sections import EvaluationParams
 from segcore.data.pictures import IGNORE, Record, read_class_names, read_image, read_labels, read_manifest
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix, rounded
+from segcore.reporting import panels
 from segcore.runtime import Runtime, write_atomically
 from stages import run
 
@@ -237,7 +238,7 @@ def write_panels(
             record = records[scored.image_id]
             prediction = np.asarray(Image.open(io.BytesIO(scored.prediction)))
             title = f"{kind}: {scored.image_id}, mIoU {scored.mean_iou:.3f} of its classes"
-            page = figures.panel(read_image(record.image), _read_truth(record, len(names)), prediction, names, title)
+            page = panels.panel(read_image(record.image), _read_truth(record, len(names)), prediction, names, title)
             page.save(new / f"{number:02d}_{kind}_{scored.image_id.replace('/', '_')}.png", format="PNG", optimize=True)
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from rich.progress import track
 
-from segcore import figures, models, runtime
+from segcore import models, runtime
 from segcore.config.sections import CropsParams, PseudoLabelParams
 from segcore.data.pictures import Record, labels_png, listed, read_class_names, read_image, read_labels, read_manifest
 from segcore.data.samples import stretched_square
@@ -26,6 +26,7 @@ from segcore.errors import Problem
 from segcore.evaluation import inference
 from segcore.localisation import background, labeller
 from segcore.localisation.labeller import CuesFile, PseudoLabeller, Quality
+from segcore.reporting import panels
 from stages import run
 
 Labels = UInt8[np.ndarray, "H W"]
@@ -210,13 +211,13 @@ def figure(records: Sequence[Record], names: list[str], folder: Path) -> Image.I
     """A few images with masks, spread over the list: image, truth, pseudo-labels, errors."""
     shown = [record for record in records if record.labels is not None] or list(records)
     places = np.linspace(0, len(shown) - 1, min(FIGURE_ROWS, len(shown)))
-    panels = []
+    pages = []
     for record in (shown[round(place)] for place in places):
         pseudo = read_labels(labeller.label_file(folder, record.image_id))
         truth = read_labels(record.labels) if record.labels is not None else np.full_like(pseudo, 255)
         picture = read_image(record.image)
-        panels.append(figures.panel(picture, truth, pseudo, names, record.image_id, "pseudo-labels"))
-    return figures.stacked(panels)
+        pages.append(panels.panel(picture, truth, pseudo, names, record.image_id, "pseudo-labels"))
+    return panels.stacked(pages)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from segcore import crop_figure
 from segcore.config.sections import CropsParams
 from segcore.data.crops import ImageCrops, image_crops, index
 from segcore.data.pictures import Record, read_class_names, read_image, read_labels, read_manifest
 from segcore.errors import Problem, Problems
+from segcore.reporting import crop_figure
 from segcore.runtime import Runtime, write_atomically
 from stages import run
 

@@ -18,10 +18,10 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
-from segcore import charts
 from segcore.config.reading import PSEUDO_LABELS, Settings
 from segcore.data.pictures import voc_palette
 from segcore.errors import Problem, Problems
+from segcore.reporting import charts
 from segcore.runtime import write_atomically
 from stages import run
 

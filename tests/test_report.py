@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from segcore import charts
 from segcore.config import reading
 from segcore.errors import Problems
+from segcore.reporting import charts
 from stages import report, run
 from tests.devkit import PARAMS, write_params
 from tests.invented import NAMES, NOISE, invented_results, write_json
