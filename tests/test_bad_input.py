@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from segcore.commands import show
 from segcore.errors import Problem
 from stages import (
     evaluate,
@@ -19,7 +20,6 @@ from stages import (
     prepare,
     report,
     run,
-    show,
     split,
     train_classifier,
     train_segmenter,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from segcore.commands import fetch_voc
+from segcore.commands.fetch_voc import Archive
 from segcore.errors import Problem
-from stages import fetch_voc
-from stages.fetch_voc import Archive
 
 VOC_LISTS = "VOCdevkit/VOC2012/ImageSets/Segmentation"
 VOC_FILES = {

@@ -1,0 +1,1 @@
+"""What a person starts and DVC does not."""
