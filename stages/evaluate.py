@@ -19,6 +19,7 @@ from PIL import Image
 from rich.progress import track
 
 from segcore import models
+from segcore.cli import command
 from segcore.config.sections import EvaluationParams
 from segcore.data.pictures import IGNORE, Record, read_class_names, read_image, read_labels, read_manifest
 from segcore.errors import Problem, Problems
@@ -26,7 +27,6 @@ from segcore.evaluation import inference
 from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix, rounded
 from segcore.reporting import panels
 from segcore.runtime import Runtime, write_atomically
-from stages import run
 
 Labels = UInt8[np.ndarray, "H W"]
 
@@ -81,9 +81,9 @@ def main(
     params: Path = Path("params.yaml"),
 ) -> None:
     """Score the system in the folder `model` on the images of split/val.txt."""
-    settings = run.settings(params)
-    run.chosen(system, settings.systems, "system")
-    with run.timed(f"evaluate@{system}"):
+    settings = command.settings(params)
+    command.chosen(system, settings.systems, "system")
+    with command.timed(f"evaluate@{system}"):
         names: list[str] = read_class_names(classes)
         records = validation_records(read_manifest(manifest), split / "val.txt")
         runtime = Runtime()
@@ -105,7 +105,7 @@ def main(
             scores = sum(shares[1:], start=shares[0])
             write_results(scores, names, out)
             write_panels(scores.images, {r.image_id: r for r in records}, names, settings.evaluation.panels, out)
-            run.say(f"{system}: mIoU {scores.confusion.mean_iou:.4f} on {len(scores.images)} images, in {out}")
+            command.say(f"{system}: mIoU {scores.confusion.mean_iou:.4f} on {len(scores.images)} images, in {out}")
 
 
 def validation_records(manifest: dict[str, Record], val: Path) -> list[Record]:
@@ -154,8 +154,8 @@ def score(records: Sequence[Record], predict: Predict, n_classes: int, params: E
 
 
 def _batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
-    quiet = not (run.is_main_process() and run.console.is_terminal)
-    for start in track(range(0, len(records), size), "scoring", console=run.console, disable=quiet, transient=True):
+    quiet = not (command.is_main_process() and command.console.is_terminal)
+    for start in track(range(0, len(records), size), "scoring", console=command.console, disable=quiet, transient=True):
         yield records[start : start + size]
 
 
@@ -260,4 +260,4 @@ def chosen(images: Sequence[ScoredImage], n_panels: int) -> list[tuple[str, Scor
 
 
 if __name__ == "__main__":
-    run.start(main)
+    command.start(main)

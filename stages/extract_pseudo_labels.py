@@ -19,6 +19,7 @@ from PIL import Image
 from rich.progress import track
 
 from segcore import models, runtime
+from segcore.cli import command
 from segcore.config.sections import CropsParams, PseudoLabelParams
 from segcore.data.pictures import Record, labels_png, listed, read_class_names, read_image, read_labels, read_manifest
 from segcore.data.samples import stretched_square
@@ -27,7 +28,6 @@ from segcore.evaluation import inference
 from segcore.localisation import background, labeller
 from segcore.localisation.labeller import CuesFile, PseudoLabeller, Quality
 from segcore.reporting import panels
-from stages import run
 
 Labels = UInt8[np.ndarray, "H W"]
 Extract = Callable[[Sequence[Record]], list[tuple[Labels, Labels]]]
@@ -48,19 +48,19 @@ def main(
     out: Path,
     params: Path = Path("params.yaml"),
 ) -> None:
-    settings = run.settings(params)
-    entry = settings.pseudo_labels[run.chosen(name, settings.pseudo_labels, "pseudo-label set")]
+    settings = command.settings(params)
+    entry = settings.pseudo_labels[command.chosen(name, settings.pseudo_labels, "pseudo-label set")]
     names: list[str] = read_class_names(classes)
     records = read_manifest(manifest)
     chosen = [records[image_id] for image_id in listed(split / f"{entry.images}.txt", records)]
     saliency = check(chosen, entry)
     device = runtime.Runtime()
-    with run.timed(f"extract_pseudo_labels@{name}"):
+    with command.timed(f"extract_pseudo_labels@{name}"):
         seed = runtime.derived_seed(settings.seed, "pseudo-labels")
         extract = extractor(entry, input, names, chosen, seed, device, settings.crops)
         key = runtime.fingerprint(
             [name, seed, entry.model_dump(), settings.crops.model_dump(), torch.__version__],
-            [manifest, split / f"{entry.images}.txt", *run.files_in(input), *saliency, *run.sources()],
+            [manifest, split / f"{entry.images}.txt", *command.files_in(input), *saliency, *command.sources()],
         )
         scratch = Path(".scratch") / f"pseudo-labels-{name}-{key}"
         work(chosen, extract, entry.batch_size, scratch, device)
@@ -165,8 +165,8 @@ def work(records: Sequence[Record], extract: Extract, batch_size: int, scratch: 
         (scratch / folder).mkdir(parents=True, exist_ok=True)
     mine = device.shard(records, batch_size)
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
-    quiet = not (run.is_main_process() and run.console.is_terminal)
-    watched = track(batches, "pseudo-labels", console=run.console, disable=quiet, transient=True)
+    quiet = not (command.is_main_process() and command.console.is_terminal)
+    watched = track(batches, "pseudo-labels", console=command.console, disable=quiet, transient=True)
     for batch in watched:
         if all(file.is_file() for record in batch for file in _files(scratch, record)):
             continue
@@ -201,7 +201,7 @@ def finish(records: Sequence[Record], names: list[str], scratch: Path, out: Path
             shutil.rmtree(out / part)
         shutil.move(scratch / part, out / part)  # they may be on different disks
     shutil.rmtree(scratch, ignore_errors=True)
-    run.say(
+    command.say(
         f"pseudo-labels of {len(records)} images in {out}: precision {summary['precision']}, "
         f"recall {summary['recall']}, coverage {summary['coverage']}"
     )
@@ -221,4 +221,4 @@ def figure(records: Sequence[Record], names: list[str], folder: Path) -> Image.I
 
 
 if __name__ == "__main__":
-    run.start(main)
+    command.start(main)

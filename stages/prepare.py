@@ -17,23 +17,23 @@ from typing import Any
 import pandas as pd
 from rich.progress import track
 
+from segcore.cli import command
 from segcore.config.reading import Settings
 from segcore.config.sections import DatasetParams
 from segcore.errors import Problem, Problems
 from segcore.importers import CONVERSIONS, WARNINGS, Finding, Listing, Row, checks, shapes, voc
 from segcore.runtime import write_atomically
-from stages import run
 
 OUTPUTS = ("manifest.parquet", "files", "classes.json", "dataset.json")
 SHOWN_WARNINGS = 10
 
 
 def main(*, out: Path, params: Path = Path("params.yaml")) -> None:
-    settings = run.settings(params)
+    settings = command.settings(params)
     # Nothing here is shared out: under torchrun, more processes would only write over each other's files.
-    if not run.is_main_process():
+    if not command.is_main_process():
         return
-    with run.timed("prepare"):
+    with command.timed("prepare"):
         building = out.parent / f".{out.name}.partial"
         try:
             _fresh(building)
@@ -58,7 +58,7 @@ def _inspect(settings: Settings, files: Path) -> tuple[Listing, list[Finding]]:
     dataset = settings.dataset
     root = Path(dataset.root).expanduser()
     if dataset.layout == "shapes":
-        run.say(f"generating {dataset.shapes.train_images + dataset.shapes.val_images} pictures of shapes")
+        command.say(f"generating {dataset.shapes.train_images + dataset.shapes.val_images} pictures of shapes")
         shapes.generate(files, dataset.shapes, settings.seed)
         root, dataset = files, dataset.model_copy(update={"train_list": "train", "val_list": "val"})
     listing = voc.read(root, dataset)
@@ -77,12 +77,12 @@ def _inspect(settings: Settings, files: Path) -> tuple[Listing, list[Finding]]:
 
 def _shown(findings: Iterator[Finding], total: int) -> Iterator[Finding]:
     """A bar on a terminal, ten lines in a log."""
-    if run.console.is_terminal:
-        yield from track(findings, "checking images", total, console=run.console)
+    if command.console.is_terminal:
+        yield from track(findings, "checking images", total, console=command.console)
         return
     for done, finding in enumerate(findings, start=1):
         if done % max(1, total // 10) == 0:
-            run.say(f"checked {done} of {total} images")
+            command.say(f"checked {done} of {total} images")
         yield finding
 
 
@@ -167,14 +167,14 @@ def _counts(
 def _tell(findings: Sequence[Finding], out: Path) -> None:
     warnings = [text for finding in findings for _, text in finding.warnings]
     for text in warnings[:SHOWN_WARNINGS]:
-        run.say(f"warning: {text}")
+        command.say(f"warning: {text}")
     if len(warnings) > SHOWN_WARNINGS:
-        run.say(f"... and {len(warnings) - SHOWN_WARNINGS} more warnings, counted in {out / 'dataset.json'}")
+        command.say(f"... and {len(warnings) - SHOWN_WARNINGS} more warnings, counted in {out / 'dataset.json'}")
     splits = Counter(finding.entry.split for finding in findings)
-    run.say(
+    command.say(
         f"{splits['train']} training and {splits['val']} validation images are in order: {out / 'manifest.parquet'}"
     )
 
 
 if __name__ == "__main__":
-    run.start(main)
+    command.start(main)

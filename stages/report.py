@@ -18,12 +18,12 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
+from segcore.cli import command
 from segcore.config.reading import PSEUDO_LABELS, Settings
 from segcore.data.pictures import voc_palette
 from segcore.errors import Problem, Problems
 from segcore.reporting import charts
 from segcore.runtime import write_atomically
-from stages import run
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCORES = ("mean_iou", "mean_iou_foreground", "pixel_accuracy", "mean_accuracy", "boundary_f")
@@ -70,17 +70,17 @@ class Row:
 
 def main(*, data: Path = Path("data"), out: Path, params: Path = Path("params.yaml")) -> None:
     """Write index.html and systems.csv into `out` from the results under `data`."""
-    settings = run.settings(params)
-    if not run.is_main_process():
+    settings = command.settings(params)
+    if not command.is_main_process():
         return
-    with run.timed("report"):
+    with command.timed("report"):
         check_complete(data, settings)
         rows = [_row(data, system, number, settings) for number, system in enumerate(settings.systems)]
-        page = _page(data, rows, settings, params.read_text(), read_timings(run.TIMINGS))
+        page = _page(data, rows, settings, params.read_text(), read_timings(command.TIMINGS))
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "systems.csv", table(rows).to_csv(index=False).encode())
         write_atomically(out / "index.html", page.encode())
-        run.say(f"report: {(out / 'index.html').resolve().as_uri()}")
+        command.say(f"report: {(out / 'index.html').resolve().as_uri()}")
 
 
 def check_complete(data: Path, settings: Settings) -> None:
@@ -205,8 +205,8 @@ def _page(data: Path, rows: list[Row], settings: Settings, params_text: str, tim
         timings=timings,
         stages=_expected_stages(settings),
         versions={name: metadata.version(name) for name in PACKAGES},
-        machine=run.machine(),
-        commit=run.commit(),
+        machine=command.machine(),
+        commit=command.commit(),
     )
 
 
@@ -299,4 +299,4 @@ def _count_lines(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    run.start(main)
+    command.start(main)

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pandas as pd
 
+from segcore.cli import command
 from segcore.data import splits
 from segcore.data.pictures import read_class_names, read_manifest
 from segcore.errors import Problem
 from segcore.runtime import write_atomically
-from stages import run
 
 
 def main(*, manifest: Path, classes: Path, out: Path, params: Path = Path("params.yaml")) -> None:
-    settings = run.settings(params)
-    if not run.is_main_process():
+    settings = command.settings(params)
+    if not command.is_main_process():
         return
-    with run.timed("split"):
+    with command.timed("split"):
         records = read_manifest(manifest)
         label_classes = _read_label_classes(manifest)
         names = read_class_names(classes)
@@ -31,7 +31,9 @@ def main(*, manifest: Path, classes: Path, out: Path, params: Path = Path("param
             lines = "".join(f"{image_id}\n" for image_id in getattr(chosen, name))
             write_atomically(out / f"{name}.txt", lines.encode())
         write_atomically(out / "split.json", (json.dumps(counts, indent=2) + "\n").encode())
-        run.say(f"{len(chosen.strong)} strong, {len(chosen.weak)} weak and {len(chosen.val)} validation images: {out}")
+        command.say(
+            f"{len(chosen.strong)} strong, {len(chosen.weak)} weak and {len(chosen.val)} validation images: {out}"
+        )
 
 
 def _read_label_classes(manifest: Path) -> dict[str, tuple[int, ...]]:
@@ -54,4 +56,4 @@ def _read_list(path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    run.start(main)
+    command.start(main)

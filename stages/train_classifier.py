@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from segcore import models, runtime
+from segcore.cli import command, progress
 from segcore.config.reading import Settings
 from segcore.data.pictures import Record, listed, read_class_names, read_image, read_manifest
 from segcore.data.samples import TaggedImages, padded_square, tag_vector
@@ -20,14 +21,13 @@ from segcore.evaluation import metrics
 from segcore.networks import classifiers, pretrained
 from segcore.networks.classifiers import Classifier
 from segcore.training.fit import Fit
-from stages import run, training
 
 
 def main(
     *, name: str, manifest: Path, classes: Path, split: Path, out: Path, params: Path = Path("params.yaml")
 ) -> None:
-    settings = run.settings(params)
-    entry = settings.classifiers[run.chosen(name, settings.classifiers, "classifier")]
+    settings = command.settings(params)
+    entry = settings.classifiers[command.chosen(name, settings.classifiers, "classifier")]
     check_networks(settings)
     recipe = settings.recipes[entry.recipe]
     tags = read_class_names(classes)[1:]
@@ -35,22 +35,22 @@ def main(
     ids = listed(split / f"{entry.images}.txt", records)
     device = runtime.Runtime(recipe.precision)
 
-    with run.timed(f"train_classifier@{name}"):
+    with command.timed(f"train_classifier@{name}"):
         torch.manual_seed(runtime.derived_seed(settings.seed, "classifier", "initial weights"))
         model = classifiers.build(entry.backbone, entry.head, len(tags))
         samples = TaggedImages([records[i] for i in ids], len(tags), entry.resize, entry.input_size)
         run_key = [name, settings.seed, entry.model_dump(), recipe.model_dump(), ids]
-        scratch = training.scratch_file(f"classifier-{name}", run_key, [manifest], model, device)
+        scratch = progress.scratch_file(f"classifier-{name}", run_key, [manifest], model, device)
         fit = Fit(model, samples, recipe, runtime.derived_seed(settings.seed, "classifier"), device, scratch)
-        training.announce(f"classifier {name}", model, recipe, len(samples), fit)
-        training.follow(f"classifier {name}", fit, out / "training")
+        progress.announce(f"classifier {name}", model, recipe, len(samples), fit)
+        progress.follow(f"classifier {name}", fit, out / "training")
         val = [record for record in records.values() if record.split == "val"]
         measured = metrics.rounded(measure(model, device, val, tags, entry.test_size))
         if device.is_main:
             models.save_classifier(out / "model", name, entry, tags, model)
             runtime.write_atomically(out / "metrics.json", json.dumps(measured, indent=2).encode())
         fit.finish()
-    run.say(f"classifier {name}: tag mAP {measured['mean_average_precision']} on {len(val)} validation images")
+    command.say(f"classifier {name}: tag mAP {measured['mean_average_precision']} on {len(val)} validation images")
 
 
 def check_networks(settings: Settings) -> None:
@@ -82,4 +82,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    run.start(main)
+    command.start(main)

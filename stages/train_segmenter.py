@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from segcore import models, runtime, systems
+from segcore.cli import command, progress
 from segcore.config.reading import section
 from segcore.config.sections import RecipeParams
 from segcore.data.batches import Batch, Order, Samples, Stream
@@ -18,7 +19,6 @@ from segcore.data.pictures import listed, read_manifest
 from segcore.networks.classifiers import Classifier
 from segcore.systems import Inputs, System
 from segcore.training.fit import Fit
-from stages import run, training
 
 
 def main(
@@ -31,8 +31,8 @@ def main(
     out: Path,
     params: Path = Path("params.yaml"),
 ) -> None:
-    settings = run.settings(params)
-    entry = settings.raw["systems"][run.chosen(system, settings.systems, "system")]
+    settings = command.settings(params)
+    entry = settings.raw["systems"][command.chosen(system, settings.systems, "system")]
     module = systems.load(entry["module"])
     method_params = section(settings.raw, f"systems.{system}", module.Params)
     recipe = settings.recipes[settings.systems[system].recipe]
@@ -42,7 +42,7 @@ def main(
         torch.manual_seed(runtime.derived_seed(settings.seed, "segmenter", "initial weights"))
         return module.build(method_params, classifier)
 
-    with run.timed(f"train_segmenter@{system}"):
+    with command.timed(f"train_segmenter@{system}"):
         model, card = models.build_on(start, build)
         records = read_manifest(manifest)
         ids = listed(split / f"{entry['images']}.txt", records)
@@ -50,13 +50,13 @@ def main(
         samples = module.samples(method_params, inputs)
         dumped = recipe.model_dump(), settings.crops.model_dump()
         run_key = [system, settings.seed, entry, *dumped, ids]
-        sources = [manifest, start / "model.json", *run.files_in(labels)]
-        scratch = training.scratch_file(f"segmenter-{system}", run_key, sources, model, device)
+        sources = [manifest, start / "model.json", *command.files_in(labels)]
+        scratch = progress.scratch_file(f"segmenter-{system}", run_key, sources, model, device)
         seed = runtime.derived_seed(settings.seed, "segmenter")
         last_batches = finishing_batches(model, samples, recipe, seed, device)
         fit = Fit(model, samples, recipe, seed, device, scratch)
-        training.announce(f"segmenter {system}", model, recipe, len(samples), fit)
-        training.follow(f"segmenter {system}", fit, out / "training")
+        progress.announce(f"segmenter {system}", model, recipe, len(samples), fit)
+        progress.follow(f"segmenter {system}", fit, out / "training")
         with device.autocast():
             model.finish(last_batches)
         if device.is_main:
@@ -79,4 +79,4 @@ def finishing_batches(
 
 
 if __name__ == "__main__":
-    run.start(main)
+    command.start(main)

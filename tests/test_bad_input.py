@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from segcore.cli import command
 from segcore.commands import show
 from segcore.errors import Problem
 from stages import (
@@ -19,7 +20,6 @@ from stages import (
     make_crops,
     prepare,
     report,
-    run,
     split,
     train_classifier,
     train_segmenter,
@@ -87,7 +87,7 @@ def fails(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         monkeypatch.setattr(sys, "argv", [f"stages.{stage.__name__}", *(options or STAGES[stage])])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run.start(stage.main)
+            command.start(stage.main)
         said = "".join(capsys.readouterr())
         assert ended.value.code == 2, said
         assert "Traceback" not in said
@@ -205,7 +205,7 @@ def test_only_the_first_process_writes(project: Path, stage: ModuleType, monkeyp
     monkeypatch.setattr(sys, "argv", [f"stages.{stage.__name__}", *STAGES[stage]])
     before = files(project)
     with pytest.raises(SystemExit) as ended:
-        run.start(stage.main)
+        command.start(stage.main)
     assert ended.value.code == 0
     assert files(project) == before
 

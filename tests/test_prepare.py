@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from segcore.cli import command
 from segcore.data.pictures import (
     IGNORE,
     MANIFEST_COLUMNS,
@@ -25,7 +26,7 @@ from segcore.data.pictures import (
     write_labels,
 )
 from segcore.errors import Problem, Problems
-from stages import prepare, run
+from stages import prepare
 from tests.devkit import make_devkit, real_voc, write_params
 from tests.loop import full_disk
 
@@ -41,7 +42,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> Prepare:
     """Run the stage on the devkit with changes to the section `dataset`; returns the folder with its outputs."""
-    monkeypatch.setattr(run, "TIMINGS", tmp_path / "timings")
+    monkeypatch.setattr(command, "TIMINGS", tmp_path / "timings")
 
     def go(**changes: Any) -> Path:
         dataset = {"layout": "voc", "root": str(root)} | changes

@@ -9,9 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from segcore.cli import command, progress
 from segcore.errors import Problem
 from segcore.runtime import Runtime
-from stages import run, training
 from tests.loop import fit, full_disk, net, recipe
 
 
@@ -24,15 +24,15 @@ def _outside_of_any_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """A log file in place of the console."""
     text = io.StringIO()
-    monkeypatch.setattr(run, "console", Console(file=text, width=300))
+    monkeypatch.setattr(command, "console", Console(file=text, width=300))
     return text
 
 
 def test_the_plan_an_estimate_and_a_last_line_go_to_a_log(tmp_path: Path, shown: io.StringIO) -> None:
     model = net()
     running = fit(model, steps=8)
-    training.announce("some net", model, recipe(), 1234, running)
-    training.follow("some net", running, tmp_path / "training")
+    progress.announce("some net", model, recipe(), 1234, running)
+    progress.follow("some net", running, tmp_path / "training")
     plan, estimate, last = shown.getvalue().splitlines()
     assert plan.startswith("some net: 0.0 M parameters (0.0 M trained), 1,234 samples, 8 steps of 4 in 1 parts, fp32")
     assert estimate.startswith("some net: measured 0.0")
@@ -42,15 +42,15 @@ def test_the_plan_an_estimate_and_a_last_line_go_to_a_log(tmp_path: Path, shown:
 
 
 def test_now_and_then_a_line(tmp_path: Path, shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "SECONDS_BETWEEN_LINES", -1)
-    training.follow("net", fit(net(), steps=5), tmp_path / "training")
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
+    progress.follow("net", fit(net(), steps=5), tmp_path / "training")
     assert [f"step {step}/5" in shown.getvalue() for step in range(1, 6)] == [True] * 5
 
 
 def test_a_terminal_gets_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = io.StringIO()
-    monkeypatch.setattr(run, "console", Console(file=text, width=200, force_terminal=True))
-    training.follow("net", fit(net(), steps=5), tmp_path / "training")
+    monkeypatch.setattr(command, "console", Console(file=text, width=200, force_terminal=True))
+    progress.follow("net", fit(net(), steps=5), tmp_path / "training")
     assert "5/5" in text.getvalue()
     assert "images/s" in text.getvalue()
     assert "pixels 0." in text.getvalue()
@@ -60,7 +60,7 @@ def test_a_terminal_gets_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_every_step_is_logged_for_dvc(tmp_path: Path, shown: io.StringIO) -> None:
     checkpoint = tmp_path / "x.pt"
     list(itertools.islice(fit(net(), checkpoint), 5))
-    training.follow("net", fit(net(), checkpoint), tmp_path / "log/training")
+    progress.follow("net", fit(net(), checkpoint), tmp_path / "log/training")
     assert [path.name for path in (tmp_path / "log").iterdir()] == ["training"]
     folder = tmp_path / "log/training/plots/metrics"
     for file in (folder / "loss/pixels.tsv", folder / "loss/tags.tsv", folder / "learning_rate.tsv"):
@@ -75,14 +75,14 @@ def test_a_damaged_checkpoint_and_an_interrupted_run_are_told(tmp_path: Path, sh
     list(itertools.islice(fit(net(), checkpoint), 5))
     for expected in ("going on from step 3 of an interrupted run", "starting from the first step"):
         model = net()
-        training.announce("net", model, recipe(), 10, fit(model, checkpoint))
+        progress.announce("net", model, recipe(), 10, fit(model, checkpoint))
         assert expected in shown.getvalue()
         checkpoint.write_bytes(b"")
 
 
 def test_a_log_that_cannot_be_written_is_a_problem_and_leaves_nothing(tmp_path: Path, shown: io.StringIO) -> None:
     with full_disk(20), pytest.raises(Problem, match=r"training\.partial could not be written \(File too large\)"):
-        training.follow("net", fit(net()), tmp_path / "training")
+        progress.follow("net", fit(net()), tmp_path / "training")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,7 +93,7 @@ def test_the_scratch_file_is_of_one_run_only(tmp_path: Path, monkeypatch: pytest
     def name(key: object = "run", seed: int = 0, precision: Literal["fp32", "bf16"] = "fp32") -> Path:
         model = net()
         model.tags.bias.data.fill_(seed)
-        return training.scratch_file("net", key, [source], model, Runtime(precision))
+        return progress.scratch_file("net", key, [source], model, Runtime(precision))
 
     first = name()
     assert first == name()

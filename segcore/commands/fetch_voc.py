@@ -21,9 +21,9 @@ from torchvision.datasets import SBDataset
 from torchvision.datasets.utils import USER_AGENT, calculate_md5, check_integrity
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
+from segcore.cli import command
 from segcore.errors import Problem
 from segcore.runtime import write_atomically
-from stages import run
 
 SILENCE = 60.0
 """Seconds without a byte after which a download counts as failed."""
@@ -59,27 +59,29 @@ def main(*, root: Path) -> None:
         raise Problem(
             f"{error.filename or root}: {error.strerror or error}; what is there stays, run it again"
         ) from error
-    run.say(f"trainaug.txt lists {n_images} images; to use them, set in params.yaml:")
-    run.say(f"  dataset: layout: voc, root: {root / VOC.target}, sbd_root: {root / SBD.target}, train_list: trainaug")
+    command.say(f"trainaug.txt lists {n_images} images; to use them, set in params.yaml:")
+    command.say(
+        f"  dataset: layout: voc, root: {root / VOC.target}, sbd_root: {root / SBD.target}, train_list: trainaug"
+    )
 
 
 def _provide(archive: Archive, root: Path) -> None:
     target = root / archive.target
     # A folder appears there by one rename, after everything in it was unpacked: that it exists says that it is whole.
     if target.exists():
-        run.say(f"{target}: is there")
+        command.say(f"{target}: is there")
         return
     _download(archive, root)
-    run.say(f"unpacking {archive.filename}")
+    command.say(f"unpacking {archive.filename}")
     _unpack(archive, root, target)
-    run.say(f"{target}: unpacked; {root / archive.filename} is no longer needed")
+    command.say(f"{target}: unpacked; {root / archive.filename} is no longer needed")
 
 
 def _download(archive: Archive, root: Path) -> None:
     path, partial = root / archive.filename, root / f".{archive.filename}.partial"
     by_hand = f"put {archive.filename} (MD5 {archive.md5}) from {archive.url} into {root} by hand and run this again"
     if check_integrity(path, archive.md5):
-        run.say(f"{path}: is there, its MD5 is right")
+        command.say(f"{path}: is there, its MD5 is right")
         if partial.is_file():
             partial.unlink()
         return
@@ -118,7 +120,7 @@ def _fetch(url: str, partial: Path) -> None:
         raise
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-        console=run.console,
+        console=command.console,
     )  # fmt: skip
     with response:
         if response.status != HTTPStatus.PARTIAL_CONTENT:
@@ -185,4 +187,4 @@ def _ids(path: Path) -> set[str]:
 
 
 if __name__ == "__main__":
-    run.start(main)
+    command.start(main)

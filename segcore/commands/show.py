@@ -9,8 +9,8 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
+from segcore.cli import command
 from segcore.errors import Problem
-from stages import run
 
 SCORES = {"mean_iou": "mIoU", "pixel_accuracy": "pixel acc.", "mean_accuracy": "mean acc.", "boundary_f": "boundary F"}
 COUNTS = {"masks_per_class": "masks per class", "strong_images": "masks", "tagged_images": "tagged"}
@@ -21,11 +21,13 @@ def main(*, report: Path = Path("data/report")) -> None:
     if not file.is_file():
         raise Problem(f"{file}: there is no table of systems yet; `make demo` makes it, or `dvc repro`")
     table = shown(pd.read_csv(file, dtype=dict.fromkeys(COUNTS, str)))
-    if run.console.is_terminal:
-        run.console.print(pretty(table))
+    if command.console.is_terminal:
+        command.console.print(pretty(table))
     else:
-        run.say(table.to_string(index=False))
-    run.say(f"report: {page.resolve()}" if page.is_file() else f"report: {page} is not there; `make report` writes it")
+        command.say(table.to_string(index=False))
+    command.say(
+        f"report: {page.resolve()}" if page.is_file() else f"report: {page} is not there; `make report` writes it"
+    )
 
 
 def shown(systems: pd.DataFrame) -> pd.DataFrame:
@@ -50,4 +52,4 @@ def pretty(table: pd.DataFrame) -> Table:
 
 
 if __name__ == "__main__":
-    run.start(main)
+    command.start(main)

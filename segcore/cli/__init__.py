@@ -1,0 +1,1 @@
+"""The terminal: options, errors, progress, provenance."""
