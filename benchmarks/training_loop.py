@@ -17,7 +17,7 @@ from segcore.config.sections import RecipeParams
 from segcore.data.batches import Sample
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
-from segcore.runtime import Runtime
+from segcore.processes import Runtime
 from segcore.training.fit import Fit, optimiser
 
 BAR = 0.95

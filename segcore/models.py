@@ -14,9 +14,9 @@ from segcore import systems
 from segcore.config import reading
 from segcore.config.networks import BackboneParams, ClassifierParams
 from segcore.errors import Problem
+from segcore.files import write_atomically
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
-from segcore.runtime import write_atomically
 from segcore.systems import System
 
 FORMAT = 1

@@ -25,8 +25,9 @@ from segcore.data.pictures import IGNORE, Record, read_class_names, read_image, 
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix, rounded
+from segcore.files import write_atomically
+from segcore.processes import Runtime
 from segcore.reporting import panels
-from segcore.runtime import Runtime, write_atomically
 
 Labels = UInt8[np.ndarray, "H W"]
 

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from rich.progress import track
 
-from segcore import models, runtime
+from segcore import files, models, seeds
 from segcore.cli import command
 from segcore.config.sections import CropsParams, PseudoLabelParams
 from segcore.data.pictures import Record, labels_png, listed, read_class_names, read_image, read_labels, read_manifest
@@ -27,6 +27,7 @@ from segcore.errors import Problem
 from segcore.evaluation import inference
 from segcore.localisation import background, labeller
 from segcore.localisation.labeller import CuesFile, PseudoLabeller, Quality
+from segcore.processes import Runtime
 from segcore.reporting import panels
 
 Labels = UInt8[np.ndarray, "H W"]
@@ -54,11 +55,11 @@ def main(
     records = read_manifest(manifest)
     chosen = [records[image_id] for image_id in listed(split / f"{entry.images}.txt", records)]
     saliency = check(chosen, entry)
-    device = runtime.Runtime()
+    device = Runtime()
     with command.timed(f"extract_pseudo_labels@{name}"):
-        seed = runtime.derived_seed(settings.seed, "pseudo-labels")
+        seed = seeds.derived_seed(settings.seed, "pseudo-labels")
         extract = extractor(entry, input, names, chosen, seed, device, settings.crops)
-        key = runtime.fingerprint(
+        key = files.fingerprint(
             [name, seed, entry.model_dump(), settings.crops.model_dump(), torch.__version__],
             [manifest, split / f"{entry.images}.txt", *command.files_in(input), *saliency, *command.sources()],
         )
@@ -89,7 +90,7 @@ def extractor(
     names: list[str],
     chosen: Sequence[Record],
     seed: int,
-    device: runtime.Runtime,
+    device: Runtime,
     crops: CropsParams,
 ) -> Extract:
     """How the entry's source labels the chosen images."""
@@ -133,7 +134,7 @@ def from_cues(file: CuesFile, entry: PseudoLabelParams, names: list[str], chosen
 
 
 def from_segmenter(
-    entry: PseudoLabelParams, path: Path, names: list[str], device: runtime.Runtime, crops: CropsParams
+    entry: PseudoLabelParams, path: Path, names: list[str], device: Runtime, crops: CropsParams
 ) -> Extract:
     """A system's predictions, refined by a CRF if asked for, restricted to the tags of the image if asked for."""
     system, card = models.load_system(path, device.device)
@@ -159,7 +160,7 @@ def _same_classes(path: Path, tags: list[str], names: list[str]) -> None:
         raise Problem(f"{path} was trained for {tags}, but the data set has {names[1:]}; train it again")
 
 
-def work(records: Sequence[Record], extract: Extract, batch_size: int, scratch: Path, device: runtime.Runtime) -> None:
+def work(records: Sequence[Record], extract: Extract, batch_size: int, scratch: Path, device: Runtime) -> None:
     """Label this process's share of the images, whole batches only: what a batch holds never depends on a restart."""
     for folder in ("cues", "labels"):
         (scratch / folder).mkdir(parents=True, exist_ok=True)
@@ -173,7 +174,7 @@ def work(records: Sequence[Record], extract: Extract, batch_size: int, scratch: 
         for record, found in zip(batch, extract(batch), strict=True):
             for file, content in zip(_files(scratch, record), found, strict=True):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                runtime.write_atomically(file, labels_png(content))
+                files.write_atomically(file, labels_png(content))
     device.wait()
 
 
@@ -190,9 +191,9 @@ def finish(records: Sequence[Record], names: list[str], scratch: Path, out: Path
             pseudo = read_labels(labeller.label_file(scratch, record.image_id))
             quality.update(read_labels(record.labels), pseudo)
     summary = quality.summary(names)
-    runtime.write_atomically(scratch / labeller.LIST, "".join(f"{r.image_id}\n" for r in records).encode())
+    files.write_atomically(scratch / labeller.LIST, "".join(f"{r.image_id}\n" for r in records).encode())
     figure(records, names, scratch).save(scratch / "figure.png", format="PNG", optimize=True)
-    runtime.write_atomically(scratch / "quality.json", (json.dumps(summary, indent=2) + "\n").encode())
+    files.write_atomically(scratch / "quality.json", (json.dumps(summary, indent=2) + "\n").encode())
     out.mkdir(parents=True, exist_ok=True)
     # The list, by which others know the folder, goes first and comes last.
     (out / labeller.LIST).unlink(missing_ok=True)

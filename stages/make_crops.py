@@ -27,8 +27,9 @@ from segcore.config.sections import CropsParams
 from segcore.data.crops import ImageCrops, image_crops, index
 from segcore.data.pictures import Record, read_class_names, read_image, read_labels, read_manifest
 from segcore.errors import Problem, Problems
+from segcore.files import write_atomically
+from segcore.processes import Runtime
 from segcore.reporting import crop_figure
-from segcore.runtime import Runtime, write_atomically
 
 FEW = 64
 """Images below which starting workers takes longer than the work."""

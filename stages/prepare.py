@@ -21,8 +21,8 @@ from segcore.cli import command
 from segcore.config.reading import Settings
 from segcore.config.sections import DatasetParams
 from segcore.errors import Problem, Problems
+from segcore.files import write_atomically
 from segcore.importers import CONVERSIONS, WARNINGS, Finding, Listing, Row, checks, shapes, voc
-from segcore.runtime import write_atomically
 
 OUTPUTS = ("manifest.parquet", "files", "classes.json", "dataset.json")
 SHOWN_WARNINGS = 10

@@ -22,8 +22,8 @@ from segcore.cli import command
 from segcore.config.reading import PSEUDO_LABELS, Settings
 from segcore.data.pictures import voc_palette
 from segcore.errors import Problem, Problems
+from segcore.files import write_atomically
 from segcore.reporting import charts
-from segcore.runtime import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCORES = ("mean_iou", "mean_iou_foreground", "pixel_accuracy", "mean_accuracy", "boundary_f")

@@ -12,7 +12,7 @@ from segcore.cli import command
 from segcore.data import splits
 from segcore.data.pictures import read_class_names, read_manifest
 from segcore.errors import Problem
-from segcore.runtime import write_atomically
+from segcore.files import write_atomically
 
 
 def main(*, manifest: Path, classes: Path, out: Path, params: Path = Path("params.yaml")) -> None:

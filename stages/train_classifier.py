@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from segcore import models, runtime
+from segcore import files, models, processes, seeds
 from segcore.cli import command, progress
 from segcore.config.reading import Settings
 from segcore.data.pictures import Record, listed, read_class_names, read_image, read_manifest
@@ -33,22 +33,22 @@ def main(
     tags = read_class_names(classes)[1:]
     records = read_manifest(manifest)
     ids = listed(split / f"{entry.images}.txt", records)
-    device = runtime.Runtime(recipe.precision)
+    device = processes.Runtime(recipe.precision)
 
     with command.timed(f"train_classifier@{name}"):
-        torch.manual_seed(runtime.derived_seed(settings.seed, "classifier", "initial weights"))
+        torch.manual_seed(seeds.derived_seed(settings.seed, "classifier", "initial weights"))
         model = classifiers.build(entry.backbone, entry.head, len(tags))
         samples = TaggedImages([records[i] for i in ids], len(tags), entry.resize, entry.input_size)
         run_key = [name, settings.seed, entry.model_dump(), recipe.model_dump(), ids]
         scratch = progress.scratch_file(f"classifier-{name}", run_key, [manifest], model, device)
-        fit = Fit(model, samples, recipe, runtime.derived_seed(settings.seed, "classifier"), device, scratch)
+        fit = Fit(model, samples, recipe, seeds.derived_seed(settings.seed, "classifier"), device, scratch)
         progress.announce(f"classifier {name}", model, recipe, len(samples), fit)
         progress.follow(f"classifier {name}", fit, out / "training")
         val = [record for record in records.values() if record.split == "val"]
         measured = metrics.rounded(measure(model, device, val, tags, entry.test_size))
         if device.is_main:
             models.save_classifier(out / "model", name, entry, tags, model)
-            runtime.write_atomically(out / "metrics.json", json.dumps(measured, indent=2).encode())
+            files.write_atomically(out / "metrics.json", json.dumps(measured, indent=2).encode())
         fit.finish()
     command.say(f"classifier {name}: tag mAP {measured['mean_average_precision']} on {len(val)} validation images")
 
@@ -66,7 +66,7 @@ def check_networks(settings: Settings) -> None:
 
 @torch.inference_mode()
 def measure(
-    model: Classifier, device: runtime.Runtime, val: list[Record], tags: list[str], size: int
+    model: Classifier, device: processes.Runtime, val: list[Record], tags: list[str], size: int
 ) -> dict[str, Any]:
     """Tag metrics of the classifier on images padded to a square, as the segmenter's inference sees them."""
     model.eval()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from segcore import models, runtime, systems
+from segcore import models, processes, seeds, systems
 from segcore.cli import command, progress
 from segcore.config.reading import section
 from segcore.config.sections import RecipeParams
@@ -36,10 +36,10 @@ def main(
     module = systems.load(entry["module"])
     method_params = section(settings.raw, f"systems.{system}", module.Params)
     recipe = settings.recipes[settings.systems[system].recipe]
-    device = runtime.Runtime(recipe.precision)
+    device = processes.Runtime(recipe.precision)
 
     def build(classifier: Classifier) -> System:
-        torch.manual_seed(runtime.derived_seed(settings.seed, "segmenter", "initial weights"))
+        torch.manual_seed(seeds.derived_seed(settings.seed, "segmenter", "initial weights"))
         return module.build(method_params, classifier)
 
     with command.timed(f"train_segmenter@{system}"):
@@ -52,7 +52,7 @@ def main(
         run_key = [system, settings.seed, entry, *dumped, ids]
         sources = [manifest, start / "model.json", *command.files_in(labels)]
         scratch = progress.scratch_file(f"segmenter-{system}", run_key, sources, model, device)
-        seed = runtime.derived_seed(settings.seed, "segmenter")
+        seed = seeds.derived_seed(settings.seed, "segmenter")
         last_batches = finishing_batches(model, samples, recipe, seed, device)
         fit = Fit(model, samples, recipe, seed, device, scratch)
         progress.announce(f"segmenter {system}", model, recipe, len(samples), fit)
@@ -65,7 +65,7 @@ def main(
 
 
 def finishing_batches(
-    model: System, samples: Samples, recipe: RecipeParams, seed: int, device: runtime.Runtime
+    model: System, samples: Samples, recipe: RecipeParams, seed: int, device: processes.Runtime
 ) -> Iterator[Batch]:
     """The training batches that the system asks for at the end, drawn after those of the last step."""
     count, size = model.finishing_batches()

@@ -15,7 +15,7 @@ from segcore.config.reading import RecipeParams
 from segcore.data.batches import Batch, Sample
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.networks.dropout import KeyedDropout
-from segcore.runtime import Runtime
+from segcore.processes import Runtime
 from segcore.training.fit import Fit
 
 

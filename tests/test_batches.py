@@ -16,7 +16,7 @@ from segcore.data.batches import Batch, Mixed, Order, Sample, Samples, SizedSamp
 from segcore.data.pictures import read_image, read_labels, read_manifest
 from segcore.data.samples import CropSamples, TaggedImages
 from segcore.errors import Problem
-from segcore.runtime import derived_seed
+from segcore.seeds import derived_seed
 from tests.loop import Pictures, fit, net, same, trained
 from tests.tiny import run_stages, tiny_dataset
 

@@ -16,9 +16,10 @@ from safetensors.numpy import load_file
 from segcore.config import reading
 from segcore.data.batches import Batch
 from segcore.errors import Problem
+from segcore.files import write_atomically
 from segcore.losses import Term
 from segcore.networks import classifiers
-from segcore.runtime import Runtime, write_atomically
+from segcore.processes import Runtime
 from segcore.training.fit import Fit
 from tests.loop import Net, Pictures, recipe
 from tests.tiny import NAME, RECIPES, arguments, files, run_stages, tiny_dataset, train_stochastic

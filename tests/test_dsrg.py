@@ -13,7 +13,7 @@ from segcore.errors import Problem
 from segcore.localisation import region_growing
 from segcore.networks import dropout
 from segcore.networks.deeplab import LargeFov
-from segcore.runtime import Runtime
+from segcore.processes import Runtime
 from segcore.systems import deeplab, dsrg
 from segcore.systems.dsrg import DSRG
 from segcore.training.fit import Fit

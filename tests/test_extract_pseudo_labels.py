@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segcore import models, runtime
+from segcore import models
 from segcore.config import reading
 from segcore.data.pictures import read_labels, read_manifest
 from segcore.errors import Problem, Problems
@@ -83,7 +83,7 @@ def test_after_a_stop_it_goes_on_with_the_batch_that_it_was_at(tmp_path: Path, m
     """Ctrl-C in the second batch of two images: the first batch is not labelled again, and the end is the same."""
     whole = extract(tmp_path / "whole")
     weak = Path("split/weak.txt").read_text().split()
-    label, write = PseudoLabeller.__call__, runtime.write_atomically
+    label, write = PseudoLabeller.__call__, files.write_atomically
     labelled: list[str] = []
     written: list[Path] = []
 
@@ -99,7 +99,7 @@ def test_after_a_stop_it_goes_on_with_the_batch_that_it_was_at(tmp_path: Path, m
 
     monkeypatch.setattr(PseudoLabeller, "__call__", watched)
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "write_atomically", until_the_seventh)
+        patch.setattr(files, "write_atomically", until_the_seventh)
         with pytest.raises(KeyboardInterrupt):
             extract(tmp_path / "stopped")
     assert labelled == weak[:4]

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from segcore.cli import command, progress
 from segcore.errors import Problem
-from segcore.runtime import Runtime
+from segcore.processes import Runtime
 from tests.loop import fit, full_disk, net, recipe
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from segcore.errors import Problem
-from segcore.runtime import Runtime, derived_seed, fingerprint, replacing, write_atomically
+from segcore.files import fingerprint, replacing, write_atomically
+from segcore.processes import Runtime
+from segcore.seeds import derived_seed
 from tests.loop import full_disk
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from segcore.data.batches import Batch, Order, Stream
 from segcore.errors import Problem
 from segcore.losses import Term
-from segcore.runtime import Runtime
+from segcore.processes import Runtime
 from segcore.training.fit import Fit, Progress, optimiser, parameter_groups, rate
 from tests.loop import Linear, Net, Pictures, fit, net, recipe, same, trained
 

@@ -22,7 +22,7 @@ from rich.console import Console
 import segcore
 from segcore.config import reading
 from segcore.errors import Problem
-from segcore.runtime import write_atomically
+from segcore.files import write_atomically
 
 TIMINGS = Path(".scratch/timings")
 """Run times and peak memory: true of one machine and one run, so neither in Git nor in DVC."""

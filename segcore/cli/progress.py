@@ -15,7 +15,8 @@ from torch import nn
 from segcore.cli import command
 from segcore.config.sections import RecipeParams
 from segcore.errors import Problem
-from segcore.runtime import Runtime, fingerprint
+from segcore.files import fingerprint
+from segcore.processes import Runtime
 from segcore.training.fit import Fit
 from segcore.training.fit import Progress as Step
 

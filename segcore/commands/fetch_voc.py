@@ -23,7 +23,7 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from segcore.cli import command
 from segcore.errors import Problem
-from segcore.runtime import write_atomically
+from segcore.files import write_atomically
 
 SILENCE = 60.0
 """Seconds without a byte after which a download counts as failed."""

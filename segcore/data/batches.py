@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from segcore.errors import Problem
-from segcore.runtime import derived_seed
+from segcore.seeds import derived_seed
 
 
 @dataclass(frozen=True)

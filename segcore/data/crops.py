@@ -17,7 +17,7 @@ from torch import Tensor
 from segcore.config.sections import CropsParams
 from segcore.data import pictures, proposals
 from segcore.errors import Problem
-from segcore.runtime import derived_seed
+from segcore.seeds import derived_seed
 
 MAX_PROPOSALS = 2000
 """Boxes asked of EdgeBoxes per image; more find hardly another object."""

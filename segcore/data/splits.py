@@ -12,7 +12,7 @@ import numpy as np
 from segcore.config.sections import SplitParams
 from segcore.data.pictures import Record
 from segcore.errors import Problem, Problems
-from segcore.runtime import derived_seed
+from segcore.seeds import derived_seed
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from PIL import Image
 from segcore.config.sections import ShapesParams
 from segcore.data import pictures
 from segcore.errors import Problem
-from segcore.runtime import derived_seed
+from segcore.seeds import derived_seed
 
 Generator = np.random.Generator
 Grid = Float[np.ndarray, "H W"]

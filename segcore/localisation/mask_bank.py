@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from segcore.runtime import derived_seed
+from segcore.seeds import derived_seed
 
 NUMBERS_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
 """Mask values that are unpacked together: few enough for a CPU's memory, enough to keep a GPU busy."""

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from segcore.runtime import replacing
+from segcore.files import replacing
 
 MAGIC = b"segcore2"
 HEAD_BYTES = len(MAGIC) + hashlib.sha256().digest_size

@@ -16,7 +16,8 @@ from segcore.data.batches import Batch, Order, Samples, Stream
 from segcore.errors import Problem
 from segcore.losses import Term
 from segcore.networks import dropout, normalisation
-from segcore.runtime import Runtime, derived_seed
+from segcore.processes import Runtime
+from segcore.seeds import derived_seed
 from segcore.training import checkpoints
 
 

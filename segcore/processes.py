@@ -1,67 +1,15 @@
-"""Seeds, device, precision, processes and whole files: what a run decides once."""
+"""Device, precision and processes: what a run decides once."""
 
 import atexit
-import contextlib
-import hashlib
-import json
-import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, distributed
 
-from segcore.errors import Problem
-
 Item = TypeVar("Item")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` at once when the block ends well.
-
-    A crash or a full disk leaves the old file or none, never half of one. A kill may leave `.<name>.partial` behind;
-    the next run writes over it.
-
-    Raises:
-        Problem: the file could not be written.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise Problem(f"{path} could not be written ({error.strerror}); nothing that was there is lost") from error
-        raise
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` at once; see `replacing`."""
-    with replacing(path) as file:
-        file.write(content)
-
-
-def fingerprint(run: Any, sources: Iterable[Path]) -> str:
-    """A short name for parameters and the contents of files: equal only where both are."""
-    digest = hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode())
-    for source in sorted(sources):
-        digest.update(hashlib.sha256(source.read_bytes()).digest())
-    return digest.hexdigest()[:16]
-
-
-def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of its parts alone, so that order, workers and ranks change nothing."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _leave() -> None:
