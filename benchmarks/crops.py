@@ -17,7 +17,8 @@ from PIL import Image
 
 from segcore.config import reading
 from segcore.data import crops
-from segcore.data.pictures import Record, write_labels
+from segcore.data.manifest import Record
+from segcore.data.pictures import write_labels
 
 BAR_SECONDS = 0.3
 PICTURES = 40

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from segcore.config import reading
 from segcore.config.networks import BackboneParams, FullyConnectedParams
 from segcore.data.batches import Batch
-from segcore.localisation.maps import saliency
+from segcore.localisation.saliency import saliency
 from segcore.networks import classifiers
 from segcore.networks.deconvolution import Level
 from segcore.systems import decouplednet, fully_connected

@@ -20,8 +20,9 @@ import typer
 from segcore import models
 from segcore.config import reading
 from segcore.config.sections import PseudoLabelParams
-from segcore.data.pictures import Record, read_image, read_labels, read_manifest
-from segcore.data.samples import stretched_square
+from segcore.data.geometry import stretched_square
+from segcore.data.manifest import Record, read_manifest
+from segcore.data.pictures import read_image, read_labels
 from segcore.localisation.labeller import PseudoLabeller, Quality, full_size
 
 MEASURES = ("precision", "recall", "coverage", "foreground_coverage", "mean_iou")

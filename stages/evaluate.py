@@ -21,7 +21,8 @@ from rich.progress import track
 from segcore import models
 from segcore.cli import command
 from segcore.config.sections import EvaluationParams
-from segcore.data.pictures import IGNORE, Record, read_class_names, read_image, read_labels, read_manifest
+from segcore.data.manifest import Record, read_class_names, read_manifest
+from segcore.data.pictures import IGNORE, read_image, read_labels
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix, rounded

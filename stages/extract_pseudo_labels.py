@@ -21,8 +21,9 @@ from rich.progress import track
 from segcore import files, models, seeds
 from segcore.cli import command
 from segcore.config.sections import CropsParams, PseudoLabelParams
-from segcore.data.pictures import Record, labels_png, listed, read_class_names, read_image, read_labels, read_manifest
-from segcore.data.samples import stretched_square
+from segcore.data.geometry import stretched_square
+from segcore.data.manifest import Record, listed, read_class_names, read_manifest
+from segcore.data.pictures import labels_png, read_image, read_labels
 from segcore.errors import Problem
 from segcore.evaluation import inference
 from segcore.localisation import background, labeller

@@ -25,7 +25,8 @@ from rich.progress import track
 from segcore.cli import command
 from segcore.config.sections import CropsParams
 from segcore.data.crops import ImageCrops, image_crops, index
-from segcore.data.pictures import Record, read_class_names, read_image, read_labels, read_manifest
+from segcore.data.manifest import Record, read_class_names, read_manifest
+from segcore.data.pictures import read_image, read_labels
 from segcore.errors import Problem, Problems
 from segcore.files import write_atomically
 from segcore.processes import Runtime

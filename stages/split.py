@@ -10,7 +10,7 @@ import pandas as pd
 
 from segcore.cli import command
 from segcore.data import splits
-from segcore.data.pictures import read_class_names, read_manifest
+from segcore.data.manifest import read_class_names, read_manifest
 from segcore.errors import Problem
 from segcore.files import write_atomically
 

@@ -14,8 +14,10 @@ import torch
 from segcore import files, models, processes, seeds
 from segcore.cli import command, progress
 from segcore.config.reading import Settings
-from segcore.data.pictures import Record, listed, read_class_names, read_image, read_manifest
-from segcore.data.samples import TaggedImages, padded_square, tag_vector
+from segcore.data.geometry import padded_square
+from segcore.data.manifest import Record, listed, read_class_names, read_manifest
+from segcore.data.pictures import read_image
+from segcore.data.samples import TaggedImages, tag_vector
 from segcore.errors import Problems
 from segcore.evaluation import metrics
 from segcore.networks import classifiers, pretrained

@@ -14,8 +14,9 @@ from segcore import models, processes, seeds, systems
 from segcore.cli import command, progress
 from segcore.config.reading import section
 from segcore.config.sections import RecipeParams
-from segcore.data.batches import Batch, Order, Samples, Stream
-from segcore.data.pictures import listed, read_manifest
+from segcore.data.batches import Batch, Samples, Stream
+from segcore.data.manifest import listed, read_manifest
+from segcore.data.order import Order
 from segcore.networks.classifiers import Classifier
 from segcore.systems import Inputs, System
 from segcore.training.fit import Fit

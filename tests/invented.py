@@ -9,7 +9,8 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from segcore.config import reading
-from segcore.data.pictures import IGNORE, Record, write_labels
+from segcore.data.manifest import Record
+from segcore.data.pictures import IGNORE, write_labels
 from segcore.evaluation.metrics import rounded, tag_metrics
 from segcore.localisation.labeller import Quality
 from stages import evaluate

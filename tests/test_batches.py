@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from segcore.data.batches import Batch, Mixed, Order, Sample, Samples, SizedSamples, Stream, collate
-from segcore.data.pictures import read_image, read_labels, read_manifest
+from segcore.data.batches import Batch, Mixed, Sample, Samples, SizedSamples, Stream, collate
+from segcore.data.manifest import read_manifest
+from segcore.data.order import Order
+from segcore.data.pictures import read_image, read_labels
 from segcore.data.samples import CropSamples, TaggedImages
 from segcore.errors import Problem
 from segcore.seeds import derived_seed

@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from segcore.data.crops import binary_labels, box_iou, crop_boxes, cut, enclosing_boxes, label_subsets, tight_box
-from segcore.data.pictures import MANIFEST_COLUMNS, write_labels
+from segcore.data.crops import binary_labels, box_iou, crop_boxes, enclosing_boxes, label_subsets, tight_box
+from segcore.data.geometry import cut
+from segcore.data.manifest import MANIFEST_COLUMNS
+from segcore.data.pictures import write_labels
 from segcore.errors import Problem
 from stages import make_crops
 from tests.devkit import write_params

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from segcore import losses
-from segcore.data.batches import Batch, Mixed, Order, SizedSamples, Stream, collate
+from segcore.data.batches import Batch, Mixed, SizedSamples, Stream, collate
+from segcore.data.order import Order
 from segcore.errors import Problem
 from segcore.localisation import region_growing
 from segcore.networks import dropout

@@ -15,7 +15,8 @@ from torch import Tensor
 from segcore import models, systems
 from segcore.config import reading
 from segcore.config.sections import CRFParams
-from segcore.data.pictures import Record, read_image, read_labels, write_labels
+from segcore.data.manifest import Record
+from segcore.data.pictures import read_image, read_labels, write_labels
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.evaluation.metrics import rounded

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from segcore import models
 from segcore.config import reading
-from segcore.data.pictures import read_labels, read_manifest
+from segcore.data.manifest import read_manifest
+from segcore.data.pictures import read_labels
 from segcore.errors import Problem, Problems
 from segcore.localisation import labeller
 from segcore.localisation.labeller import PseudoLabeller
@@ -83,7 +84,7 @@ def test_after_a_stop_it_goes_on_with_the_batch_that_it_was_at(tmp_path: Path, m
     """Ctrl-C in the second batch of two images: the first batch is not labelled again, and the end is the same."""
     whole = extract(tmp_path / "whole")
     weak = Path("split/weak.txt").read_text().split()
-    label, write = PseudoLabeller.__call__, files.write_atomically
+    label, write = PseudoLabeller.__call__, write_atomically
     labelled: list[str] = []
     written: list[Path] = []
 

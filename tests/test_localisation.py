@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.localisation.maps import saliency, saliency_autograd
+from segcore.localisation.saliency import saliency, saliency_autograd
 from segcore.networks.backbones import Features
 from segcore.networks.classifiers import Activations, FullyConnectedHead
 from segcore.systems import fully_connected as fully_connected_head

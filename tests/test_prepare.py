@@ -16,15 +16,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from segcore.cli import command
-from segcore.data.pictures import (
-    IGNORE,
-    MANIFEST_COLUMNS,
-    read_image,
-    read_labels,
-    read_manifest,
-    voc_palette,
-    write_labels,
-)
+from segcore.data.manifest import MANIFEST_COLUMNS, read_manifest
+from segcore.data.pictures import IGNORE, read_image, read_labels, voc_palette, write_labels
 from segcore.errors import Problem, Problems
 from stages import prepare
 from tests.devkit import make_devkit, real_voc, write_params

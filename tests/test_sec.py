@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from segcore import losses
 from segcore.config import reading
 from segcore.data.batches import Batch, SizedSamples
-from segcore.data.pictures import Record, write_labels
+from segcore.data.manifest import Record
+from segcore.data.pictures import write_labels
 from segcore.errors import Problem, Problems
 from segcore.localisation import crf
 from segcore.systems import Inputs, sec

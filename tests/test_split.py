@@ -11,7 +11,7 @@ import pytest
 from segcore.cli import command
 from segcore.config.sections import SplitParams
 from segcore.data import splits
-from segcore.data.pictures import Record
+from segcore.data.manifest import Record
 from segcore.errors import Problem, Problems
 from stages import prepare, split
 from tests.devkit import make_devkit, write_params

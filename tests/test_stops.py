@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from segcore.data.batches import Batch, Order
+from segcore.data.batches import Batch
+from segcore.data.order import Order
 from segcore.errors import Problem
 from segcore.losses import Term
 from segcore.training import checkpoints

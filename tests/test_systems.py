@@ -14,7 +14,7 @@ from segcore import systems
 from segcore.config import reading
 from segcore.config.networks import StochasticParams
 from segcore.data.batches import SizedSamples
-from segcore.data.pictures import Record
+from segcore.data.manifest import Record
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.networks import classifiers, dropout

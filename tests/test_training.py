@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from segcore.data.batches import Batch, Order, Stream
+from segcore.data.batches import Batch, Stream
+from segcore.data.order import Order
 from segcore.errors import Problem
 from segcore.losses import Term
 from segcore.processes import Runtime

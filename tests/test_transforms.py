@@ -10,16 +10,10 @@ import torch
 from PIL import Image
 
 from segcore.data.batches import Sample
-from segcore.data.pictures import Record, read_labels, write_labels
-from segcore.data.samples import (
-    CropSamples,
-    CueSamples,
-    LabelledImages,
-    TaggedImages,
-    padded_square,
-    stretched_square,
-    tag_vector,
-)
+from segcore.data.geometry import padded_square, stretched_square
+from segcore.data.manifest import Record
+from segcore.data.pictures import read_labels, write_labels
+from segcore.data.samples import CropSamples, CueSamples, LabelledImages, TaggedImages, tag_vector
 from segcore.errors import Problem
 
 COLOURS = np.array([[0, 0, 0], [240, 0, 0], [0, 240, 0], [0, 0, 240], [240, 240, 0]], dtype=np.uint8)

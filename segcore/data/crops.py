@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float, Int, Int32, UInt8
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from segcore.config.sections import CropsParams
-from segcore.data import pictures, proposals
+from segcore.data import manifest, pictures, proposals
 from segcore.errors import Problem
 from segcore.seeds import derived_seed
 
@@ -59,7 +59,7 @@ class ImageCrops:
         return sorted({label for subset in self.subsets for label in subset})
 
 
-def image_crops(record: pictures.Record, params: CropsParams, seed: int) -> ImageCrops:
+def image_crops(record: manifest.Record, params: CropsParams, seed: int) -> ImageCrops:
     """All crops of a strong image: a function of the image, its labels, the parameters and the seed alone.
 
     The classes are those of the mask; a tag that the mask lacks has no foreground to enclose.
@@ -189,32 +189,3 @@ def enclosing_boxes(
     low, high = np.ceil(low), np.floor(high)
     corner = np.floor(low + rng.uniform(0, 1, size=(count, 2)) * (high - low + 1))
     return np.concatenate([corner, corner + side], axis=1).astype(np.int32)
-
-
-def cut(
-    image: UInt8[np.ndarray, "H W 3"], labels: UInt8[np.ndarray, "H W"] | None, box: Box, size: int
-) -> tuple[UInt8[np.ndarray, "S S 3"], UInt8[np.ndarray, "S S"]]:
-    """The box of image and labels, warped to `size` x `size`; the aspect is not kept.
-
-    Beyond the image lie 0 (black) and 255 (unknown). The image is bilinear, or averaged where both axes shrink; labels
-    take the nearest pixel. Without labels all are 255.
-    """
-    x1, y1, x2, y2 = (int(value) for value in box)
-    height, width = image.shape[:2]
-    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
-    if left >= right or top >= bottom:
-        return np.zeros((size, size, 3), dtype=np.uint8), np.full((size, size), pictures.IGNORE, dtype=np.uint8)
-
-    def warped(picture: np.ndarray, beyond: int, interpolation: int) -> np.ndarray:
-        part = picture[top:bottom, left:right]
-        margins = (top - y1, y2 - bottom, left - x1, x2 - right)
-        if any(margins):
-            part = cv2.copyMakeBorder(part, *margins, cv2.BORDER_CONSTANT, value=(beyond,) * 3)
-        return cv2.resize(part, (size, size), interpolation=interpolation)
-
-    shrinks = min(x2 - x1, y2 - y1) > size
-    pixels = warped(image, 0, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    if labels is None:
-        return pixels, np.full((size, size), pictures.IGNORE, dtype=np.uint8)
-    # INTER_NEAREST would shift labels against the image by up to a pixel; the exact one shares its pixel centres.
-    return pixels, warped(labels, pictures.IGNORE, cv2.INTER_NEAREST_EXACT)

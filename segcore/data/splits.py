@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from segcore.config.sections import SplitParams
-from segcore.data.pictures import Record
+from segcore.data.manifest import Record
 from segcore.errors import Problem, Problems
 from segcore.seeds import derived_seed
 

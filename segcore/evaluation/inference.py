@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segcore.config.sections import CRFParams, CropsParams, EvaluationParams
+from segcore.data.geometry import padded_square, stretched_square
 from segcore.data.proposals import edge_boxes
-from segcore.data.samples import padded_square, stretched_square
 from segcore.errors import Problem
 from segcore.localisation import crf
 from segcore.systems import System

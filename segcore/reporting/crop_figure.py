@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from segcore.data.crops import binary_labels, cut
+from segcore.data.crops import binary_labels
+from segcore.data.geometry import cut
 from segcore.data.pictures import IGNORE, voc_palette
 
 OUTLINE = "#ffd400"

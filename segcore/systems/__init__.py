@@ -17,7 +17,7 @@ from segcore.config import reading
 from segcore.config.sections import CropsParams
 from segcore.data import crops
 from segcore.data.batches import Batch
-from segcore.data.pictures import Record
+from segcore.data.manifest import Record
 from segcore.data.samples import CropSamples
 from segcore.errors import Problem, Problems
 from segcore.losses import Term

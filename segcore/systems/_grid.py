@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from segcore.config.sections import Count, GridSize, Rate, SystemEntry
-from segcore.data.pictures import Record
+from segcore.data.manifest import Record
 from segcore.errors import Problem
 from segcore.networks import backbones, pretrained
 from segcore.networks.classifiers import Classifier

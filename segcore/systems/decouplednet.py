@@ -18,7 +18,7 @@ from segcore.config.sections import Count, Fraction, Positive, SystemEntry
 from segcore.data.batches import Batch
 from segcore.data.crops import binary_labels
 from segcore.data.samples import CropSamples
-from segcore.localisation.maps import saliency
+from segcore.localisation.saliency import saliency
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.networks import normalisation
 from segcore.networks.backbones import Features

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from segcore.config.sections import RecipeParams
-from segcore.data.batches import Batch, Order, Samples, Stream
+from segcore.data.batches import Batch, Samples, Stream
+from segcore.data.order import Order
 from segcore.errors import Problem
 from segcore.losses import Term
 from segcore.networks import dropout, normalisation
