@@ -19,7 +19,8 @@ from segcore.data.batches import Batch
 from segcore.localisation.saliency import saliency
 from segcore.networks import classifiers
 from segcore.networks.deconvolution import Level
-from segcore.systems import decouplednet, fully_connected
+from segcore.systems import decouplednet
+from segcore.systems._crops import fully_connected
 from segcore.systems.decouplednet import DecoupledNet
 
 BAR_RATIO = 2.0

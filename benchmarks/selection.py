@@ -23,7 +23,9 @@ from segcore.config.sections import PseudoLabelParams
 from segcore.data.geometry import stretched_square
 from segcore.data.manifest import Record, read_manifest
 from segcore.data.pictures import read_image, read_labels
-from segcore.localisation.labeller import PseudoLabeller, Quality, full_size
+from segcore.data.pseudo_labels import full_size
+from segcore.evaluation.quality import Quality
+from segcore.localisation.labeller import PseudoLabeller
 
 MEASURES = ("precision", "recall", "coverage", "foreground_coverage", "mean_iou")
 BATCH = 8

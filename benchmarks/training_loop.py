@@ -18,7 +18,8 @@ from segcore.data.batches import Sample
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
 from segcore.processes import Runtime
-from segcore.training.fit import Fit, optimiser
+from segcore.training.fit import Fit
+from segcore.training.optimisation import optimiser
 
 BAR = 0.95
 TAGS, SIZE, IMAGES = 10, 96, 256

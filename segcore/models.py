@@ -17,7 +17,7 @@ from segcore.errors import Problem
 from segcore.files import write_atomically
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
-from segcore.systems import System
+from segcore.systems.contract import System
 
 FORMAT = 1
 

@@ -21,13 +21,16 @@ from rich.progress import track
 from segcore import files, models, seeds
 from segcore.cli import command
 from segcore.config.sections import CropsParams, PseudoLabelParams
+from segcore.data import pseudo_labels
 from segcore.data.geometry import stretched_square
 from segcore.data.manifest import Record, listed, read_class_names, read_manifest
 from segcore.data.pictures import labels_png, read_image, read_labels
+from segcore.data.pseudo_labels import CuesFile
 from segcore.errors import Problem
 from segcore.evaluation import inference
-from segcore.localisation import background, labeller
-from segcore.localisation.labeller import CuesFile, PseudoLabeller, Quality
+from segcore.evaluation.quality import Quality
+from segcore.localisation import background
+from segcore.localisation.labeller import PseudoLabeller
 from segcore.processes import Runtime
 from segcore.reporting import panels
 
@@ -107,7 +110,7 @@ def extractor(
         squares = [stretched_square(read_image(record.image), entry.input_size) for record in records]
         images = torch.stack(squares).float().to(device.device)
         cues = label(images, [r.tags for r in records], [r.image_id for r in records]).cpu().numpy()
-        return [(c, labeller.full_size(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
+        return [(c, pseudo_labels.full_size(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
 
     return extract
 
@@ -129,7 +132,7 @@ def from_cues(file: CuesFile, entry: PseudoLabelParams, names: list[str], chosen
 
     def extract(records: Sequence[Record]) -> list[tuple[Labels, Labels]]:
         cues = [file.labels(record.image_id) for record in records]
-        return [(c, labeller.full_size(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
+        return [(c, pseudo_labels.full_size(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
 
     return extract
 
@@ -181,7 +184,7 @@ def work(records: Sequence[Record], extract: Extract, batch_size: int, scratch: 
 
 def _files(folder: Path, record: Record) -> tuple[Path, Path]:
     """Where the cues and the labels of an image are."""
-    return labeller.cue_file(folder, record.image_id), labeller.label_file(folder, record.image_id)
+    return pseudo_labels.cue_file(folder, record.image_id), pseudo_labels.label_file(folder, record.image_id)
 
 
 def finish(records: Sequence[Record], names: list[str], scratch: Path, out: Path) -> None:
@@ -189,16 +192,16 @@ def finish(records: Sequence[Record], names: list[str], scratch: Path, out: Path
     quality = Quality(len(names))
     for record in records:
         if record.labels is not None:
-            pseudo = read_labels(labeller.label_file(scratch, record.image_id))
+            pseudo = read_labels(pseudo_labels.label_file(scratch, record.image_id))
             quality.update(read_labels(record.labels), pseudo)
     summary = quality.summary(names)
-    files.write_atomically(scratch / labeller.LIST, "".join(f"{r.image_id}\n" for r in records).encode())
+    files.write_atomically(scratch / pseudo_labels.LIST, "".join(f"{r.image_id}\n" for r in records).encode())
     figure(records, names, scratch).save(scratch / "figure.png", format="PNG", optimize=True)
     files.write_atomically(scratch / "quality.json", (json.dumps(summary, indent=2) + "\n").encode())
     out.mkdir(parents=True, exist_ok=True)
     # The list, by which others know the folder, goes first and comes last.
-    (out / labeller.LIST).unlink(missing_ok=True)
-    for part in ("cues", "labels", "figure.png", "quality.json", labeller.LIST):
+    (out / pseudo_labels.LIST).unlink(missing_ok=True)
+    for part in ("cues", "labels", "figure.png", "quality.json", pseudo_labels.LIST):
         if (out / part).is_dir():
             shutil.rmtree(out / part)
         shutil.move(scratch / part, out / part)  # they may be on different disks
@@ -215,7 +218,7 @@ def figure(records: Sequence[Record], names: list[str], folder: Path) -> Image.I
     places = np.linspace(0, len(shown) - 1, min(FIGURE_ROWS, len(shown)))
     pages = []
     for record in (shown[round(place)] for place in places):
-        pseudo = read_labels(labeller.label_file(folder, record.image_id))
+        pseudo = read_labels(pseudo_labels.label_file(folder, record.image_id))
         truth = read_labels(record.labels) if record.labels is not None else np.full_like(pseudo, 255)
         picture = read_image(record.image)
         pages.append(panels.panel(picture, truth, pseudo, names, record.image_id, "pseudo-labels"))

@@ -18,7 +18,7 @@ from segcore.data.batches import Batch, Samples, Stream
 from segcore.data.manifest import listed, read_manifest
 from segcore.data.order import Order
 from segcore.networks.classifiers import Classifier
-from segcore.systems import Inputs, System
+from segcore.systems.contract import Inputs, System
 from segcore.training.fit import Fit
 
 

@@ -12,7 +12,7 @@ from segcore.config import reading
 from segcore.data.manifest import Record
 from segcore.data.pictures import IGNORE, write_labels
 from segcore.evaluation.metrics import rounded, tag_metrics
-from segcore.localisation.labeller import Quality
+from segcore.evaluation.quality import Quality
 from stages import evaluate
 from tests.devkit import PARAMS
 

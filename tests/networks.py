@@ -16,8 +16,8 @@ from segcore.data.pictures import IGNORE
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
 from segcore.networks.deeplab import at_cells
-from segcore.systems import System
 from segcore.systems._cues import CueSystem
+from segcore.systems.contract import System
 from tests.devkit import PARAMS
 
 N_TAGS = 5

@@ -11,7 +11,7 @@ from segcore.config.networks import BackboneParams, StochasticParams
 from segcore.networks import classifiers, dropout
 from segcore.networks.classifiers import Classifier, FullyConnectedHead, TagScores
 from segcore.networks.stochastic_head import StochasticHead
-from segcore.training.fit import parameter_groups
+from segcore.training.optimisation import parameter_groups
 from tests.devkit import PARAMS
 from tests.networks import (
     N_TAGS,

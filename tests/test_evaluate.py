@@ -21,7 +21,7 @@ from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.evaluation.metrics import rounded
 from segcore.networks import classifiers
-from segcore.systems import System
+from segcore.systems.contract import System
 from stages import evaluate, report
 from tests.devkit import PARAMS, write_params
 from tests.invented import NAMES, SHAPES, invented_results, predictor, scenes, write_json

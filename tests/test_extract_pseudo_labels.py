@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from segcore import files as whole_files
 from segcore import models
 from segcore.config import reading
+from segcore.data import pseudo_labels
 from segcore.data.manifest import read_manifest
 from segcore.data.pictures import read_labels
 from segcore.errors import Problem, Problems
-from segcore.localisation import labeller
 from segcore.localisation.labeller import PseudoLabeller
 from segcore.systems._grid import NetworkParams
 from tests.networks import CRF
@@ -62,12 +63,12 @@ def test_the_folder_holds_cues_labels_list_quality_and_figure(tmp_path: Path) ->
     extract(tmp_path / "out")
     weak = Path("split/weak.txt").read_text().split()
     records = read_manifest(MANIFEST)
-    assert labeller.listed(tmp_path / "out") == weak
+    assert pseudo_labels.listed(tmp_path / "out") == weak
     seen: set[int] = set()
     for image_id in weak:
         record = records[image_id]
-        cues = read_labels(labeller.cue_file(tmp_path / "out", image_id))
-        labels = read_labels(labeller.label_file(tmp_path / "out", image_id))
+        cues = read_labels(pseudo_labels.cue_file(tmp_path / "out", image_id))
+        labels = read_labels(pseudo_labels.label_file(tmp_path / "out", image_id))
         assert cues.shape == (CELLS, CELLS)
         assert labels.shape == (record.height, record.width)
         assert set(np.unique(cues)) <= {0, 255, *record.tags}, "only tagged classes"
@@ -84,7 +85,7 @@ def test_after_a_stop_it_goes_on_with_the_batch_that_it_was_at(tmp_path: Path, m
     """Ctrl-C in the second batch of two images: the first batch is not labelled again, and the end is the same."""
     whole = extract(tmp_path / "whole")
     weak = Path("split/weak.txt").read_text().split()
-    label, write = PseudoLabeller.__call__, write_atomically
+    label, write = PseudoLabeller.__call__, whole_files.write_atomically
     labelled: list[str] = []
     written: list[Path] = []
 
@@ -100,7 +101,7 @@ def test_after_a_stop_it_goes_on_with_the_batch_that_it_was_at(tmp_path: Path, m
 
     monkeypatch.setattr(PseudoLabeller, "__call__", watched)
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_atomically", until_the_seventh)
+        patch.setattr(whole_files, "write_atomically", until_the_seventh)
         with pytest.raises(KeyboardInterrupt):
             extract(tmp_path / "stopped")
     assert labelled == weak[:4]
@@ -128,7 +129,7 @@ def test_a_stop_while_results_are_moved_loses_none(at: int, tmp_path: Path, monk
         with pytest.raises(KeyboardInterrupt):
             extract(out)
     with pytest.raises(Problem, match="holds no pseudo-labels"):
-        labeller.listed(out)
+        pseudo_labels.listed(out)
     assert extract(out) == whole
 
 
@@ -153,8 +154,8 @@ def npz(path: Path, cells: int = CELLS, leave_out: int = 0, label: int = 1) -> P
 def test_published_cues_are_taken_as_they_are(tmp_path: Path) -> None:
     params = changed(tmp_path, source="cues_file", input="cues.npz")
     extract(tmp_path / "out", params, input=npz(tmp_path / "cues.npz"))
-    first = labeller.listed(tmp_path / "out")[0]
-    cues = read_labels(labeller.cue_file(tmp_path / "out", first))
+    first = pseudo_labels.listed(tmp_path / "out")[0]
+    cues = read_labels(pseudo_labels.cue_file(tmp_path / "out", first))
     assert (cues[2:5, 2:5] == 1).all()
     assert (cues == 1).sum() == 9
 
@@ -180,8 +181,8 @@ def test_a_segmenters_predictions_hold_tagged_classes_only(tmp_path: Path, chang
     params = changed(tmp_path, **segmenter | changes)
     extract(tmp_path / "out", params, input=Path("segmenter/model"))
     records = read_manifest(MANIFEST)
-    for image_id in labeller.listed(tmp_path / "out"):
-        labels = read_labels(labeller.label_file(tmp_path / "out", image_id))
+    for image_id in pseudo_labels.listed(tmp_path / "out"):
+        labels = read_labels(pseudo_labels.label_file(tmp_path / "out", image_id))
         assert set(np.unique(labels)) <= {0, *records[image_id].tags}
 
 
@@ -236,8 +237,8 @@ def test_an_external_saliency_map_says_what_is_background(tmp_path: Path) -> Non
         bright[:, :20] = 0
         Image.fromarray(bright).save(tmp_path / f"maps/{image_id}.png")
     extract(tmp_path / "out", params)
-    for image_id in labeller.listed(tmp_path / "out"):
-        cues = read_labels(labeller.cue_file(tmp_path / "out", image_id))
+    for image_id in pseudo_labels.listed(tmp_path / "out"):
+        cues = read_labels(pseudo_labels.cue_file(tmp_path / "out", image_id))
         assert (cues[:, 5:] != 0).all()
         assert (cues[:, :4] != 255).all()
 

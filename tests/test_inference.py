@@ -11,7 +11,7 @@ from segcore.data.batches import Batch
 from segcore.errors import Problem
 from segcore.evaluation import inference
 from segcore.losses import Term
-from segcore.systems import System
+from segcore.systems.contract import System
 from tests.devkit import PARAMS
 from tests.networks import CRF
 

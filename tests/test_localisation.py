@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from segcore.localisation.saliency import saliency, saliency_autograd
 from segcore.networks.backbones import Features
 from segcore.networks.classifiers import Activations, FullyConnectedHead
-from segcore.systems import fully_connected as fully_connected_head
+from segcore.systems._crops import fully_connected as fully_connected_head
 from tests.networks import N_TAGS, fully_connected, squares, tiny_classifier
 
 SUBSETS = [(0, [1]), (0, [1, 3]), (0, [0, 1, 2, 3, 4]), (1, [4]), (1, []), (2, [0, 2]), (0, [2])]

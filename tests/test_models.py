@@ -15,8 +15,8 @@ from segcore.config.networks import BackboneParams, ClassifierParams
 from segcore.errors import Problem
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
-from segcore.systems import System
 from segcore.systems._grid import GridSystem
+from segcore.systems.contract import System
 from tests.devkit import PARAMS
 from tests.networks import backbone, build, entry, squares
 

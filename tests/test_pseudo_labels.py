@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 
 from segcore.config.sections import PseudoLabelParams
+from segcore.data import pseudo_labels
+from segcore.data.pseudo_labels import CuesFile
 from segcore.errors import Problem
-from segcore.localisation import background, labeller
-from segcore.localisation.labeller import CuesFile, PseudoLabeller, Quality, classes_at
+from segcore.evaluation.quality import Quality
+from segcore.localisation import background
+from segcore.localisation.labeller import PseudoLabeller, classes_at
 from tests.networks import N_TAGS, squares, tiny_classifier
 from tests.test_classifiers import stochastic_classifier
 
@@ -147,19 +150,19 @@ def test_a_file_that_is_none_is_a_problem(tmp_path: Path, content: bytes | None)
 
 
 def test_the_folder_of_pseudo_labels(tmp_path: Path) -> None:
-    assert labeller.cue_file(tmp_path, "a b") == tmp_path / "cues/a b.png"
-    assert labeller.label_file(tmp_path, "a") == tmp_path / "labels/a.png"
+    assert pseudo_labels.cue_file(tmp_path, "a b") == tmp_path / "cues/a b.png"
+    assert pseudo_labels.label_file(tmp_path, "a") == tmp_path / "labels/a.png"
     with pytest.raises(Problem, match="holds no pseudo-labels"):
-        labeller.listed(tmp_path)
+        pseudo_labels.listed(tmp_path)
     (tmp_path / "images.txt").write_text("b\na\n")
-    assert labeller.listed(tmp_path) == ["b", "a"]
+    assert pseudo_labels.listed(tmp_path) == ["b", "a"]
 
 
 def test_a_pixel_has_the_label_of_its_cell() -> None:
     cue = np.array([[1, 2], [3, 255]], dtype=np.uint8)
-    assert labeller.full_size(cue, 4, 6).tolist() == [[1, 1, 1, 2, 2, 2]] * 2 + [[3, 3, 3, 255, 255, 255]] * 2
-    mirrored = labeller.full_size(cue[:, ::-1].copy(), 375, 500)
-    assert np.array_equal(mirrored[:, ::-1], labeller.full_size(cue, 375, 500))
+    assert pseudo_labels.full_size(cue, 4, 6).tolist() == [[1, 1, 1, 2, 2, 2]] * 2 + [[3, 3, 3, 255, 255, 255]] * 2
+    mirrored = pseudo_labels.full_size(cue[:, ::-1].copy(), 375, 500)
+    assert np.array_equal(mirrored[:, ::-1], pseudo_labels.full_size(cue, 375, 500))
 
 
 def test_quality_of_ten_pixels_by_hand() -> None:

@@ -16,8 +16,9 @@ from segcore.data.manifest import Record
 from segcore.data.pictures import write_labels
 from segcore.errors import Problem, Problems
 from segcore.localisation import crf
-from segcore.systems import Inputs, sec
+from segcore.systems import sec
 from segcore.systems._cues import CueSystem
+from segcore.systems.contract import Inputs
 from segcore.systems.sec import SEC
 from tests.devkit import PARAMS
 from tests.networks import CRF, batch_of, build, params_of, system_of, tiny_classifier

@@ -18,8 +18,8 @@ from segcore.data.manifest import Record
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.networks import classifiers, dropout
-from segcore.systems import Inputs, System
 from segcore.systems._grid import GridSystem
+from segcore.systems.contract import Inputs, System
 from tests.devkit import PARAMS
 from tests.networks import (
     N_TAGS,

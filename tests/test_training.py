@@ -12,7 +12,8 @@ from segcore.data.order import Order
 from segcore.errors import Problem
 from segcore.losses import Term
 from segcore.processes import Runtime
-from segcore.training.fit import Fit, Progress, optimiser, parameter_groups, rate
+from segcore.training.fit import Fit, Progress
+from segcore.training.optimisation import optimiser, parameter_groups, rate
 from tests.loop import Linear, Net, Pictures, fit, net, recipe, same, trained
 
 

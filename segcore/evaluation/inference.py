@@ -14,7 +14,7 @@ from segcore.data.geometry import padded_square, stretched_square
 from segcore.data.proposals import edge_boxes
 from segcore.errors import Problem
 from segcore.localisation import crf
-from segcore.systems import System
+from segcore.systems.contract import System
 
 Image = UInt8[np.ndarray, "_ _ 3"]
 Predict = Callable[[Float[Tensor, "B 3 S S"]], Float[Tensor, "B K S S"]]

@@ -8,13 +8,14 @@ from PIL import Image
 from torch import Tensor
 
 from segcore.config.sections import CRFParams, Positive
+from segcore.data import pseudo_labels
 from segcore.data.batches import Batch
 from segcore.data.samples import CueSamples
 from segcore.errors import Problem
-from segcore.localisation import crf, labeller
+from segcore.localisation import crf
 from segcore.networks.deeplab import DeepLab, cells, colours_at_cells
-from segcore.systems import Inputs
 from segcore.systems._grid import GridSystem, NetworkParams
+from segcore.systems.contract import Inputs
 
 
 class CueParams(NetworkParams):
@@ -67,10 +68,10 @@ def cue_samples(params: CueParams, inputs: Inputs) -> CueSamples:
     Raises:
         Problem: no such folder, an image that the manifest lacks, cues that are missing or of another grid.
     """
-    ids, side = labeller.listed(inputs.labels), cells(params.input_size, params.stride)
+    ids, side = pseudo_labels.listed(inputs.labels), cells(params.input_size, params.stride)
     if strange := [image_id for image_id in ids if image_id not in inputs.records]:
         raise Problem(f"{inputs.labels} lists {strange[0]}, which is not in the manifest; extract the labels again")
-    files = [labeller.cue_file(inputs.labels, image_id) for image_id in ids]
+    files = [pseudo_labels.cue_file(inputs.labels, image_id) for image_id in ids]
     for file in files:
         if not file.is_file():
             raise Problem(f"{file} is missing; extract the pseudo-labels again")

@@ -14,7 +14,7 @@ from segcore.errors import Problem
 from segcore.networks import backbones, pretrained
 from segcore.networks.classifiers import Classifier
 from segcore.networks.deeplab import DeepLab, enlarged
-from segcore.systems import System
+from segcore.systems.contract import System
 
 
 class NetworkParams(SystemEntry):

@@ -21,7 +21,8 @@ from segcore.losses import Term, pixel_cross_entropy
 from segcore.networks import backbones, normalisation
 from segcore.networks.classifiers import Classifier, FullyConnectedHead, fill_from_vgg16
 from segcore.networks.deconvolution import Deconvolution, OutputStride, deconvolution_block
-from segcore.systems import Inputs, System, crop_samples, fully_connected
+from segcore.systems._crops import crop_samples, fully_connected
+from segcore.systems.contract import Inputs, System
 
 FC_CHANNELS = 4096
 

@@ -24,7 +24,8 @@ from segcore.networks import normalisation
 from segcore.networks.backbones import Features
 from segcore.networks.classifiers import Activations, Classifier, FullyConnectedHead
 from segcore.networks.deconvolution import Deconvolution, OutputStride, deconvolution_block
-from segcore.systems import Inputs, System, crop_samples, fully_connected
+from segcore.systems._crops import crop_samples, fully_connected
+from segcore.systems.contract import Inputs, System
 
 BRIDGE_CHANNELS = 2048
 PAIRS_AT_ONCE = 32

@@ -10,15 +10,15 @@ from typing import Literal
 from pydantic import model_validator
 
 from segcore.config.sections import Positive
+from segcore.data import pseudo_labels
 from segcore.data.batches import Batch
 from segcore.data.samples import LabelledImages
 from segcore.errors import Problem
-from segcore.localisation import labeller
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.networks.classifiers import Classifier
 from segcore.networks.deeplab import DeepLab, at_cells
-from segcore.systems import Inputs
 from segcore.systems._grid import GridSystem, NetworkParams, masks_of, network_of
+from segcore.systems.contract import Inputs
 
 
 class Params(NetworkParams):
@@ -61,10 +61,10 @@ def samples(params: Params, inputs: Inputs) -> LabelledImages:
     if inputs.labels.is_file():
         masks = masks_of(records)
         return LabelledImages(records, masks, inputs.n_tags, params.input_size, scales)
-    if missing := sorted({*inputs.images} - {*labeller.listed(inputs.labels)}):
+    if missing := sorted({*inputs.images} - {*pseudo_labels.listed(inputs.labels)}):
         raise Problem(
             f"{inputs.labels} has no pseudo-labels of {len(missing)} of {len(records)} images, {missing[0]} first; "
             "extract them of the list that this system names in `images`"
         )
-    labels = [labeller.label_file(inputs.labels, image_id) for image_id in inputs.images]
+    labels = [pseudo_labels.label_file(inputs.labels, image_id) for image_id in inputs.images]
     return LabelledImages(records, labels, inputs.n_tags, params.input_size, scales, strong=False)

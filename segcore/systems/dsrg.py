@@ -19,9 +19,9 @@ from segcore.localisation import region_growing
 from segcore.losses import Term, balanced_seed_loss, boundary_loss, floored_softmax, pixel_cross_entropy
 from segcore.networks.classifiers import Classifier
 from segcore.networks.deeplab import DeepLab
-from segcore.systems import Inputs
 from segcore.systems._cues import CueParams, CueSystem, cue_samples
 from segcore.systems._grid import masks_of, network_of
+from segcore.systems.contract import Inputs
 
 
 class Params(CueParams):

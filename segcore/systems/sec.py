@@ -11,9 +11,9 @@ from segcore.data.batches import Batch
 from segcore.data.samples import CueSamples
 from segcore.losses import Term, boundary_loss, expand_loss, floored_softmax, seed_loss
 from segcore.networks.classifiers import Classifier
-from segcore.systems import Inputs
 from segcore.systems._cues import CueParams, CueSystem, cue_samples
 from segcore.systems._grid import network_of
+from segcore.systems.contract import Inputs
 
 
 class Params(CueParams):
