@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 import typer
 
-from segcore import models
 from segcore.config import reading
 from segcore.config.sections import PseudoLabelParams
 from segcore.data.geometry import stretched_square
@@ -26,6 +25,7 @@ from segcore.data.pictures import read_image, read_labels
 from segcore.data.pseudo_labels import full_size
 from segcore.evaluation.quality import Quality
 from segcore.localisation.labeller import PseudoLabeller
+from segcore.models.classifiers import load_classifier
 
 MEASURES = ("precision", "recall", "coverage", "foreground_coverage", "mean_iou")
 BATCH = 8
@@ -62,7 +62,7 @@ def measured(
     folder: Path, records: list[Record], names: list[str], params: PseudoLabelParams, seeds: int, passes: list[int]
 ) -> Iterator[dict[str, object]]:
     """A line per selection and number of maps; features and background are computed once for all of them."""
-    model, trained, _ = models.load_classifier(folder, torch.device("cpu"))
+    model, trained, _ = load_classifier(folder, torch.device("cpu"))
     variants = [("deterministic", 1, 1)]
     variants += [(selection, n, seeds) for selection in ("general", "stochastic") for n in passes]
     labellers = {

@@ -18,8 +18,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from rich.progress import track
 
-from segcore import models
-from segcore.cli import command
+from segcore.cli import command, console, provenance
 from segcore.config.sections import EvaluationParams
 from segcore.data.manifest import Record, read_class_names, read_manifest
 from segcore.data.pictures import IGNORE, read_image, read_labels
@@ -27,6 +26,7 @@ from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix, rounded
 from segcore.files import write_atomically
+from segcore.models.systems import load_system
 from segcore.processes import Runtime
 from segcore.reporting import panels
 
@@ -85,11 +85,11 @@ def main(
     """Score the system in the folder `model` on the images of split/val.txt."""
     settings = command.settings(params)
     command.chosen(system, settings.systems, "system")
-    with command.timed(f"evaluate@{system}"):
+    with provenance.timed(f"evaluate@{system}"):
         names: list[str] = read_class_names(classes)
         records = validation_records(read_manifest(manifest), split / "val.txt")
         runtime = Runtime()
-        trained, card = models.load_system(model, runtime.device)
+        trained, card = load_system(model, runtime.device)
         if (known := card["classifier"]["tags"]) != names[1:]:
             raise Problem(f"{model} was trained for {known}, but {classes} has {names[1:]}; train it again")
 
@@ -107,7 +107,7 @@ def main(
             scores = sum(shares[1:], start=shares[0])
             write_results(scores, names, out)
             write_panels(scores.images, {r.image_id: r for r in records}, names, settings.evaluation.panels, out)
-            command.say(f"{system}: mIoU {scores.confusion.mean_iou:.4f} on {len(scores.images)} images, in {out}")
+            console.say(f"{system}: mIoU {scores.confusion.mean_iou:.4f} on {len(scores.images)} images, in {out}")
 
 
 def validation_records(manifest: dict[str, Record], val: Path) -> list[Record]:
@@ -156,8 +156,8 @@ def score(records: Sequence[Record], predict: Predict, n_classes: int, params: E
 
 
 def _batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
-    quiet = not (command.is_main_process() and command.console.is_terminal)
-    for start in track(range(0, len(records), size), "scoring", console=command.console, disable=quiet, transient=True):
+    quiet = not (console.is_main_process() and console.console.is_terminal)
+    for start in track(range(0, len(records), size), "scoring", console=console.console, disable=quiet, transient=True):
         yield records[start : start + size]
 
 

@@ -18,8 +18,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from rich.progress import track
 
-from segcore import files, models, seeds
-from segcore.cli import command
+from segcore import files, seeds
+from segcore.cli import command, console, provenance
 from segcore.config.sections import CropsParams, PseudoLabelParams
 from segcore.data import pseudo_labels
 from segcore.data.geometry import stretched_square
@@ -31,6 +31,8 @@ from segcore.evaluation import inference
 from segcore.evaluation.quality import Quality
 from segcore.localisation import background
 from segcore.localisation.labeller import PseudoLabeller
+from segcore.models.classifiers import load_classifier
+from segcore.models.systems import load_system
 from segcore.processes import Runtime
 from segcore.reporting import panels
 
@@ -60,12 +62,12 @@ def main(
     chosen = [records[image_id] for image_id in listed(split / f"{entry.images}.txt", records)]
     saliency = check(chosen, entry)
     device = Runtime()
-    with command.timed(f"extract_pseudo_labels@{name}"):
+    with provenance.timed(f"extract_pseudo_labels@{name}"):
         seed = seeds.derived_seed(settings.seed, "pseudo-labels")
         extract = extractor(entry, input, names, chosen, seed, device, settings.crops)
         key = files.fingerprint(
             [name, seed, entry.model_dump(), settings.crops.model_dump(), torch.__version__],
-            [manifest, split / f"{entry.images}.txt", *command.files_in(input), *saliency, *command.sources()],
+            [manifest, split / f"{entry.images}.txt", *provenance.files_in(input), *saliency, *provenance.sources()],
         )
         scratch = Path(".scratch") / f"pseudo-labels-{name}-{key}"
         work(chosen, extract, entry.batch_size, scratch, device)
@@ -102,7 +104,7 @@ def extractor(
         return from_cues(CuesFile(path), entry, names, chosen)
     if entry.source == "segmenter":
         return from_segmenter(entry, path, names, device, crops)
-    classifier, _, tags = models.load_classifier(path, device.device)
+    classifier, _, tags = load_classifier(path, device.device)
     _same_classes(path, tags, names)
     label = PseudoLabeller(classifier, entry, seed, device.device)
 
@@ -141,7 +143,7 @@ def from_segmenter(
     entry: PseudoLabelParams, path: Path, names: list[str], device: Runtime, crops: CropsParams
 ) -> Extract:
     """A system's predictions, refined by a CRF if asked for, restricted to the tags of the image if asked for."""
-    system, card = models.load_system(path, device.device)
+    system, card = load_system(path, device.device)
     _same_classes(path, card["classifier"]["tags"], names)
     cells = -(-entry.input_size // STRIDE)
 
@@ -170,8 +172,8 @@ def work(records: Sequence[Record], extract: Extract, batch_size: int, scratch: 
         (scratch / folder).mkdir(parents=True, exist_ok=True)
     mine = device.shard(records, batch_size)
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
-    quiet = not (command.is_main_process() and command.console.is_terminal)
-    watched = track(batches, "pseudo-labels", console=command.console, disable=quiet, transient=True)
+    quiet = not (console.is_main_process() and console.console.is_terminal)
+    watched = track(batches, "pseudo-labels", console=console.console, disable=quiet, transient=True)
     for batch in watched:
         if all(file.is_file() for record in batch for file in _files(scratch, record)):
             continue
@@ -206,7 +208,7 @@ def finish(records: Sequence[Record], names: list[str], scratch: Path, out: Path
             shutil.rmtree(out / part)
         shutil.move(scratch / part, out / part)  # they may be on different disks
     shutil.rmtree(scratch, ignore_errors=True)
-    command.say(
+    console.say(
         f"pseudo-labels of {len(records)} images in {out}: precision {summary['precision']}, "
         f"recall {summary['recall']}, coverage {summary['coverage']}"
     )

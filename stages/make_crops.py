@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from segcore.cli import command
+from segcore.cli import command, console, provenance
 from segcore.config.sections import CropsParams
 from segcore.data.crops import ImageCrops, image_crops, index
 from segcore.data.manifest import Record, read_class_names, read_manifest
@@ -50,7 +50,7 @@ def main(*, manifest: Path, classes: Path, split: Path, out: Path, params: Path 
     names: list[str] = read_class_names(classes)
     records = _strong_records(manifest, split / "strong.txt")
     processes = Runtime()
-    with command.timed("make_crops"):
+    with provenance.timed("make_crops"):
         mine = list(_computed(processes.shard(records), settings.crops, settings.seed, processes.world))
         images = sorted((image for part in processes.gather(mine) for image in part), key=lambda image: image.image_id)
         if not any(image.subsets for image in images):
@@ -66,7 +66,7 @@ def main(*, manifest: Path, classes: Path, split: Path, out: Path, params: Path 
         write_atomically(out / "crops.json", f"{counts}\n".encode())
         examples = _examples(images, {record.image_id: record for record in records})
         write_atomically(out / "figure.png", crop_figure.draw(examples, names, settings.crops.warp))
-        command.say(f"{sum(_size(image) for image in images):,} crops of {len(images)} strong images in {out}")
+        console.say(f"{sum(_size(image) for image in images):,} crops of {len(images)} strong images in {out}")
 
 
 def _strong_records(manifest: Path, strong: Path) -> list[Record]:
@@ -106,15 +106,15 @@ def _one_thread() -> None:
 
 def _watched(images: Iterator[ImageCrops], total: int) -> Iterator[ImageCrops]:
     """A bar on a terminal, a line now and then elsewhere."""
-    if sys.stdout.isatty() and command.is_main_process():
-        yield from track(images, "crops", total=total, console=command.console)
+    if sys.stdout.isatty() and console.is_main_process():
+        yield from track(images, "crops", total=total, console=console.console)
         return
     begin = last = time.monotonic()
     for done, image in enumerate(images, start=1):
         if time.monotonic() - last > SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             rate = done / (last - begin)
-            command.say(f"crops: {done}/{total} images, {rate:.1f} images/s, {(total - done) / rate / 60:.1f} min left")
+            console.say(f"crops: {done}/{total} images, {rate:.1f} images/s, {(total - done) / rate / 60:.1f} min left")
         yield image
 
 
@@ -123,9 +123,9 @@ def _warn(images: Sequence[ImageCrops], most: int) -> None:
         return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
     if capped := [f"{image.image_id} ({image.possible})" for image in images if image.possible > len(image.subsets)]:
-        command.say(f"warning: crops.max_subsets keeps {most} of the label subsets of {listed(capped)}")
+        console.say(f"warning: crops.max_subsets keeps {most} of the label subsets of {listed(capped)}")
     if empty := [image.image_id for image in images if not image.subsets]:
-        command.say(f"warning: no crops of {listed(empty)}: the mask holds no object")
+        console.say(f"warning: no crops of {listed(empty)}: the mask holds no object")
 
 
 def _size(image: ImageCrops) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from rich.progress import track
 
-from segcore.cli import command
+from segcore.cli import command, console, provenance
 from segcore.config.reading import Settings
 from segcore.config.sections import DatasetParams
 from segcore.errors import Problem, Problems
@@ -31,9 +31,9 @@ SHOWN_WARNINGS = 10
 def main(*, out: Path, params: Path = Path("params.yaml")) -> None:
     settings = command.settings(params)
     # Nothing here is shared out: under torchrun, more processes would only write over each other's files.
-    if not command.is_main_process():
+    if not console.is_main_process():
         return
-    with command.timed("prepare"):
+    with provenance.timed("prepare"):
         building = out.parent / f".{out.name}.partial"
         try:
             _fresh(building)
@@ -58,7 +58,7 @@ def _inspect(settings: Settings, files: Path) -> tuple[Listing, list[Finding]]:
     dataset = settings.dataset
     root = Path(dataset.root).expanduser()
     if dataset.layout == "shapes":
-        command.say(f"generating {dataset.shapes.train_images + dataset.shapes.val_images} pictures of shapes")
+        console.say(f"generating {dataset.shapes.train_images + dataset.shapes.val_images} pictures of shapes")
         shapes.generate(files, dataset.shapes, settings.seed)
         root, dataset = files, dataset.model_copy(update={"train_list": "train", "val_list": "val"})
     listing = voc.read(root, dataset)
@@ -77,12 +77,12 @@ def _inspect(settings: Settings, files: Path) -> tuple[Listing, list[Finding]]:
 
 def _shown(findings: Iterator[Finding], total: int) -> Iterator[Finding]:
     """A bar on a terminal, ten lines in a log."""
-    if command.console.is_terminal:
-        yield from track(findings, "checking images", total, console=command.console)
+    if console.console.is_terminal:
+        yield from track(findings, "checking images", total, console=console.console)
         return
     for done, finding in enumerate(findings, start=1):
         if done % max(1, total // 10) == 0:
-            command.say(f"checked {done} of {total} images")
+            console.say(f"checked {done} of {total} images")
         yield finding
 
 
@@ -167,11 +167,11 @@ def _counts(
 def _tell(findings: Sequence[Finding], out: Path) -> None:
     warnings = [text for finding in findings for _, text in finding.warnings]
     for text in warnings[:SHOWN_WARNINGS]:
-        command.say(f"warning: {text}")
+        console.say(f"warning: {text}")
     if len(warnings) > SHOWN_WARNINGS:
-        command.say(f"... and {len(warnings) - SHOWN_WARNINGS} more warnings, counted in {out / 'dataset.json'}")
+        console.say(f"... and {len(warnings) - SHOWN_WARNINGS} more warnings, counted in {out / 'dataset.json'}")
     splits = Counter(finding.entry.split for finding in findings)
-    command.say(
+    console.say(
         f"{splits['train']} training and {splits['val']} validation images are in order: {out / 'manifest.parquet'}"
     )
 

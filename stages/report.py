@@ -18,7 +18,7 @@ import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
-from segcore.cli import command
+from segcore.cli import command, console, provenance
 from segcore.config.reading import PSEUDO_LABELS, Settings
 from segcore.data.pictures import voc_palette
 from segcore.errors import Problem, Problems
@@ -71,16 +71,16 @@ class Row:
 def main(*, data: Path = Path("data"), out: Path, params: Path = Path("params.yaml")) -> None:
     """Write index.html and systems.csv into `out` from the results under `data`."""
     settings = command.settings(params)
-    if not command.is_main_process():
+    if not console.is_main_process():
         return
-    with command.timed("report"):
+    with provenance.timed("report"):
         check_complete(data, settings)
         rows = [_row(data, system, number, settings) for number, system in enumerate(settings.systems)]
-        page = _page(data, rows, settings, params.read_text(), read_timings(command.TIMINGS))
+        page = _page(data, rows, settings, params.read_text(), read_timings(provenance.TIMINGS))
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "systems.csv", table(rows).to_csv(index=False).encode())
         write_atomically(out / "index.html", page.encode())
-        command.say(f"report: {(out / 'index.html').resolve().as_uri()}")
+        console.say(f"report: {(out / 'index.html').resolve().as_uri()}")
 
 
 def check_complete(data: Path, settings: Settings) -> None:
@@ -205,8 +205,8 @@ def _page(data: Path, rows: list[Row], settings: Settings, params_text: str, tim
         timings=timings,
         stages=_expected_stages(settings),
         versions={name: metadata.version(name) for name in PACKAGES},
-        machine=command.machine(),
-        commit=command.commit(),
+        machine=provenance.machine(),
+        commit=provenance.commit(),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from segcore.cli import command
+from segcore.cli import command, console, provenance
 from segcore.data import splits
 from segcore.data.manifest import read_class_names, read_manifest
 from segcore.errors import Problem
@@ -17,9 +17,9 @@ from segcore.files import write_atomically
 
 def main(*, manifest: Path, classes: Path, out: Path, params: Path = Path("params.yaml")) -> None:
     settings = command.settings(params)
-    if not command.is_main_process():
+    if not console.is_main_process():
         return
-    with command.timed("split"):
+    with provenance.timed("split"):
         records = read_manifest(manifest)
         label_classes = _read_label_classes(manifest)
         names = read_class_names(classes)
@@ -31,7 +31,7 @@ def main(*, manifest: Path, classes: Path, out: Path, params: Path = Path("param
             lines = "".join(f"{image_id}\n" for image_id in getattr(chosen, name))
             write_atomically(out / f"{name}.txt", lines.encode())
         write_atomically(out / "split.json", (json.dumps(counts, indent=2) + "\n").encode())
-        command.say(
+        console.say(
             f"{len(chosen.strong)} strong, {len(chosen.weak)} weak and {len(chosen.val)} validation images: {out}"
         )
 

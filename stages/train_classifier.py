@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from segcore import files, models, processes, seeds
-from segcore.cli import command, progress
+from segcore import files, processes, seeds
+from segcore.cli import command, console, progress, provenance
 from segcore.config.reading import Settings
 from segcore.data.geometry import padded_square
 from segcore.data.manifest import Record, listed, read_class_names, read_manifest
@@ -20,6 +20,7 @@ from segcore.data.pictures import read_image
 from segcore.data.samples import TaggedImages, tag_vector
 from segcore.errors import Problems
 from segcore.evaluation import metrics
+from segcore.models.classifiers import save_classifier
 from segcore.networks import classifiers, pretrained
 from segcore.networks.classifiers import Classifier
 from segcore.training.fit import Fit
@@ -37,7 +38,7 @@ def main(
     ids = listed(split / f"{entry.images}.txt", records)
     device = processes.Runtime(recipe.precision)
 
-    with command.timed(f"train_classifier@{name}"):
+    with provenance.timed(f"train_classifier@{name}"):
         torch.manual_seed(seeds.derived_seed(settings.seed, "classifier", "initial weights"))
         model = classifiers.build(entry.backbone, entry.head, len(tags))
         samples = TaggedImages([records[i] for i in ids], len(tags), entry.resize, entry.input_size)
@@ -49,10 +50,10 @@ def main(
         val = [record for record in records.values() if record.split == "val"]
         measured = metrics.rounded(measure(model, device, val, tags, entry.test_size))
         if device.is_main:
-            models.save_classifier(out / "model", name, entry, tags, model)
+            save_classifier(out / "model", name, entry, tags, model)
             files.write_atomically(out / "metrics.json", json.dumps(measured, indent=2).encode())
         fit.finish()
-    command.say(f"classifier {name}: tag mAP {measured['mean_average_precision']} on {len(val)} validation images")
+    console.say(f"classifier {name}: tag mAP {measured['mean_average_precision']} on {len(val)} validation images")
 
 
 def check_networks(settings: Settings) -> None:

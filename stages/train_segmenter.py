@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from segcore import models, processes, seeds, systems
-from segcore.cli import command, progress
+from segcore import processes, seeds, systems
+from segcore.cli import command, progress, provenance
 from segcore.config.reading import section
 from segcore.config.sections import RecipeParams
 from segcore.data.batches import Batch, Samples, Stream
 from segcore.data.manifest import listed, read_manifest
 from segcore.data.order import Order
+from segcore.models.systems import build_on, save_system
 from segcore.networks.classifiers import Classifier
 from segcore.systems.contract import Inputs, System
 from segcore.training.fit import Fit
@@ -43,15 +44,15 @@ def main(
         torch.manual_seed(seeds.derived_seed(settings.seed, "segmenter", "initial weights"))
         return module.build(method_params, classifier)
 
-    with command.timed(f"train_segmenter@{system}"):
-        model, card = models.build_on(start, build)
+    with provenance.timed(f"train_segmenter@{system}"):
+        model, card = build_on(start, build)
         records = read_manifest(manifest)
         ids = listed(split / f"{entry['images']}.txt", records)
         inputs = Inputs(records, ids, labels, len(card["tags"]), settings.crops)
         samples = module.samples(method_params, inputs)
         dumped = recipe.model_dump(), settings.crops.model_dump()
         run_key = [system, settings.seed, entry, *dumped, ids]
-        sources = [manifest, start / "model.json", *command.files_in(labels)]
+        sources = [manifest, start / "model.json", *provenance.files_in(labels)]
         scratch = progress.scratch_file(f"segmenter-{system}", run_key, sources, model, device)
         seed = seeds.derived_seed(settings.seed, "segmenter")
         last_batches = finishing_batches(model, samples, recipe, seed, device)
@@ -61,7 +62,7 @@ def main(
         with device.autocast():
             model.finish(last_batches)
         if device.is_main:
-            models.save_system(out / "model", system, entry, card, samples.input_size, model)
+            save_system(out / "model", system, entry, card, samples.input_size, model)
         fit.finish()
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segcore import models, systems
+from segcore import systems
 from segcore.config import reading
 from segcore.config.sections import CRFParams
 from segcore.data.manifest import Record
@@ -20,6 +20,8 @@ from segcore.data.pictures import read_image, read_labels, write_labels
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.evaluation.metrics import rounded
+from segcore.models.classifiers import save_classifier
+from segcore.models.systems import save_system
 from segcore.networks import classifiers
 from segcore.systems.contract import System
 from stages import evaluate, report
@@ -77,14 +79,14 @@ def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path
     entry = entry.model_copy(update={"backbone": backbone})
     torch.manual_seed(0)
     classifier = classifiers.build(entry.backbone, entry.head, len(SHAPES))
-    models.save_classifier(Path("classifier"), "decoupled_str", entry, SHAPES, classifier)
+    save_classifier(Path("classifier"), "decoupled_str", entry, SHAPES, classifier)
     raw = reading.load(PARAMS).raw["systems"]["deconvnet"] | {"width": 0.0625}
     module = systems.load("deconvnet")
     system = module.build(
         reading.section({"systems": {"deconvnet": raw}}, "systems.deconvnet", module.Params), classifier
     )
     card = json.loads(Path("classifier/model.json").read_text())
-    models.save_system(Path("model"), "deconvnet", raw, card, 96, system)
+    save_system(Path("model"), "deconvnet", raw, card, 96, system)
     rows = [asdict(record) | {"image_sha256": "", "labels_sha256": ""} for record in scenes(Path("scenes"), 8)]
     table = pd.DataFrame(rows).astype({"image": str, "labels": str})
     table.to_parquet("manifest.parquet")

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from segcore import files as whole_files
-from segcore import models
 from segcore.config import reading
 from segcore.data import pseudo_labels
 from segcore.data.manifest import read_manifest
 from segcore.data.pictures import read_labels
 from segcore.errors import Problem, Problems
 from segcore.localisation.labeller import PseudoLabeller
+from segcore.models.systems import load_system
 from segcore.systems._grid import NetworkParams
 from tests.networks import CRF
 from tests.tiny import files, run_stages, tiny_dataset, tiny_params, train_stochastic
@@ -200,8 +200,8 @@ def test_a_segmenter_is_trained_again_on_its_own_predictions(tmp_path: Path) -> 
     run_stages("train_segmenter", system="ficklenet", labels=cues, start=begin, out=made, params=params)
     extract(predicted, params, name="again", input=made / "model")
     run_stages("train_segmenter", system="again", labels=predicted, start=made / "model", out=again, params=params)
-    old, its_card = models.load_system(made / "model", torch.device("cpu"))
-    new, card = models.load_system(again / "model", torch.device("cpu"))
+    old, its_card = load_system(made / "model", torch.device("cpu"))
+    new, card = load_system(again / "model", torch.device("cpu"))
     assert card["classifier"] == its_card["classifier"]
     assert (card["classifier"]["name"], card["input_size"]) == ("ficklenet", 65)
     assert new.state_dict().keys() == old.state_dict().keys()

@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from segcore import models, systems
+from segcore import systems
 from segcore.config import reading
 from segcore.config.networks import BackboneParams, ClassifierParams
 from segcore.errors import Problem
+from segcore.models.classifiers import load_classifier, save_classifier
+from segcore.models.systems import build_on, load_system, save_system
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
 from segcore.systems._grid import GridSystem
@@ -42,12 +44,12 @@ def small_classifier(name: str = "vgg16_bn") -> tuple[Classifier, ClassifierPara
 def saved_system(folder: Path, module: str, trunk: str = "vgg16_bn", **changes: Any) -> nn.Module:
     """A system with statistics, saved in folder/system and its classifier in folder/classifier."""
     classifier, params = small_classifier(trunk)
-    models.save_classifier(folder / "classifier", "decoupled", params, TAGS, classifier)
+    save_classifier(folder / "classifier", "decoupled", params, TAGS, classifier)
     card = json.loads((folder / "classifier/model.json").read_text())
     classifier.backbone = backbone(trunk)
     system = build(module, classifier, **changes).eval()
     system.finish([squares(3)])
-    models.save_system(folder / "system", "tested", entry(module, **changes), card, 96, system)
+    save_system(folder / "system", "tested", entry(module, **changes), card, 96, system)
     return system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -55,8 +57,8 @@ def saved_system(folder: Path, module: str, trunk: str = "vgg16_bn", **changes: 
 @torch.no_grad()
 def test_a_classifier_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     model, params = small_classifier(name)
-    models.save_classifier(tmp_path / "new/model", "decoupled", params, TAGS, model)
-    loaded, their_params, tags = models.load_classifier(tmp_path / "new/model", CPU)
+    save_classifier(tmp_path / "new/model", "decoupled", params, TAGS, model)
+    loaded, their_params, tags = load_classifier(tmp_path / "new/model", CPU)
     assert their_params == params
     assert loaded.backbone == params.backbone, "a system may want a fresh trunk of the same kind"
     assert tags == TAGS
@@ -70,7 +72,7 @@ def test_a_classifier_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("trunk", ["vgg16_bn", "timm/test_resnet"])
 def test_a_system_comes_back_bit_for_bit(tmp_path: Path, module: str, trunk: str) -> None:
     system = saved_system(tmp_path, module, trunk)
-    loaded, card = models.load_system(tmp_path / "system", CPU)
+    loaded, card = load_system(tmp_path / "system", CPU)
     assert type(loaded) is type(system)
     assert (card["name"], card["input_size"], card["entry"]["module"]) == ("tested", 96, module)
     assert card["classifier"]["tags"] == TAGS
@@ -90,8 +92,8 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 def test_a_new_system_starts_from_a_classifier(tmp_path: Path) -> None:
     classifier, params = small_classifier()
     params = params.model_copy(update={"backbone": backbone("vgg16_bn")})
-    models.save_classifier(tmp_path, "decoupled", params, TAGS, classifier)
-    system, card = models.build_on(tmp_path, lambda built: build("deeplab", built))
+    save_classifier(tmp_path, "decoupled", params, TAGS, classifier)
+    system, card = build_on(tmp_path, lambda built: build("deeplab", built))
     assert isinstance(system, GridSystem)
     assert same(system.network.trunk, classifier.trunk)
     assert (card["kind"], card["name"], card["tags"]) == ("classifier", "decoupled", TAGS)
@@ -101,17 +103,17 @@ def test_a_new_system_starts_from_a_classifier(tmp_path: Path) -> None:
 def test_a_new_system_starts_from_one_of_its_kind(tmp_path: Path, module: str) -> None:
     """The weights are all taken over, and the card names the classifier that was the beginning."""
     first = saved_system(tmp_path, module)
-    second, card = models.build_on(tmp_path / "system", lambda built: build(module, built))
+    second, card = build_on(tmp_path / "system", lambda built: build(module, built))
     assert same(first, second)
     assert card == json.loads((tmp_path / "classifier/model.json").read_text())
-    models.save_system(tmp_path / "second", "again", entry(module), card, 96, second)
-    assert same(models.load_system(tmp_path / "second", CPU)[0], first)
+    save_system(tmp_path / "second", "again", entry(module), card, 96, second)
+    assert same(load_system(tmp_path / "second", CPU)[0], first)
 
 
 def test_a_segmenter_goes_on_from_one_that_learned_otherwise(tmp_path: Path) -> None:
     """DSRG and DeepLab have one network: the step that trains again on what a first one predicts."""
     first = saved_system(tmp_path, "dsrg")
-    again, _ = models.build_on(tmp_path / "system", lambda built: build("deeplab", built, encoder="backbone"))
+    again, _ = build_on(tmp_path / "system", lambda built: build("deeplab", built, encoder="backbone"))
     assert same(first, again)
 
 
@@ -121,7 +123,7 @@ def test_a_segmenter_goes_on_from_one_that_learned_otherwise(tmp_path: Path) -> 
 def test_a_start_with_other_layers_is_a_problem(tmp_path: Path, module: str, changes: dict[str, Any]) -> None:
     saved_system(tmp_path, "deeplab")
     with pytest.raises(Problem, match=r"model.safetensors is damaged or of another model"):
-        models.build_on(tmp_path / "system", lambda built: build(module, built, **changes))
+        build_on(tmp_path / "system", lambda built: build(module, built, **changes))
 
 
 def test_a_start_that_is_no_model_is_a_problem(tmp_path: Path) -> None:
@@ -129,15 +131,15 @@ def test_a_start_that_is_no_model_is_a_problem(tmp_path: Path) -> None:
         raise AssertionError
 
     with pytest.raises(Problem, match="holds no model .*run the stage that trains it"):
-        models.build_on(tmp_path, never)
+        build_on(tmp_path, never)
     (tmp_path / "model.json").write_text(json.dumps({"kind": "picture", "format": 1}))
     with pytest.raises(Problem, match="found a picture of format 1; wanted a classifier or a system of format 1"):
-        models.build_on(tmp_path, never)
+        build_on(tmp_path, never)
 
 
 def test_deconvnet_of_a_fresh_backbone_needs_no_weights_to_be_loaded(tmp_path: Path) -> None:
     system = saved_system(tmp_path, "deconvnet", "vgg16", encoder="backbone", proposals=3)
-    loaded, _ = models.load_system(tmp_path / "system", CPU)
+    loaded, _ = load_system(tmp_path / "system", CPU)
     assert loaded.proposals == 3
     images = squares(1).images
     assert torch.equal(loaded.predict(images), system.predict(images))  # type: ignore[operator]
@@ -153,16 +155,16 @@ def test_the_same_model_is_the_same_file(tmp_path: Path) -> None:
 
 def test_what_is_no_model_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(Problem, match="holds no model .*run the stage that trains it"):
-        models.load_system(tmp_path, CPU)
+        load_system(tmp_path, CPU)
     saved_system(tmp_path, "decouplednet")
     with pytest.raises(Problem, match="found a classifier of format 1; wanted a system of format 1"):
-        models.load_system(tmp_path / "classifier", CPU)
+        load_system(tmp_path / "classifier", CPU)
     with pytest.raises(Problem, match="found a system of format 1; wanted a classifier"):
-        models.load_classifier(tmp_path / "system", CPU)
+        load_classifier(tmp_path / "system", CPU)
     card = json.loads((tmp_path / "system/model.json").read_text())
     (tmp_path / "system/model.json").write_text(json.dumps(card | {"format": 99}))
     with pytest.raises(Problem, match="of format 99"):
-        models.load_system(tmp_path / "system", CPU)
+        load_system(tmp_path / "system", CPU)
 
 
 def test_what_is_damaged_is_a_problem(tmp_path: Path) -> None:
@@ -171,16 +173,16 @@ def test_what_is_damaged_is_a_problem(tmp_path: Path) -> None:
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(Problem, match="model.safetensors is damaged"):
-        models.load_system(tmp_path / "system", CPU)
+        load_system(tmp_path / "system", CPU)
     weights.write_bytes((tmp_path / "classifier/model.safetensors").read_bytes())
     with pytest.raises(Problem, match="of another model"):
-        models.load_system(tmp_path / "system", CPU)
+        load_system(tmp_path / "system", CPU)
     weights.unlink()
     with pytest.raises(Problem, match="model.safetensors"):
-        models.load_system(tmp_path / "system", CPU)
+        load_system(tmp_path / "system", CPU)
     (tmp_path / "system/model.json").write_text("{")
     with pytest.raises(Problem, match="model.json is damaged"):
-        models.load_system(tmp_path / "system", CPU)
+        load_system(tmp_path / "system", CPU)
 
 
 def test_nothing_but_numbers_and_text_is_stored(tmp_path: Path) -> None:

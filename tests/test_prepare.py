@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from segcore.cli import command
+from segcore.cli import provenance
 from segcore.data.manifest import MANIFEST_COLUMNS, read_manifest
 from segcore.data.pictures import IGNORE, read_image, read_labels, voc_palette, write_labels
 from segcore.errors import Problem, Problems
@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> Prepare:
     """Run the stage on the devkit with changes to the section `dataset`; returns the folder with its outputs."""
-    monkeypatch.setattr(command, "TIMINGS", tmp_path / "timings")
+    monkeypatch.setattr(provenance, "TIMINGS", tmp_path / "timings")
 
     def go(**changes: Any) -> Path:
         dataset = {"layout": "voc", "root": str(root)} | changes

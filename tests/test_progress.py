@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from segcore.cli import command, progress
+from segcore.cli import console, progress
 from segcore.errors import Problem
 from segcore.processes import Runtime
 from tests.loop import fit, full_disk, net, recipe
@@ -24,7 +24,7 @@ def _outside_of_any_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """A log file in place of the console."""
     text = io.StringIO()
-    monkeypatch.setattr(command, "console", Console(file=text, width=300))
+    monkeypatch.setattr(console, "console", Console(file=text, width=300))
     return text
 
 
@@ -49,7 +49,7 @@ def test_now_and_then_a_line(tmp_path: Path, shown: io.StringIO, monkeypatch: py
 
 def test_a_terminal_gets_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = io.StringIO()
-    monkeypatch.setattr(command, "console", Console(file=text, width=200, force_terminal=True))
+    monkeypatch.setattr(console, "console", Console(file=text, width=200, force_terminal=True))
     progress.follow("net", fit(net(), steps=5), tmp_path / "training")
     assert "5/5" in text.getvalue()
     assert "images/s" in text.getvalue()

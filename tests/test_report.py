@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from segcore.cli import command
+from segcore.cli import provenance
 from segcore.config import reading
 from segcore.errors import Problems
 from segcore.reporting import charts
@@ -224,4 +224,8 @@ def test_logarithmic_axes_are_tight_and_sparse(low: float, high: float, ticks: l
 
 
 def test_run_times_are_read_where_run_writes_them(project: Path) -> None:
-    assert set(report.read_timings(command.TIMINGS)) == {"prepare", "train_classifier@decoupled", "evaluate@deconvnet"}
+    assert set(report.read_timings(provenance.TIMINGS)) == {
+        "prepare",
+        "train_classifier@decoupled",
+        "evaluate@deconvnet",
+    }

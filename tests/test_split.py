@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segcore.cli import command
+from segcore.cli import provenance
 from segcore.config.sections import SplitParams
 from segcore.data import splits
 from segcore.data.manifest import Record
@@ -160,7 +160,7 @@ def test_a_list_tells_all_its_mistakes() -> None:
 
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(command, "TIMINGS", tmp_path / "timings")
+    monkeypatch.setattr(provenance, "TIMINGS", tmp_path / "timings")
     make_devkit(tmp_path / "kit", n_train=12)
     changes = {"dataset.layout": "voc", "dataset.root": str(tmp_path / "kit"), "split.strong_per_class": 2}
     prepare.main(out=tmp_path / "prepared", params=write_params(tmp_path / "params.yaml", changes))

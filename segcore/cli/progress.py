@@ -12,7 +12,7 @@ from dvclive.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from segcore.cli import command
+from segcore.cli import console, provenance
 from segcore.config.sections import RecipeParams
 from segcore.errors import Problem
 from segcore.files import fingerprint
@@ -34,29 +34,29 @@ def scratch_file(name: str, run_key: object, inputs: list[Path], model: nn.Modul
     for value in model.state_dict().values():
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     run_key = [run_key, torch.__version__, weights.hexdigest(), runtime.arithmetic]
-    return SCRATCH / f"{name}-{fingerprint(run_key, [*inputs, *command.sources()])}.pt"
+    return SCRATCH / f"{name}-{fingerprint(run_key, [*inputs, *provenance.sources()])}.pt"
 
 
 def announce(name: str, model: nn.Module, recipe: RecipeParams, images: int, fit: Fit) -> None:
     """What is going to happen, before it does."""
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    command.say(
+    console.say(
         f"{name}: {parameters / 1e6:.1f} M parameters ({trained / 1e6:.1f} M trained), {images:,} samples, "
         f"{recipe.steps:,} steps of {recipe.batch_size} in {recipe.accumulate} parts, {fit.runtime.precision} on "
         f"{fit.runtime.device} with {fit.runtime.world} process(es)"
     )
     if fit.runtime.emulates_bf16:
-        command.say(f"{name}: this CPU has no units for bf16 and emulates it; precision: fp32 is faster")
+        console.say(f"{name}: this CPU has no units for bf16 and emulates it; precision: fp32 is faster")
     if fit.damage:
-        command.say(f"{name}: starting from the first step: {fit.damage}")
+        console.say(f"{name}: starting from the first step: {fit.damage}")
     elif fit.history:
-        command.say(f"{name}: going on from step {len(fit.history)} of an interrupted run")
+        console.say(f"{name}: going on from step {len(fit.history)} of an interrupted run")
 
 
 def follow(name: str, fit: Fit, log: Path) -> None:
     """Run the training to its end; every step goes to the dvclive files in `log`, which appears whole at the end."""
-    on_terminal = command.console.is_terminal and command.is_main_process()
+    on_terminal = console.console.is_terminal and console.is_main_process()
     display = _Bars(name, fit.recipe) if on_terminal else _Lines(name, fit.recipe)
     with display, _logged(log) as write:
         for progress in fit:
@@ -67,7 +67,7 @@ def follow(name: str, fit: Fit, log: Path) -> None:
 @contextlib.contextmanager
 def _logged(log: Path) -> Iterator[Callable[[Step], None]]:
     """What writes a step into dvclive files; while the run lasts they can be watched in `.<log>.partial`."""
-    if not command.is_main_process():
+    if not console.is_main_process():
         yield lambda _: None
         return
     partial = log.with_name(f".{log.name}.partial")
@@ -102,7 +102,7 @@ def _as_problem(folder: Path) -> Iterator[None]:
 
 def _estimate(seconds: list[float], steps_left: int) -> str:
     step = min(seconds[1:])  # the first step also pays for starting up
-    memory = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else command.peak_memory_mb()
+    memory = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else provenance.peak_memory_mb()
     return f"{step:.2f} s a step, about {step * steps_left / 60:.1f} min to go, {memory:,.0f} MB"
 
 
@@ -131,13 +131,13 @@ class _Lines:
         self.seconds.append(progress.seconds)
         done = progress.step + 1
         if len(self.seconds) == MEASURED_STEPS:
-            command.say(f"{self.name}: measured {_estimate(self.seconds, self.recipe.steps - done)}")
+            console.say(f"{self.name}: measured {_estimate(self.seconds, self.recipe.steps - done)}")
         if time.monotonic() - self.last > SECONDS_BETWEEN_LINES or done == self.recipe.steps:
             self.last = time.monotonic()
             rate = self.recipe.batch_size * len(self.seconds) / sum(self.seconds)
             left = (self.recipe.steps - done) * self.recipe.batch_size / rate / 60
             speed = f"{rate:.1f} images/s, {left:.1f} min left"
-            command.say(f"{self.name}: step {done}/{self.recipe.steps}, {_terms(progress)}, {speed}")
+            console.say(f"{self.name}: step {done}/{self.recipe.steps}, {_terms(progress)}, {speed}")
 
 
 class _Bars:
@@ -149,7 +149,7 @@ class _Bars:
         self.seconds: list[float] = []
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[state]}"), console=command.console,
+            TextColumn("{task.fields[state]}"), console=console.console,
         )  # fmt: skip
         self.task = self.progress.add_task(name, total=recipe.steps, state="")
 

@@ -21,7 +21,7 @@ from torchvision.datasets import SBDataset
 from torchvision.datasets.utils import USER_AGENT, calculate_md5, check_integrity
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from segcore.cli import command
+from segcore.cli import command, console
 from segcore.errors import Problem
 from segcore.files import write_atomically
 
@@ -59,8 +59,8 @@ def main(*, root: Path) -> None:
         raise Problem(
             f"{error.filename or root}: {error.strerror or error}; what is there stays, run it again"
         ) from error
-    command.say(f"trainaug.txt lists {n_images} images; to use them, set in params.yaml:")
-    command.say(
+    console.say(f"trainaug.txt lists {n_images} images; to use them, set in params.yaml:")
+    console.say(
         f"  dataset: layout: voc, root: {root / VOC.target}, sbd_root: {root / SBD.target}, train_list: trainaug"
     )
 
@@ -69,19 +69,19 @@ def _provide(archive: Archive, root: Path) -> None:
     target = root / archive.target
     # A folder appears there by one rename, after everything in it was unpacked: that it exists says that it is whole.
     if target.exists():
-        command.say(f"{target}: is there")
+        console.say(f"{target}: is there")
         return
     _download(archive, root)
-    command.say(f"unpacking {archive.filename}")
+    console.say(f"unpacking {archive.filename}")
     _unpack(archive, root, target)
-    command.say(f"{target}: unpacked; {root / archive.filename} is no longer needed")
+    console.say(f"{target}: unpacked; {root / archive.filename} is no longer needed")
 
 
 def _download(archive: Archive, root: Path) -> None:
     path, partial = root / archive.filename, root / f".{archive.filename}.partial"
     by_hand = f"put {archive.filename} (MD5 {archive.md5}) from {archive.url} into {root} by hand and run this again"
     if check_integrity(path, archive.md5):
-        command.say(f"{path}: is there, its MD5 is right")
+        console.say(f"{path}: is there, its MD5 is right")
         if partial.is_file():
             partial.unlink()
         return
@@ -120,7 +120,7 @@ def _fetch(url: str, partial: Path) -> None:
         raise
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-        console=command.console,
+        console=console.console,
     )  # fmt: skip
     with response:
         if response.status != HTTPStatus.PARTIAL_CONTENT:

@@ -9,7 +9,7 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from segcore.cli import command
+from segcore.cli import command, console
 from segcore.errors import Problem
 
 SCORES = {"mean_iou": "mIoU", "pixel_accuracy": "pixel acc.", "mean_accuracy": "mean acc.", "boundary_f": "boundary F"}
@@ -21,11 +21,11 @@ def main(*, report: Path = Path("data/report")) -> None:
     if not file.is_file():
         raise Problem(f"{file}: there is no table of systems yet; `make demo` makes it, or `dvc repro`")
     table = shown(pd.read_csv(file, dtype=dict.fromkeys(COUNTS, str)))
-    if command.console.is_terminal:
-        command.console.print(pretty(table))
+    if console.console.is_terminal:
+        console.console.print(pretty(table))
     else:
-        command.say(table.to_string(index=False))
-    command.say(
+        console.say(table.to_string(index=False))
+    console.say(
         f"report: {page.resolve()}" if page.is_file() else f"report: {page} is not there; `make report` writes it"
     )
 

@@ -1,0 +1,33 @@
+"""Trained classifiers on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segcore.config import reading
+from segcore.config.networks import BackboneParams, ClassifierParams
+from segcore.models.cards import fill, read_card, write
+from segcore.networks import classifiers
+from segcore.networks.classifiers import Classifier
+
+
+def save_classifier(folder: Path, name: str, params: ClassifierParams, tags: list[str], model: Classifier) -> None:
+    """Write a classifier of `tags` (names, without the background)."""
+    write(folder, {"kind": "classifier", "name": name, "params": params.model_dump(mode="json"), "tags": tags}, model)
+
+
+def load_classifier(folder: Path, device: torch.device) -> tuple[Classifier, ClassifierParams, list[str]]:
+    """A classifier in eval mode, its parameters and the names of its tags."""
+    card = read_card(folder, "classifier")
+    model, params = empty_classifier(card)
+    fill(folder, model, device)
+    model.backbone = params.backbone
+    return model, params, card["tags"]
+
+
+def empty_classifier(card: dict[str, Any]) -> tuple[Classifier, ClassifierParams]:
+    name = card["name"]
+    params = reading.section({"classifiers": {name: card["params"]}}, f"classifiers.{name}", ClassifierParams)
+    random = BackboneParams.model_validate(params.backbone.model_dump() | {"weights": "random"})
+    return classifiers.build(random, params.head, len(card["tags"])), params
