@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 demo: $(READY)            ## train, evaluate and compare all systems of params.yaml, then show the table
 	$(BIN)/dvc repro
 	@$(BIN)/python -m stages.report --out data/report   # the page is not in DVC's cache, so it may be of another run
-	@$(BIN)/python -m stages.show --report data/report
+	@$(BIN)/python -m segcore.commands.show --report data/report
 
 test: $(READY)            ## every test, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -30,7 +30,7 @@ use: $(READY)             ## make use PROFILE=voc-mini: put a profile in place o
 	cp "profiles/$(PROFILE).yaml" params.yaml
 
 voc: $(READY)             ## download VOC 2012 and SBD into data/VOCdevkit
-	$(BIN)/python -m stages.fetch_voc --root data
+	$(BIN)/python -m segcore.commands.fetch_voc --root data
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -11,9 +11,10 @@ from PIL import Image, ImageDraw
 from segcore.config import reading
 from segcore.data.manifest import Record
 from segcore.data.pictures import IGNORE, write_labels
+from segcore.evaluation import scoring
 from segcore.evaluation.metrics import rounded, tag_metrics
 from segcore.evaluation.quality import Quality
-from stages import evaluate
+from segcore.reporting import prediction_panels
 from tests.devkit import PARAMS
 
 SHAPES = ["disc", "ring", "square", "frame", "triangle", "star", "cross", "heart", "moon", "arrow"]
@@ -58,7 +59,7 @@ def predictor(records: list[Record], noise: float):
     random = np.random.default_rng(int(noise * 100))
     order = iter(records)
 
-    def predict(images: list[np.ndarray]) -> list[evaluate.Prediction]:
+    def predict(images: list[np.ndarray]) -> list[scoring.Prediction]:
         predictions = []
         for image in images:
             record = next(order)
@@ -70,7 +71,7 @@ def predictor(records: list[Record], noise: float):
                 if random.random() < noise:
                     labels[labels == tag] = random.choice([0, 0, *range(1, len(NAMES))])
             moved = np.roll(labels, tuple(int(8 * noise * d) for d in random.normal(size=2)), (0, 1))
-            predictions.append(evaluate.Prediction(moved))
+            predictions.append(scoring.Prediction(moved))
         return predictions
 
     return predict
@@ -131,10 +132,10 @@ def invented_results(root: Path, images: int = 24, panels: int = 9) -> Path:
     for number, system in enumerate(settings.systems):
         terms = {"loss/segmentation": 2.0 + number, "learning_rate": 0.002}
         write_curves(data / f"segmenters/{system}/training/plots/metrics", 300, terms, 10 + number)
-        scores = evaluate.score(records, predictor(records, NOISE[system]), len(NAMES), settings.evaluation)
+        scores = scoring.score(records, predictor(records, NOISE[system]), len(NAMES), settings.evaluation)
         out = data / "results" / system
-        evaluate.write_results(scores, NAMES, out)
-        evaluate.write_panels(scores.images, {r.image_id: r for r in records}, NAMES, panels, out)
+        scoring.write_results(scores, NAMES, out)
+        prediction_panels.write_panels(scores.images, {r.image_id: r for r in records}, NAMES, panels, out)
     for stage in ("prepare", "train_classifier@decoupled", "evaluate@deconvnet"):
         machine = {"peak_memory_mb": 812, "machine": "Linux x86_64, 2 cores, no GPU", "versions": {}, "commit": "abc"}
         write_json(root / f".scratch/timings/{stage}.json", {"stage": stage, "seconds": 75.3, **machine})

@@ -18,13 +18,14 @@ from segcore.config.sections import CRFParams
 from segcore.data.manifest import Record
 from segcore.data.pictures import read_image, read_labels, write_labels
 from segcore.errors import Problem, Problems
-from segcore.evaluation import inference
+from segcore.evaluation import inference, scoring
 from segcore.evaluation.metrics import rounded
 from segcore.models.classifiers import save_classifier
 from segcore.models.systems import save_system
 from segcore.networks import classifiers
+from segcore.reporting import page, prediction_panels
 from segcore.systems.contract import System
-from stages import evaluate, report
+from stages import evaluate
 from tests.devkit import PARAMS, write_params
 from tests.invented import NAMES, SHAPES, invented_results, predictor, scenes, write_json
 from tests.networks import CRF
@@ -38,7 +39,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluation_files(results: Path) -> None:
     folder = results / "results/decouplednet"
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert set(metrics) == {*report.SCORES, "images", "iou"}
+    assert set(metrics) == {*page.SCORES, "images", "iou"}
     assert list(metrics["iou"]) == NAMES
     assert 0.3 < metrics["mean_iou"] < 1
     assert metrics["mean_iou"] == round(metrics["mean_iou"], 4)
@@ -58,12 +59,12 @@ def test_evaluation_is_the_same_in_any_order_of_shares(results: Path, tmp_path: 
     settings = reading.load(PARAMS).evaluation
     records = scenes(tmp_path / "scenes", 8)
     shares = [
-        evaluate.score(records[rank::2], predictor(records[rank::2], 0.0), len(NAMES), settings) for rank in range(2)
+        scoring.score(records[rank::2], predictor(records[rank::2], 0.0), len(NAMES), settings) for rank in range(2)
     ]
-    whole = evaluate.score(records, predictor(records, 0.0), len(NAMES), settings)
+    whole = scoring.score(records, predictor(records, 0.0), len(NAMES), settings)
     for name, scores in (("two", shares[1] + shares[0]), ("one", whole)):
-        evaluate.write_results(scores, NAMES, tmp_path / name)
-        evaluate.write_panels(scores.images, {r.image_id: r for r in records}, NAMES, 4, tmp_path / name)
+        scoring.write_results(scores, NAMES, tmp_path / name)
+        prediction_panels.write_panels(scores.images, {r.image_id: r for r in records}, NAMES, 4, tmp_path / name)
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
     assert len(files) == 8
     for file in files:
@@ -126,7 +127,7 @@ def test_metrics_with_a_crf_stand_beside_those_without(
     metrics = read_results(untrained, with_crf(Path("crf.yaml")))
     black = metrics["metrics.json"].pop("with_crf")
     assert metrics == plain
-    assert list(black) == list(report.SCORES)
+    assert list(black) == list(page.SCORES)
     truth = np.concatenate([read_labels(path).ravel() for path in sorted(Path("scenes").glob("*.png"))])
     assert black["pixel_accuracy"] == pytest.approx((truth[truth != 255] == 0).mean(), abs=1e-4)
     assert black["mean_iou_foreground"] == 0
@@ -148,20 +149,20 @@ def test_refined_labels_are_scored_as_predictions_are(tmp_path: Path) -> None:
         for noise in (1.0, 0.3)
     )
 
-    def both(rank: int) -> evaluate.Scores:
+    def both(rank: int) -> scoring.Scores:
         pairs = iter(list(zip(rough, fine, strict=True))[rank::2])
-        return evaluate.score(
-            records[rank::2], lambda images: [evaluate.Prediction(*next(pairs)) for _ in images], len(NAMES), params
+        return scoring.score(
+            records[rank::2], lambda images: [scoring.Prediction(*next(pairs)) for _ in images], len(NAMES), params
         )
 
-    evaluate.write_results(both(0) + both(1), NAMES, tmp_path / "both")
+    scoring.write_results(both(0) + both(1), NAMES, tmp_path / "both")
     written = json.loads((tmp_path / "both/metrics.json").read_text())
     for labels, found in ((rough, written), (fine, written["with_crf"])):
         alone = iter(labels)
-        scores = evaluate.score(
-            records, lambda images, alone=alone: [evaluate.Prediction(next(alone)) for _ in images], len(NAMES), params
+        scores = scoring.score(
+            records, lambda images, alone=alone: [scoring.Prediction(next(alone)) for _ in images], len(NAMES), params
         )
-        assert {name: found[name] for name in report.SCORES} == rounded(evaluate.summary(scores))
+        assert {name: found[name] for name in page.SCORES} == rounded(scoring.summary(scores))
     assert written["mean_iou"] < written["with_crf"]["mean_iou"]
 
 
@@ -178,8 +179,8 @@ def test_a_system_that_does_not_exist_is_refused(untrained: dict[str, Path]) -> 
 
 @pytest.mark.parametrize(("images", "panels"), [(24, 9), (24, 7), (4, 9), (1, 9), (3, 1), (0, 3)])
 def test_panels_are_a_third_each_and_none_twice(images: int, panels: int) -> None:
-    scored = [evaluate.ScoredImage(f"{number:02d}", number / 30, b"") for number in range(images)]
-    chosen = evaluate.chosen(scored, panels)
+    scored = [scoring.ScoredImage(f"{number:02d}", number / 30, b"") for number in range(images)]
+    chosen = scoring.chosen(scored, panels)
     ids = [image.image_id for _, image in chosen]
     assert len(ids) == len(set(ids)) == min(images, panels)
     if (images, panels) == (24, 9):
@@ -191,7 +192,7 @@ def test_an_image_that_cannot_be_scored_is_named(tmp_path: Path) -> None:
     known = Record("a", tmp_path / "a.jpg", None, 4, 4, (), "val")
     (tmp_path / "val.txt").write_text("a\nb\n")
     with pytest.raises(Problems, match=r"a: no labels to compare with") as caught:
-        evaluate.validation_records({"a": known}, tmp_path / "val.txt")
+        scoring.validation_records({"a": known}, tmp_path / "val.txt")
     assert len(caught.value.problems) == 2
 
 
@@ -201,6 +202,6 @@ def test_labels_that_do_not_fit_are_named(labels: np.ndarray, message: str, tmp_
     write_labels(tmp_path / "labels.png", labels.astype(np.uint8))
     record = Record("a", tmp_path / "a.png", tmp_path / "labels.png", 4, 4, (), "val")
     with pytest.raises(Problem, match=message):
-        evaluate.score(
-            [record], lambda _: [evaluate.Prediction(np.zeros((4, 4), np.uint8))], 3, reading.load(PARAMS).evaluation
+        scoring.score(
+            [record], lambda _: [scoring.Prediction(np.zeros((4, 4), np.uint8))], 3, reading.load(PARAMS).evaluation
         )

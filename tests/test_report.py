@@ -14,6 +14,7 @@ from segcore.cli import provenance
 from segcore.config import reading
 from segcore.errors import Problems
 from segcore.reporting import charts
+from segcore.reporting.page import SCORES, read_timings, supervision
 from stages import report
 from tests.devkit import PARAMS, write_params
 from tests.invented import NAMES, NOISE, invented_results, write_json
@@ -137,13 +138,13 @@ def test_masks_and_tags_are_traced_to_where_they_came_in(
     system: str, changes: dict[str, Any], masks: int | str | None, by_tags: bool, tmp_path: Path
 ) -> None:
     settings = reading.load(write_params(tmp_path / "params.yaml", changes))
-    assert report.supervision(system, settings) == (masks, by_tags)
+    assert supervision(system, settings) == (masks, by_tags)
 
 
 def test_a_column_with_the_crf_where_one_was_scored(project: Path) -> None:
     assert "with CRF" not in write_report()
     file = Path("data/results/sec/metrics.json")
-    write_json(file, json.loads(file.read_text()) | {"with_crf": dict.fromkeys(report.SCORES, 0.6789)})
+    write_json(file, json.loads(file.read_text()) | {"with_crf": dict.fromkeys(SCORES, 0.6789)})
     page = write_report()
     assert page.count("with CRF") == 1
     assert page.count("<td>67.9</td>") == 1
@@ -181,13 +182,13 @@ def test_missing_results_name_the_stage_to_run(project: Path) -> None:
 def test_a_system_without_any_score_still_has_a_row(project: Path) -> None:
     file = Path("data/results/deconvnet/metrics.json")
     metrics = json.loads(file.read_text())
-    write_json(file, metrics | dict.fromkeys(report.SCORES) | {"iou": dict.fromkeys(NAMES)})
+    write_json(file, metrics | dict.fromkeys(SCORES) | {"iou": dict.fromkeys(NAMES)})
     assert "deconvnet" in write_report()
 
 
 def test_a_score_that_no_system_has_is_no_best_one(project: Path) -> None:
     for file in Path("data/results").glob("*/metrics.json"):
-        write_json(file, json.loads(file.read_text()) | dict.fromkeys(report.SCORES))
+        write_json(file, json.loads(file.read_text()) | dict.fromkeys(SCORES))
     assert "deconvnet" in write_report()
 
 
@@ -224,7 +225,7 @@ def test_logarithmic_axes_are_tight_and_sparse(low: float, high: float, ticks: l
 
 
 def test_run_times_are_read_where_run_writes_them(project: Path) -> None:
-    assert set(report.read_timings(provenance.TIMINGS)) == {
+    assert set(read_timings(provenance.TIMINGS)) == {
         "prepare",
         "train_classifier@decoupled",
         "evaluate@deconvnet",

@@ -22,7 +22,8 @@ TIMINGS = Path(".scratch/timings")
 
 def sources() -> list[Path]:
     """Every file of code that a result may depend on."""
-    return [*Path(segcore.__path__[0]).rglob("*.py"), *Path(__file__).parent.glob("*.py")]
+    package = Path(segcore.__path__[0])
+    return [*package.rglob("*.py"), *package.parent.glob("stages/*.py")]
 
 
 def files_in(path: Path) -> list[Path]:
