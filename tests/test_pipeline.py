@@ -144,7 +144,7 @@ def test_the_pipeline_makes_the_table_and_the_page(finished: Clone) -> None:
     assert table["mean_iou"].between(0, 1).all()
     page = (finished.folder / "data/report/index.html").read_text()
     assert "not recorded on this machine" not in page
-    shown = finished.run(sys.executable, "-m", "stages.show")
+    shown = finished.run(sys.executable, "-m", "segcore.commands.show")
     assert str(finished.folder / "data/report/index.html") in shown
     assert "ficklenet_semi" in shown
 
