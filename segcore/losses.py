@@ -30,6 +30,13 @@ class Term(NamedTuple):
     total: Float[Tensor, ""]
     weight: Float[Tensor, ""]
 
+    def over(self, weight: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """`total / weight`, where `weight` is that of the whole batch: any number from 0 up.
+
+        A batch in which nothing weighs has a total of 0, which stays 0.
+        """
+        return self.total / torch.where(weight > 0, weight, 1)
+
 
 def pixel_cross_entropy(scores: Float[Tensor, "B K H W"], labels: Int64[Tensor, "B H W"]) -> Term:
     """Softmax cross-entropy over the pixels whose label is known (Hong et al. 2015, equation 2).

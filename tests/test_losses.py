@@ -43,9 +43,16 @@ def test_a_batch_without_any_label_costs_nothing() -> None:
     scores = torch.randn(1, 3, 2, 2, requires_grad=True)
     term = pixel_cross_entropy(scores, torch.full((1, 2, 2), 255))
     assert (term.total, term.weight) == (0, 0)
-    (term.total / term.weight.clamp(min=1)).backward()
+    term.over(term.weight).backward()
     assert scores.grad is not None
     assert not scores.grad.any()
+
+
+@pytest.mark.parametrize("weight", [0.001, 0.5, 1.0, 30.0])
+def test_a_term_is_divided_by_its_weight_however_small(weight: float) -> None:
+    term = Term(torch.tensor(3 * weight), torch.tensor(weight))
+    assert float(term.over(term.weight)) == pytest.approx(3)
+    assert float(term.over(2 * term.weight)) == pytest.approx(1.5)
 
 
 def test_half_precision_scores_are_summed_in_single() -> None:

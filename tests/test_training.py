@@ -108,6 +108,21 @@ def test_accumulation_is_one_large_batch(accumulate: int) -> None:
     torch.testing.assert_close(parts.layer.weight, whole.layer.weight)
 
 
+def test_terms_that_weigh_less_than_one_are_means_all_the_same() -> None:
+    """A weight may be a sum of confidences: scaling total and weight alike must change nothing."""
+
+    class Doubtful(Linear):
+        def losses(self, batch: Batch) -> dict[str, Term]:
+            return {name: Term(t.total / 64, t.weight / 64) for name, t in super().losses(batch).items()}
+
+    torch.manual_seed(0)
+    certain, doubtful = Linear(), Doubtful()
+    doubtful.load_state_dict(certain.state_dict())
+    expected, got = trained(certain), trained(doubtful)
+    assert [x["tags"] for x in got] == pytest.approx([x["tags"] for x in expected], rel=1e-6)
+    torch.testing.assert_close(doubtful.layer.weight, certain.layer.weight)
+
+
 @pytest.mark.parametrize("changes", [{}, {"channels_last": True}, {"optimizer": "adamw", "learning_rate": 0.01}])
 def test_the_loss_falls_and_the_same_seed_gives_the_same_weights(changes: dict[str, Any]) -> None:
     models = net(), net()

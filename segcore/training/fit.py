@@ -172,10 +172,10 @@ class Fit:
             values = {}
             total = torch.zeros((), device=self.runtime.device)
             for name, term in terms.items():
-                weight = self.runtime.sum(term.weight).clamp(min=1)
+                weight = self.runtime.sum(term.weight)
                 # Data parallelism averages gradients over processes; times their number makes it the sum it must be.
-                total = total + term.total / weight * (self.runtime.world / self.recipe.accumulate)
-                values[name] = self.runtime.sum(term.total.detach()) / weight
+                total = total + term.over(weight) * (self.runtime.world / self.recipe.accumulate)
+                values[name] = Term(self.runtime.sum(term.total), weight).over(weight)
             total.backward()
         return values
 
