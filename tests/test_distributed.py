@@ -22,6 +22,7 @@ from segcore.networks import classifiers
 from segcore.processes import Runtime
 from segcore.training.fit import Fit
 from tests.loop import Net, Pictures, recipe
+from tests.networks import backbone, fully_connected
 from tests.tiny import NAME, RECIPES, arguments, files, run_stages, tiny_dataset, train_stochastic
 
 PROJECT = Path(__file__).parents[1]
@@ -45,6 +46,15 @@ class Unlucky(Net):
         return terms
 
 
+def with_dropout(runtime: Runtime, accumulate: int) -> dict[str, list[float]]:
+    """Losses and weights of a deep classifier with dropout and without batch normalisation, in double precision."""
+    torch.manual_seed(5)
+    model = classifiers.build(backbone("vgg16"), fully_connected(dropout=0.5), 2).double()
+    runs = Fit(model, Pictures(size=64), recipe(steps=3, accumulate=accumulate), 1, runtime, None)
+    losses = [progress.losses["tags"] for progress in runs]
+    return {"losses": losses} | {name: value.flatten().tolist() for name, value in model.state_dict().items()}
+
+
 def work(folder: Path) -> None:
     """What is compared: the loop with dropout, batch normalisation and unknown pixels, and the sharded stages."""
     runtime = Runtime()
@@ -58,6 +68,7 @@ def work(folder: Path) -> None:
     entry = reading.load(folder / "params.yaml").classifiers[NAME]
     deep = classifiers.build(entry.backbone, entry.head, 2).double()
     deep_losses = [p.losses["tags"] for p in Fit(deep, Pictures(size=64), recipe(steps=6), 1, runtime, None)]
+    parts = {str(accumulate): with_dropout(runtime, accumulate) for accumulate in (1, 2)}
     message = ""
     try:
         list(Fit(Unlucky(), Pictures(), recipe(), 1, runtime, None))
@@ -65,6 +76,7 @@ def work(folder: Path) -> None:
         message = str(problem)
     if runtime.is_main:
         content = {"world": runtime.world, "losses": losses, "state": state, "deep": deep_losses, "message": message}
+        content["parts"] = parts
         write_atomically(folder / "fit.json", json.dumps(content).encode())
     os.chdir(folder)
     for stage in ("make_crops", "train_classifier", "train_segmenter", "evaluate", "extract_pseudo_labels"):
@@ -130,6 +142,14 @@ def test_deep_networks_too(folders: list[Path]) -> None:
     """In double precision, as sixteen layers of normalisation over a few values make much of a rounding."""
     one, two = fits(folders)
     assert two["deep"] == pytest.approx(one["deep"], rel=1e-6)
+
+
+@pytest.mark.parametrize("parts", ["1", "2"])
+def test_dropout_is_the_same_for_any_processes_and_parts(parts: str, folders: list[Path]) -> None:
+    runs = [fit["parts"] for fit in fits(folders)]
+    for run in runs:
+        for name, values in run[parts].items():
+            np.testing.assert_allclose(values, runs[0]["1"][name], rtol=1e-5, atol=1e-8, err_msg=name)
 
 
 def test_what_stops_one_process_stops_all_and_names_the_images_of_both(folders: list[Path]) -> None:

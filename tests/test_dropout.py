@@ -7,9 +7,9 @@ from torch import nn
 from segcore.networks.dropout import KeyedDropout, set_key
 
 
-def dropped(key: int, x: torch.Tensor, rank: int = 0, world: int = 1) -> torch.Tensor:
+def dropped(key: int, x: torch.Tensor, rank: int = 0, world: int = 1, before: int = 0) -> torch.Tensor:
     layer = KeyedDropout(0.25)
-    set_key(layer, key, rank, world)
+    set_key(layer, key, rank, world, before)
     return layer(x)
 
 
@@ -36,11 +36,32 @@ def test_processes_together_draw_the_mask_of_one(world: int) -> None:
         assert torch.equal(dropped(9, x[rank::world], rank, world), whole[rank::world])
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2])
+def test_parts_of_a_step_together_draw_the_mask_of_the_step(parts: int, world: int) -> None:
+    """As `Order` deals a step out: parts one after the other, each part's samples in turn to the processes."""
+    x = torch.randn(12, 4, 5, 5)
+    whole, size = dropped(9, x), 12 // parts
+    for first in range(0, 12, size):
+        for rank in range(world):
+            mine = slice(first + rank, first + size, world)
+            assert torch.equal(dropped(9, x[mine], rank, world, before=first), whole[mine])
+
+
+def test_samples_of_a_step_differ() -> None:
+    out = dropped(2, torch.ones(16, 64))
+    assert len(out.unique(dim=0)) == 16
+
+
 def test_layers_of_a_model_differ() -> None:
     model = nn.Sequential(KeyedDropout(0.5), KeyedDropout(0.5))
     set_key(model, 1, 0, 1)
     x = torch.ones(1, 64)
     assert not torch.equal(model[0](x), model[1](x))
+    # Nor is a layer's mask that of the next layer one sample further on.
+    x = torch.ones(3, 64)
+    first, second = model[0](x), model[1](x)
+    assert not any(torch.equal(a, b) for a in first for b in second)
 
 
 def test_nothing_is_dropped_when_not_training() -> None:

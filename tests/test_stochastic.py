@@ -220,7 +220,7 @@ def test_localisation_is_the_same_in_every_form(
     image, tag = torch.tensor([0, 0, 2]), torch.tensor([1, 3, 0])
     bank = bank_of(head, (6, 7), selection, 0.8)
     monkeypatch.setitem(mask_bank.NUMBERS_AT_ONCE, "cpu", 3 * 6 * 7 * 25)
-    monkeypatch.setattr("segcore.localisation.PAIRS_AT_ONCE", 2)
+    monkeypatch.setattr("segcore.localisation.maps.PAIRS_AT_ONCE", 2)
     found = {
         form: localise(head, top, image, tag, bank, selection, 0.8, form, 0.35, normalise)
         for form in ("factorised", "expanded", "naive")

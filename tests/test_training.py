@@ -7,14 +7,18 @@ import pytest
 import torch
 from torch import nn
 
+from segcore.config.networks import HeadParams, StochasticParams
 from segcore.data.batches import Batch, Stream
 from segcore.data.order import Order
 from segcore.errors import Problem
 from segcore.losses import Term
+from segcore.networks import classifiers
+from segcore.networks.classifiers import Classifier
 from segcore.processes import Runtime
 from segcore.training.fit import Fit, Progress
 from segcore.training.optimisation import optimiser, parameter_groups, rate
 from tests.loop import Linear, Net, Pictures, fit, net, recipe, same, trained
+from tests.networks import backbone, fully_connected
 
 
 def test_schedules() -> None:
@@ -106,6 +110,27 @@ def test_accumulation_is_one_large_batch(accumulate: int) -> None:
     expected, got = trained(whole), trained(parts, accumulate=accumulate)
     assert [x["tags"] for x in got] == pytest.approx([x["tags"] for x in expected], rel=1e-5)
     torch.testing.assert_close(parts.layer.weight, whole.layer.weight)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+@pytest.mark.parametrize("head", ["fully_connected", "stochastic", "general"])
+def test_accumulation_is_one_large_batch_with_dropout_too(head: str, accumulate: int) -> None:
+    """A classifier without batch normalisation: the parts change memory, not results."""
+    params: HeadParams = fully_connected(dropout=0.5)
+    if head != "fully_connected":
+        values = {"kind": "stochastic", "kernel": 3, "rate": 0.5, "rescale": True, "form": "factorised"}
+        params = StochasticParams.model_validate(values | {"selection": head})
+
+    def run(parts: int) -> tuple[Classifier, list[float]]:
+        torch.manual_seed(0)
+        model = classifiers.build(backbone("vgg16"), params, 2).double()
+        runs = Fit(model, Pictures(size=64), recipe(steps=3, accumulate=parts), 1, Runtime(), None)
+        return model, [progress.losses["tags"] for progress in runs]
+
+    (whole, expected), (parts, got) = run(1), run(accumulate)
+    assert got == pytest.approx(expected, rel=1e-6)  # the loss is single whatever the network is
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-5, atol=1e-8, msg=name)
 
 
 def test_terms_that_weigh_less_than_one_are_means_all_the_same() -> None:

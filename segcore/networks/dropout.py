@@ -1,31 +1,41 @@
-"""Dropout that is a function of a key: the same for one process or many, and after a resumption."""
+"""Dropout by key and place in the step: the same for any number of processes and parts, and after a resumption."""
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from segcore.seeds import derived_seed
+
 
 class KeyedMask(nn.Module):
     """Which units are kept, each with probability 1 - p, as a function of a key alone.
 
-    A batch of B samples may be spread over processes: each draws the mask of the whole batch and keeps its own rows,
-    so the number of processes changes nothing. `set_key` is called before every training step.
+    Each sample has a mask of its own, drawn from the key and the sample's place in the step. So neither the number of
+    processes that a step is spread over nor that of the parts which it is cut into changes a mask, and nobody draws
+    more than its own. `set_key` is called before every part of a training step.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
         self.key: int | None = None
-        self.rank = 0
-        self.world = 1
+        self.first = 0
+        self.every = 1
 
     def forward(self, shape: tuple[int, ...], device: torch.device) -> Bool[Tensor, "B ..."]:
-        """The mask of this process's samples, of `shape`: samples first."""
+        """The mask of this process's samples of this part, of `shape`: samples first.
+
+        Raises:
+            RuntimeError: no key was set.
+        """
         if self.key is None:
             raise RuntimeError("set_key must be called before a training step")
-        generator = torch.Generator(device).manual_seed(self.key)
-        whole = torch.rand((shape[0] * self.world, *shape[1:]), generator=generator, device=device)
-        return whole[self.rank :: self.world] >= self.p
+        generator = torch.Generator(device)
+        drawn = torch.empty(shape, device=device)
+        for row in range(shape[0]):
+            generator.manual_seed(derived_seed(self.key, self.first + row * self.every))
+            torch.rand(shape[1:], generator=generator, device=device, out=drawn[row])
+        return drawn >= self.p
 
 
 class KeyedDropout(KeyedMask):
@@ -37,11 +47,15 @@ class KeyedDropout(KeyedMask):
         return x * super().forward(tuple(x.shape), x.device) / (1 - self.p)
 
 
-def set_key(model: nn.Module, key: int, rank: int, world: int) -> None:
-    """Give every keyed mask and dropout of `model` its key for the coming step."""
+def set_key(model: nn.Module, key: int, rank: int, world: int, before: int = 0) -> None:
+    """Give every keyed mask and dropout of `model` its key for the coming part of a step.
+
+    `key` is the step's, whatever the part; `before` is how many samples of the step came in earlier parts, over all
+    processes. Row i of what a layer will see is sample `before + rank + i * world` of the step.
+    """
     layers = [module for module in model.modules() if isinstance(module, KeyedMask)]
     for number, layer in enumerate(layers):
-        layer.key, layer.rank, layer.world = key + number, rank, world
+        layer.key, layer.first, layer.every = derived_seed(key, number), before + rank, world
 
 
 def keep_from_compiler(model: nn.Module) -> None:
