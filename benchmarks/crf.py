@@ -96,7 +96,7 @@ def boundary_seconds(n_labels: int, device: torch.device) -> float:
     def step() -> None:
         probabilities = floored_softmax(scores)
         refined = crf.mean_field(-probabilities.detach().log(), images, PARAMS, SCALE)
-        term = boundary_loss(probabilities, refined)
+        term = boundary_loss(probabilities, refined, (0.05, 20.0))
         (term.total / term.weight).backward()
 
     return best_seconds(step, device)

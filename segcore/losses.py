@@ -17,8 +17,6 @@ from segcore.data.pictures import IGNORE
 
 FLOOR = 1e-4
 """Least probability of a class, before all are divided by their sum; also stands for the size of an empty set."""
-RATIO = (0.05, 20.0)
-"""Bounds of the ratio of two probabilities in the boundary loss."""
 
 
 class Term(NamedTuple):
@@ -95,14 +93,20 @@ def expand_loss(
     return _over_images(_mean_where(tagged, present) + _mean_where(absent, ~present) + background.squeeze(1))
 
 
-def boundary_loss(probabilities: Float[Tensor, "B K h w"], refined: Float[Tensor, "B K h w"]) -> Term:
+def boundary_loss(
+    probabilities: Float[Tensor, "B K h w"], refined: Float[Tensor, "B K h w"], ratio: tuple[float, float] | None
+) -> Term:
     """Constrain-to-boundary loss: the mean over places of KL(Q || f), where Q is what a CRF makes of f.
 
     `probabilities` f are `floored_softmax`; `refined` Q is floored and divided by its sum in the same way and takes no
-    gradient. As DSRG does, Q / f counts within 0.05..20: places that are further off teach nothing.
+    gradient. With bounds, such as DSRG's 0.05 and 20, the `ratio` Q / f counts within them alone: places that are
+    further off teach nothing. None, as in SEC (equation 5), takes every ratio as it is.
     """
     target = _floored(refined.detach().clamp(min=FLOOR))
-    divergence = target * (target / probabilities).clamp(*RATIO).log()
+    ratios = target / probabilities
+    if ratio is not None:
+        ratios = ratios.clamp(*ratio)
+    divergence = target * ratios.log()
     return _over_images(divergence.sum(1).mean((1, 2)))
 
 

@@ -82,11 +82,17 @@ DEEPLAB: dict[str, Any] = {
     "recipe": "segmenter", "encoder": "classifier", "stride": 8, "branches": [1, 2], "width": 24, "dropout": 0.3,
     "input_size": 97,
 }  # fmt: skip
-CUES: dict[str, Any] = {"labels": "data/pseudo_labels/any", "crf": CRF, "crf_scale": 8.0, "unary": "log"}
+CUES: dict[str, Any] = {
+    "labels": "data/pseudo_labels/any",
+    "crf": CRF,
+    "crf_scale": 8.0,
+    "unary": "log",
+    "boundary_ratio": [0.05, 20.0],
+}
 GROWING: dict[str, Any] = {"grow": True, "theta_foreground": 0.85, "theta_background": 0.99, "full_weight": 2.0}
 ENTRIES: dict[str, dict[str, Any]] = {
     "deeplab": DEEPLAB | {"module": "deeplab", "geometry": "stretched", "scales": [1.0, 1.0]},
-    "sec": DEEPLAB | CUES | {"module": "sec"},
+    "sec": DEEPLAB | CUES | {"module": "sec", "boundary_ratio": None},
     "dsrg": DEEPLAB | CUES | GROWING | {"module": "dsrg"},
 }
 """Small entries of systems that not every parameters file has."""

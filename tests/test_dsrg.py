@@ -41,7 +41,7 @@ def test_weak_samples_pay_seed_and_boundary_and_strong_ones_the_full_loss() -> N
     full = losses.pixel_cross_entropy(made.network(strong.images).detach(), strong.labels)
     expected = {
         "seed": losses.balanced_seed_loss(f, grown),
-        "boundary": losses.boundary_loss(f, refined),
+        "boundary": losses.boundary_loss(f, refined, (0.05, 20.0)),
         "full": losses.Term(2 * full.total, full.weight),
     }
     assert terms.keys() == expected.keys()
@@ -133,7 +133,9 @@ def test_neither_the_crf_nor_growing_takes_a_gradient(monkeypatch: pytest.Monkey
     assert not energies.requires_grad
     f = losses.floored_softmax(made.network(batch.images[1::2]))
     target = made.refined(f.detach(), batch.images[1::2])
-    (expected,) = torch.autograd.grad(losses.boundary_loss(f, target).total, [made.network.branches[0].fc8.weight])  # type: ignore[union-attr, list-item]
+    (expected,) = torch.autograd.grad(
+        losses.boundary_loss(f, target, (0.05, 20.0)).total, [made.network.branches[0].fc8.weight]
+    )  # type: ignore[union-attr, list-item]
     (found,) = torch.autograd.grad(terms["boundary"].total, [made.network.branches[0].fc8.weight])  # type: ignore[union-attr, list-item]
     torch.testing.assert_close(found, expected)
 

@@ -155,16 +155,18 @@ def test_boundary_loss_by_hand() -> None:
     probabilities = row(place(0.25, 0.75), place(0.99, 0.01))
     first = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     second = 0.1 * math.log(0.1 / 0.99) + 0.9 * math.log(20)
-    term = boundary_loss(probabilities, refined)
+    term = boundary_loss(probabilities, refined, (0.05, 20.0))
     torch.testing.assert_close(float(term.total), (first + second) / 2)
     assert term.weight == 1
+    unbounded = 0.1 * math.log(0.1 / 0.99) + 0.9 * math.log(90)
+    torch.testing.assert_close(float(boundary_loss(probabilities, refined, None).total), (first + unbounded) / 2)
 
 
 def test_boundary_loss_floors_what_the_crf_gives() -> None:
     refined, probabilities = row(place(0.0, 1.0)), row(place(0.5, 0.5))
     low, high = 1e-4 / 1.0001, 1 / 1.0001
     expected = low * math.log(0.05) + high * math.log(high / 0.5)
-    torch.testing.assert_close(float(boundary_loss(probabilities, refined).total), expected)
+    torch.testing.assert_close(float(boundary_loss(probabilities, refined, (0.05, 20.0)).total), expected)
 
 
 def test_boundary_loss_draws_scores_to_the_target_which_stays() -> None:
@@ -172,7 +174,7 @@ def test_boundary_loss_draws_scores_to_the_target_which_stays() -> None:
     scores = (torch.rand(2, 3, 2, 2, dtype=torch.float64) - 0.5).requires_grad_()
     refined = torch.rand(2, 3, 2, 2, dtype=torch.float64).softmax(1).requires_grad_()
     probabilities = scores.softmax(1)
-    boundary_loss(probabilities, refined).total.backward()
+    boundary_loss(probabilities, refined, (0.05, 20.0)).total.backward()
     assert refined.grad is None
     assert scores.grad is not None
     torch.testing.assert_close(scores.grad, (probabilities - refined).detach() / 4)
@@ -180,6 +182,6 @@ def test_boundary_loss_draws_scores_to_the_target_which_stays() -> None:
 
 def test_probabilities_that_are_their_own_target_cost_nothing() -> None:
     probabilities = floored_softmax(torch.randn(3, 4, 2, 2, dtype=torch.float64))
-    term = boundary_loss(probabilities, probabilities)
+    term = boundary_loss(probabilities, probabilities, None)
     assert abs(float(term.total)) < 1e-12
     assert term.weight == 3

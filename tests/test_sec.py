@@ -72,7 +72,7 @@ def test_the_losses_are_seed_expand_and_boundary_of_the_floored_probabilities() 
     expected = {
         "seed": losses.seed_loss(f, batch.labels),
         "expand": losses.expand_loss(f, batch.tags),
-        "boundary": losses.boundary_loss(f, refined),
+        "boundary": losses.boundary_loss(f, refined, None),
     }
     assert terms.keys() == expected.keys()
     for name, term in expected.items():
@@ -82,6 +82,26 @@ def test_the_losses_are_seed_expand_and_boundary_of_the_floored_probabilities() 
     chosen = f[0].permute(1, 2, 0)[known].gather(1, batch.labels[0][known][:, None])
     alone = losses.seed_loss(f[:1], batch.labels[:1])
     torch.testing.assert_close(alone.total, -chosen.log().mean())
+
+
+@pytest.mark.parametrize("bounds", [None, [0.5, 2.0]])
+def test_the_boundary_loss_has_the_bounds_of_the_entry(bounds: list[float] | None) -> None:
+    made = system(boundary_ratio=bounds)
+    batch = batch_of(made, 3)
+    with torch.no_grad():
+        made.network.branches[0].fc8.weight.mul_(40)  # so that some ratios lie beyond them
+        f = losses.floored_softmax(made.network(batch.images))
+        refined = crf.mean_field(-f.log(), batch.images[:, :, ::8, ::8], params_of("sec").crf, 8.0)
+        got = made.losses(batch)["boundary"].total
+    free, bounded = (losses.boundary_loss(f, refined, ratio).total for ratio in (None, (0.5, 2.0)))
+    assert not torch.isclose(free, bounded)
+    torch.testing.assert_close(got, free if bounds is None else bounded)
+
+
+@pytest.mark.parametrize("bounds", [[2.0, 20.0], [20.0, 0.05], [0.05, 0.5]])
+def test_bounds_that_no_agreement_lies_within_are_a_problem(bounds: list[float]) -> None:
+    with pytest.raises(Problem, match="must be a bound below 1, then one above it, or null"):
+        params_of("sec", boundary_ratio=bounds)
 
 
 def test_processes_that_share_a_batch_sum_to_the_whole() -> None:

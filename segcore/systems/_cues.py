@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from PIL import Image
+from pydantic import model_validator
 from torch import Tensor
 
 from segcore.config.sections import CRFParams, Positive
@@ -28,6 +29,17 @@ class CueParams(NetworkParams):
     unary: Literal["log", "probability"]
     """What the CRF takes for the energy of a class: -log of its probability, or minus the probability itself, a much
     weaker belief in the network, as DSRG's published code has it."""
+    boundary_ratio: tuple[Positive, Positive] | None
+    """Bounds of the ratio of refined to predicted probability, beyond which the boundary loss teaches nothing
+    (published: 0.05 and 20 in DSRG; null, without bounds, in SEC)."""
+
+    @model_validator(mode="after")
+    def _bounds_hold_one(self) -> "CueParams":
+        if self.boundary_ratio is not None and not self.boundary_ratio[0] < 1 < self.boundary_ratio[1]:
+            raise ValueError(
+                f"boundary_ratio {list(self.boundary_ratio)} must be a bound below 1, then one above it, or null"
+            )
+        return self
 
 
 class CueSystem(GridSystem):

@@ -57,7 +57,7 @@ class DSRG(CueSystem):
             cues = self._grown(batch.labels[weak], refined, batch.tags[weak])
             terms = {
                 "seed": balanced_seed_loss(probabilities, cues),
-                "boundary": boundary_loss(probabilities, refined),
+                "boundary": boundary_loss(probabilities, refined, self.params.boundary_ratio),
             }
             if self.params.full_weight:
                 masks = batch.labels.masked_fill(~batch.strong[:, None, None], IGNORE)

@@ -30,7 +30,9 @@ class SEC(CueSystem):
             return {
                 "seed": seed_loss(probabilities, batch.labels),
                 "expand": expand_loss(probabilities, batch.tags),
-                "boundary": boundary_loss(probabilities, self.refined(probabilities, batch.images)),
+                "boundary": boundary_loss(
+                    probabilities, self.refined(probabilities, batch.images), self.cue_params.boundary_ratio
+                ),
             }
 
 
