@@ -1,7 +1,9 @@
 """Seeded region growing on grids small enough to draw."""
 
 import numpy as np
+import pytest
 import torch
+from scipy import ndimage
 
 from segcore.localisation.region_growing import grow, grow_batch
 
@@ -39,6 +41,54 @@ def test_the_background_needs_more_than_the_tags() -> None:
     np.testing.assert_array_equal(grown(cues, below, 1), cues)
     above = likely(2, "110000", probability=0.995)
     np.testing.assert_array_equal(grown(cues, above, 1), grid("110000"))
+
+
+def by_the_pixel(
+    cues: np.ndarray, probabilities: np.ndarray, tags: tuple[int, ...], foreground: float, background: float
+) -> np.ndarray:
+    """The published rule one pixel after the other; regions are followed from their cues by a queue."""
+    height, width = cues.shape
+    present = [0, *sorted(tags)]
+    marked = cues.copy()
+    for y, x in np.ndindex(height, width):
+        best = max(present, key=lambda c: probabilities[c, y, x])
+        p = probabilities[best, y, x]
+        if p > foreground and (best != 0 or p > background):
+            marked[y, x] = best
+    grown = cues.copy()
+    for c in present:
+        queue = [(y, x) for y, x in np.ndindex(height, width) if cues[y, x] == c == marked[y, x]]
+        reached = set(queue)
+        while queue:
+            y, x = queue.pop()
+            if cues[y, x] == 255:
+                grown[y, x] = c
+            for near in ((y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)):
+                if 0 <= near[0] < height and 0 <= near[1] < width and near not in reached and marked[near] == c:
+                    reached.add(near)
+                    queue.append(near)
+    return grown
+
+
+@pytest.mark.parametrize("foreground", [0.3, 0.6, 0.85])
+@pytest.mark.parametrize("background", [0.3, 0.6, 0.85, 0.99])
+def test_growing_is_the_published_rule_for_all_thresholds(foreground: float, background: float) -> None:
+    draw = np.random.default_rng(1)
+    sizes = []
+    for tags in ((1, 2, 3), (2,), (), (1, 3)):
+        cues = draw.choice(np.array([0, 1, 2, 3, 255], np.uint8), (12, 13), p=[0.05, 0.04, 0.04, 0.02, 0.85])
+        smooth = ndimage.gaussian_filter(draw.normal(0, 40, (4, 12, 13)), (0, 1.5, 1.5))
+        probabilities = (np.exp(smooth) / np.exp(smooth).sum(0)).astype(np.float32)
+        found = grow(cues, probabilities, tags, foreground, background)
+        np.testing.assert_array_equal(found, by_the_pixel(cues, probabilities, tags, foreground, background))
+        sizes.append((found != cues).sum())
+    assert sum(sizes) > 20
+
+
+def test_the_background_needs_what_the_tags_need_at_least() -> None:
+    cues, seventy = grid("0..."), likely(2, "0000", probability=0.7)
+    np.testing.assert_array_equal(grow(cues, seventy, (1,), 0.85, 0.5), cues)
+    np.testing.assert_array_equal(grow(cues, seventy, (1,), 0.6, 0.5), grid("0000"))
 
 
 def test_cues_of_other_classes_stay_inside_a_region() -> None:

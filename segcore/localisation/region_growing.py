@@ -32,10 +32,14 @@ def grow(
     background and with each other: the most probable of them is the only one that a pixel may take. Regions are
     8-connected and hold at least one cue of their class; the pixels of a region that are cues of another class stay
     what they are. Probabilities are compared as they are, not divided by their sum over these classes.
+
+    As published, `theta_foreground` holds for every class, and the background must exceed `theta_background` as well:
+    where that is the lower one, it changes nothing.
     """
     present = np.array(sorted({0, *tags}))
     best = probabilities[present].argmax(0)
-    sure = probabilities[present].max(0) > np.where(best == 0, theta_background, theta_foreground)
+    theta_of_background = max(theta_background, theta_foreground)
+    sure = probabilities[present].max(0) > np.where(best == 0, theta_of_background, theta_foreground)
     classes = np.where(sure, present[best], cues)
     grown = cues.copy()
     for index in present:

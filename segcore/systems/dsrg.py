@@ -32,7 +32,7 @@ class Params(CueParams):
     theta_foreground: Threshold
     """Probability above which a pixel may join a region of a tag (published: 0.85)."""
     theta_background: Threshold
-    """The same for the background (published: 0.99)."""
+    """Probability that the background must exceed as well (published: 0.99); below `theta_foreground` idle."""
     full_weight: NotNegative
     """Alpha, the weight of the loss of the masks of `images` (published: 2); at 0 the system sees tags only."""
 
