@@ -1,8 +1,8 @@
 """Choose the boxes that segmenters are trained on: many for every label subset of every strong image.
 
-Reads the manifest, the class names and `strong.txt` of the split; writes `crops.parquet` (a row a crop, boxes only),
-`crops.json` (counts) and `figure.png` (Hong et al. 2015, section 5). Nothing depends on the number of workers or
-processes.
+Reads the manifest, the class names and `strong.txt` of the split; writes `crops.parquet` (a row a whole image or a
+crop, boxes only), `crops.json` (counts) and `figure.png` (Hong et al. 2015, section 5). Nothing depends on the number
+of workers or processes.
 """
 
 import functools
@@ -66,7 +66,9 @@ def main(*, manifest: Path, classes: Path, split: Path, out: Path, params: Path 
         write_atomically(out / "crops.json", f"{counts}\n".encode())
         examples = _examples(images, {record.image_id: record for record in records})
         write_atomically(out / "figure.png", crop_figure.draw(examples, names, settings.crops.warp))
-        console.say(f"{sum(_size(image) for image in images):,} crops of {len(images)} strong images in {out}")
+        console.say(
+            f"{sum(_size(image) for image in images):,} crops of {len(images)} strong images, and these, in {out}"
+        )
 
 
 def _strong_records(manifest: Path, strong: Path) -> list[Record]:
@@ -125,7 +127,7 @@ def _warn(images: Sequence[ImageCrops], most: int) -> None:
     if capped := [f"{image.image_id} ({image.possible})" for image in images if image.possible > len(image.subsets)]:
         console.say(f"warning: crops.max_subsets keeps {most} of the label subsets of {listed(capped)}")
     if empty := [image.image_id for image in images if not image.subsets]:
-        console.say(f"warning: no crops of {listed(empty)}: the mask holds no object")
+        console.say(f"warning: no crops of {listed(empty)}, the whole image alone: the mask holds no object")
 
 
 def _size(image: ImageCrops) -> int:
@@ -144,6 +146,7 @@ def _counts(images: Sequence[ImageCrops], names: Sequence[str]) -> dict[str, Any
         by_class[name] = {"images": len(shown), "subsets": subsets, "crops": subsets * per_subset}
     return {
         "strong_images": len(images),
+        "whole_images": len(images),
         "images_without_objects": sum(not image.subsets for image in images),
         "subsets": sum(len(image.subsets) for image in images),
         "crops": crops,

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from segcore.data.crops import binary_labels, box_iou, crop_boxes, enclosing_boxes, label_subsets, tight_box
-from segcore.data.geometry import cut
-from segcore.data.manifest import MANIFEST_COLUMNS
-from segcore.data.pictures import write_labels
+from segcore.data.geometry import cut, padded_square
+from segcore.data.manifest import MANIFEST_COLUMNS, read_manifest
+from segcore.data.pictures import read_image, read_labels, write_labels
+from segcore.data.samples import CropSamples
 from segcore.errors import Problem
 from stages import make_crops
 from tests.devkit import write_params
@@ -157,17 +158,43 @@ def test_the_stage_writes_index_counts_and_figure(tmp_path: Path, monkeypatch: p
     make_crops.main(**make_project(tmp_path, 6), out=tmp_path / "data/crops")
     table = pq.read_table(tmp_path / "data/crops/crops.parquet").to_pandas()
     assert list(table.columns) == ["image_id", "labels", "x1", "y1", "x2", "y2"]
-    assert len(table) == (3 * 1 + 3 * 3) * 8
+    assert len(table) == 6 + (3 * 1 + 3 * 3) * 8, "N_s whole images and N_p boxes a subset"
     assert table["image_id"].is_monotonic_increasing
     by_subset = table[table["image_id"] == "image_001"]["labels"].map(tuple).value_counts()
-    assert by_subset.to_dict() == {(1,): 8, (2,): 8, (1, 2): 8}, "classes of the mask, not of the tags"
+    assert by_subset.to_dict() == {(1,): 8, (2,): 8, (1, 2): 1 + 8}, "classes of the mask, not of the tags"
     assert (table["x2"] > table["x1"]).all()
     counts = json.loads((tmp_path / "data/crops/crops.json").read_text())
     assert (counts["strong_images"], counts["subsets"], counts["crops"], counts["capped_images"]) == (6, 12, 96, {})
+    assert counts["whole_images"] == 6
     assert counts["by_class"]["square"] == {"images": 3, "subsets": 6, "crops": 48}
     assert counts["by_class"]["moon"] == {"images": 0, "subsets": 0, "crops": 0}
     with Image.open(tmp_path / "data/crops/figure.png") as figure:
         assert min(figure.size) > 600
+
+
+def test_every_strong_image_is_a_sample_as_inference_frames_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row each, with all labels of the mask, also where subsets are capped or there is no object."""
+    monkeypatch.chdir(tmp_path)
+    paths = make_project(tmp_path, 6, most_classes=6)
+    write_labels(tmp_path / "images/image_003_labels.png", np.zeros((60, 80), dtype=np.uint8))
+    write_params(paths["params"], {"crops.per_subset": 8, "crops.max_subsets": 4, "crops.edges": "gradient"})
+    make_crops.main(**paths, out=tmp_path / "crops")
+    counts = json.loads((tmp_path / "crops/crops.json").read_text())
+    assert (counts["whole_images"], counts["images_without_objects"], counts["crops"]) == (6, 1, 8 * (1 + 3 + 4 * 3))
+    table = pd.read_parquet(tmp_path / "crops/crops.parquet")
+    whole = table.groupby("image_id").first()
+    assert whole["labels"].map(list).tolist() == [[1], [1, 2], [1, 2, 3], [], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6]]
+    assert (whole[["x1", "y1", "x2", "y2"]] == [0, 0, 80, 80]).all(axis=None), "80 x 60 pixels, black below"
+    records = read_manifest(paths["manifest"])
+    samples = CropSamples(table, records, len(NAMES) - 1, warp=64, input_size=64)
+    for row in table.groupby("image_id").head(1).index:
+        sample = samples.sample(int(row), 0)
+        framed = padded_square(read_image(records[sample.image_id].image), 64)
+        assert torch.equal(sample.image, framed) or torch.equal(sample.image, framed.flip(2))
+        labels = read_labels(tmp_path / f"images/{sample.image_id}_labels.png")
+        assert (sample.tags.nonzero().flatten() + 1).tolist() == [int(c) for c in np.unique(labels) if c]
+        assert (sample.labels[48:] == 255).all(), "what lies beyond the image is unknown"
+        assert set(sample.labels[:48].unique().tolist()) == {0, *np.unique(labels).tolist()}
 
 
 def test_the_result_is_the_same_with_any_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """Combinatorial crops: every label subset of a strong image, many boxes for each (Hong et al. 2015, section 5).
 
 An image with L classes in its mask has 2^L - 1 non-empty label subsets P. For each, the network is shown sub-images
-around the foreground of P and must outline it alone. Boxes are stored; pixels are cut while loading.
+around the foreground of P and must outline it alone. Beside them stand the whole images, one sample each, with all of
+their labels: N_s strong images and N_p boxes a subset are N_t = N_s + N_p sum_i (2^L_i - 1) samples. Boxes are stored;
+pixels are cut while loading.
 """
 
 import itertools
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float, Int, Int32
+from jaxtyping import Bool, Float, Int, Int32, UInt8
 from torch import Tensor
 
 from segcore.config.sections import CropsParams
@@ -42,21 +44,19 @@ COLUMNS = ("image_id", "labels", "x1", "y1", "x2", "y2")
 class ImageCrops:
     """The crops of one strong image: `boxes` [s, n] shows the label subset `subsets[s]`, in pixels of the image.
 
+    `classes` are those of its mask, in order, and `whole` is the box of the whole image, which reaches beyond it.
     `possible` counts the non-empty subsets before the cap. Of each subset, the first `proposed` boxes are proposals,
     and `nearest_iou` is the IoU of its tight box with the proposal nearest to that.
     """
 
     image_id: str
+    classes: tuple[int, ...]
+    whole: tuple[int, int, int, int]
     subsets: list[tuple[int, ...]]
     boxes: Int32[np.ndarray, "S N 4"]
     possible: int
     proposed: list[int]
     nearest_iou: list[float]
-
-    @property
-    def classes(self) -> list[int]:
-        """The classes that its subsets name."""
-        return sorted({label for subset in self.subsets for label in subset})
 
 
 def image_crops(record: manifest.Record, params: CropsParams, seed: int) -> ImageCrops:
@@ -81,17 +81,26 @@ def image_crops(record: manifest.Record, params: CropsParams, seed: int) -> Imag
         boxes[row], chosen = crop_boxes(foreground, params, found, rng)
         proposed.append(chosen)
         nearest.append(float(box_iou(found, tight_box(foreground)).max(initial=0.0)))
-    return ImageCrops(record.image_id, subsets, boxes, 2 ** len(classes) - 1, proposed, nearest)
+    possible = 2 ** len(classes) - 1
+    return ImageCrops(record.image_id, tuple(classes), whole_box(labels), subsets, boxes, possible, proposed, nearest)
 
 
 def index(images: Iterable[ImageCrops]) -> pa.Table:
-    """A row a crop, by image id: `image_id`, `labels` (the subset), and the box `x1`, `y1`, `x2`, `y2`."""
+    """A row a sample, by image id: `image_id`, `labels` (the subset), and the box `x1`, `y1`, `x2`, `y2`.
+
+    The first row of an image is the whole of it, with all of its labels: none, where it shows no object.
+    """
     images = sorted(images, key=lambda image: image.image_id)
-    ids = [image.image_id for image in images for _ in range(image.boxes.shape[0] * image.boxes.shape[1])]
-    subsets = [subset for image in images for subset in image.subsets for _ in range(image.boxes.shape[1])]
-    boxes = np.concatenate([np.zeros((0, 4), dtype=np.int32), *(image.boxes.reshape(-1, 4) for image in images)])
+    ids: list[str] = []
+    subsets: list[tuple[int, ...]] = []
+    boxes = [np.zeros((0, 4), dtype=np.int32)]
+    for image in images:
+        crops = image.boxes.reshape(-1, 4)
+        ids += [image.image_id] * (1 + len(crops))
+        subsets += [image.classes, *(subset for subset in image.subsets for _ in range(image.boxes.shape[1]))]
+        boxes += [np.array([image.whole], dtype=np.int32), crops]
     columns: list[pa.Array] = [pa.array(ids, pa.string()), pa.array(subsets, pa.list_(pa.int16()))]
-    columns += [pa.array(side, pa.int32()) for side in boxes.T]
+    columns += [pa.array(side, pa.int32()) for side in np.concatenate(boxes).T]
     return pa.Table.from_arrays(columns, names=list(COLUMNS))
 
 
@@ -152,6 +161,12 @@ def enclosing_proposals(
     iou = box_iou(found, tight_box(foreground))
     order = np.argsort(-iou, kind="stable")
     return found[order[((held >= min_overlap) & (iou >= LEAST_IOU))[order]]]
+
+
+def whole_box(labels: UInt8[np.ndarray, "H W"]) -> tuple[int, int, int, int]:
+    """The whole picture as inference frames it: a square that reaches beyond it to the right or below."""
+    side = max(labels.shape)
+    return 0, 0, side, side
 
 
 def tight_box(foreground: Bool[np.ndarray, "H W"]) -> tuple[int, int, int, int]:

@@ -49,7 +49,8 @@ class TaggedImages:
 class CropSamples:
     """Strong training samples: rows of a crop index, cut and warped, then a random square, flipped half of the time.
 
-    The tags of a sample are the label subset that its crop was made for; its labels are all classes of the crop.
+    The tags of a sample are the label subset that its crop was made for, all labels of the image where the crop is the
+    whole of it; its labels are all classes of the crop.
     """
 
     def __init__(
