@@ -72,6 +72,20 @@ def test_a_subset_gets_exactly_its_number_of_boxes_good_proposals_first() -> Non
     assert (len(boxes), proposed) == (200, 0)
 
 
+def test_with_an_overlap_of_one_every_box_encloses_the_foreground() -> None:
+    """As the paper has it; below one, proposals may cut a part of the foreground off."""
+    foreground = np.zeros((100, 120), dtype=bool)
+    foreground[30:60, 40:80] = True
+    found = np.array([[38, 28, 84, 62], [42, 30, 80, 60], [40, 30, 80, 60], [40, 31, 80, 60], [30, 20, 90, 70]])
+    for min_overlap, kept in ((1.0, [2, 0, 4]), (0.7, [2, 3, 1, 0, 4])):
+        params = PARAMS.model_copy(update={"min_overlap": min_overlap})
+        boxes, proposed = crop_boxes(foreground, params, found, rng())
+        assert proposed == len(kept)
+        np.testing.assert_array_equal(boxes[:proposed], found[kept])
+        encloses = (boxes[:, :2] <= (40, 30)).all(axis=1) & (boxes[:, 2:] >= (80, 60)).all(axis=1)
+        assert encloses.all() == (min_overlap == 1)
+
+
 @pytest.mark.parametrize(
     "tight", [(40, 30, 80, 60), (0, 0, 120, 100), (0, 0, 1, 1), (119, 99, 120, 100), (0, 40, 120, 42)]
 )

@@ -76,6 +76,7 @@ def test_voc2012_is_the_papers_recipe(name: str, strong: tuple[str, int | None],
         assert isinstance(classifier.head, FullyConnectedParams)
         assert (classifier.head.width, classifier.head.kernel, classifier.input_size) == (4096, 7, 320)
     assert (settings.crops.per_subset, settings.crops.warp, settings.crops.input_size) == (200, 350, 320)
+    assert settings.crops.min_overlap == 1, "sub-images enclose the foreground (section 5)"
     assert {entry["width"] for entry in settings.raw["systems"].values()} == {1.0}
     for key, entry in settings.raw["systems"].items():
         assert (entry["norm_batches"], entry["norm_batch_size"], entry["output_stride"]) == (101, 16, 1)

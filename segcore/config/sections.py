@@ -130,6 +130,8 @@ class CropsParams(Section):
     edge_model: str | None
     max_edge_fraction: Fraction
     min_overlap: Fraction
+    """Share of a subset's foreground that a proposal must hold. The paper's sub-images enclose the foreground (section
+    5): 1. Anything less is a departure, by which proposals may cut objects; there are more of them then."""
     warp: Count
     """Side of the square that a box is warped to."""
     input_size: InputSize
