@@ -59,8 +59,7 @@ def main(
         fit = Fit(model, samples, recipe, seed, device, scratch)
         progress.announce(f"segmenter {system}", model, recipe, len(samples), fit)
         progress.follow(f"segmenter {system}", fit, out / "training")
-        with device.autocast():
-            model.finish(last_batches)
+        model.finish(last_batches)
         if device.is_main:
             save_system(out / "model", system, entry, card, samples.input_size, model)
         fit.finish()

@@ -7,6 +7,8 @@ from torch import nn
 from segcore.errors import Problem
 from segcore.networks import normalisation
 from segcore.networks.normalisation import SharedBatchNorm2d
+from segcore.systems.decouplednet import DecoupledNet
+from tests.networks import squares, system_of
 
 
 def test_in_one_process_it_is_torch_s() -> None:
@@ -70,6 +72,23 @@ def test_reestimated_statistics_are_plain_averages_over_batches() -> None:
     torch.testing.assert_close(layer.running_var, variances)
     assert layer.momentum == 0.3
     assert torch.equal(kept, before)
+
+
+def test_statistics_are_those_of_full_precision_in_which_systems_predict() -> None:
+    def system() -> DecoupledNet:
+        made = system_of("decouplednet")
+        assert isinstance(made, DecoupledNet)
+        return made
+
+    plain, within = system(), system()
+    batches = [squares(2, seed=seed) for seed in range(2)]
+    plain.finish(batches)
+    with torch.autocast("cpu", torch.bfloat16):
+        within.finish(batches)
+    statistics = {name: value for name, value in plain.state_dict().items() if "running" in name}
+    assert len(statistics) > 10
+    for name, value in statistics.items():
+        assert torch.equal(within.state_dict()[name], value), name
 
 
 def test_reestimating_several_inputs_reads_one_batch_at_a_time() -> None:

@@ -87,13 +87,18 @@ def reestimate(model: nn.Module, layers: nn.Module, batches: Iterable[Tensor | t
 
     Each item is what `model` is called with. The mean is averaged over batches, and so is the unbiased variance
     (times m / (m - 1) for m values a channel). Frozen layers (in eval mode) are left alone.
+
+    Computes in full precision whatever block it is called in, as systems predict in it: statistics of activations that
+    were rounded to bf16 would be those of another network.
     """
     norms = [m for m in layers.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-    for batch in batches:
-        model(*batch) if isinstance(batch, tuple) else model(batch)
+    device = next(layers.parameters()).device.type
+    with torch.autocast(device, enabled=False):
+        for batch in batches:
+            model(*batch) if isinstance(batch, tuple) else model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -66,7 +66,7 @@ class System(nn.Module, ABC):
         return scores.softmax(1)
 
     def finish(self, batches: Iterable[Batch]) -> None:
-        """Called once after training with some training batches on the system's device."""
+        """Called once after training, in the precision of `predict`, with training batches on the system's device."""
 
     def finishing_batches(self) -> tuple[int, int]:
         """How many batches of how many samples `finish` asks for."""
