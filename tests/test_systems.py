@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segcore import systems
 from segcore.config import reading
 from segcore.config.networks import StochasticParams
-from segcore.data.batches import SizedSamples
+from segcore.data.batches import Moment, SizedSamples
 from segcore.data.manifest import Record
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
@@ -74,6 +74,21 @@ def test_the_loss_falls_on_two_samples(module: str, trunk: str) -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0], losses
+
+
+@pytest.mark.parametrize("module", systems.names())
+def test_all_terms_are_there_in_every_step(module: str) -> None:
+    """Those of a warm-up too, with gradients: processes wait for each other's in every step."""
+    system = system_of(module, "timm/test_resnet").train()
+    batch, names = batch_of(system, 2), []
+    for step in (0, 1, 50, 99):
+        dropout.set_key(system, step, rank=0, world=1)
+        terms = system.losses(batch.at(Moment(step, 100)))
+        names.append(list(terms))
+        system.zero_grad(set_to_none=True)
+        torch.stack([term.total for term in terms.values()]).sum().backward()
+        assert not [name for name, p in system.named_parameters() if p.requires_grad and p.grad is None]
+    assert names == [names[0]] * 4
 
 
 def finished(module: str, trunk: str) -> System:

@@ -55,7 +55,12 @@ class System(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Term]:
-        """The terms to sum and minimise, by the name they are logged under."""
+        """The terms to sum and minimise, by the name they are logged under.
+
+        `batch.moment` says in which step of how many, for a warm-up or a schedule of weights. Every term is there from
+        step 0 on, at a factor of 0 where it does not count yet: processes that share a batch wait for the gradient of
+        every parameter in every step, and stop with "Expected to have finished reduction" if one has none.
+        """
 
     @abstractmethod
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
