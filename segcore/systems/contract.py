@@ -64,7 +64,12 @@ class System(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
-        """Scores of each class at each pixel, background first; the greatest wins. Images are RGB in 0..255."""
+        """Scores of each class at each pixel, background first; the greatest wins. Images are RGB in 0..255.
+
+        It is called without gradients and returns scores without; what takes gradients on its way, of activations that
+        are moved until they fit, asks for them by `torch.enable_grad`. An image's scores do not depend on the other
+        images, so a sum or mean over the batch has no part in them.
+        """
 
     def probabilities(self, scores: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
         """The probability of each class, from scores as `predict` gives them or means of such."""
