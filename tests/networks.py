@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segcore import systems
 from segcore.config import reading
 from segcore.config.networks import BackboneParams, FullyConnectedParams
-from segcore.data.batches import Batch
+from segcore.data.batches import Batch, Moment
 from segcore.data.pictures import IGNORE
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
@@ -133,7 +133,8 @@ def squares(count: int, size: int = SIZE, n_tags: int = N_TAGS, seed: int = 0) -
             tags[number, label - 1] = 1
     images = COLOURS[labels].permute(0, 3, 1, 2) + 20 * torch.randn(count, 3, size, size, generator=random)
     labels[:, 0] = IGNORE
-    return Batch(tuple(f"image_{i}" for i in range(count)), images.clamp(0, 255), tags, labels)
+    ids = tuple(f"image_{i}" for i in range(count))
+    return Batch(ids, images.clamp(0, 255), tags, labels, when=Moment(0, 1))
 
 
 def batch_of(system: System, count: int, size: int = SIZE, seed: int = 0) -> Batch:

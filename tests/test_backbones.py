@@ -1,9 +1,10 @@
 """Trunks: shapes, strides, switches, weights from files, frozen statistics, and what who names a wrong one is told."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from segcore.config import reading
 from segcore.config.networks import BackboneParams
 from segcore.errors import Problem
 from segcore.networks import backbones
-from segcore.networks.backbones import VGG16, VGG16_CHANNELS, Trunk
+from segcore.networks.backbones import VGG16, VGG16_CHANNELS, Features, Timm, Trunk
 from tests.networks import backbone, parameters, squares
 
 SWITCHLESS = ["resnet18", "timm/test_resnet", "timm/test_convnext", "timm/test_mambaout"]
@@ -84,6 +85,88 @@ def test_other_trunks_have_no_switches(name: str) -> None:
     assert features.top.shape == (2, trunk.channels, 3, 3)
     assert features.switches == trunk.switch_channels == (None,) * 5
     assert features.pick(torch.tensor([1])).top.shape == (1, trunk.channels, 3, 3)
+
+
+EVERY_STRIDE = ["vgg16", "vgg16_bn", "resnet18", "resnet50", "timm/test_resnet", "timm/efficientnet_lite0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"),
+    [(name, stride) for name in EVERY_STRIDE for stride in (8, 16, 32)]
+    + [(name, 32) for name in ("timm/test_convnext", "timm/test_mambaout", "timm/swin_tiny_patch4_window7_224")],
+)
+@torch.no_grad()
+def test_levels_have_the_channels_and_strides_that_the_trunk_says(name: str, stride: Literal[8, 16, 32]) -> None:
+    trunk = backbones.build(backbone(name, stride=stride)).eval()
+    features = trunk(torch.rand(2, 3, 224, 224) * 255)
+    sides = [224 // stride for stride in trunk.level_strides]
+    assert [tuple(m.shape) for m in features.levels] == [
+        (2, c, n, n) for c, n in zip(trunk.level_channels, sides, strict=True)
+    ]
+    assert features.top is features.levels[-1]
+    assert (
+        (trunk.level_channels[-1], trunk.level_strides[-1])
+        == (trunk.channels, trunk.stride)
+        == (trunk.channels, stride)
+    )
+    assert len(features.levels) == (4 if "next" in name or "mamba" in name or "swin" in name else 5)
+    assert list(trunk.level_strides) == sorted(trunk.level_strides)
+    assert trunk.level_strides[0] == (2 if len(features.levels) == 5 else 4)
+
+
+@torch.no_grad()
+def test_the_levels_of_vgg_and_resnet_are_the_last_maps_of_each() -> None:
+    images = squares(1, 64).images
+    vgg = backbones.build(backbone("vgg16", stride=8))
+    assert isinstance(vgg, VGG16)
+    ends = [n + 1 for n, layer in enumerate(vgg.features) if isinstance(layer, nn.MaxPool2d)] + [len(vgg.features)]
+    for end, level in zip(ends, vgg(images).levels, strict=True):
+        assert torch.equal(vgg.features[:end](vgg.normalise(images)), level)
+    ours, timms = backbones.build(backbone("resnet18")).eval(), backbones.build(backbone("timm/resnet18")).eval()
+    assert isinstance(timms, Timm)
+    timms.load_state_dict({k: v for k, v in ours.state_dict().items() if k in timms.state_dict()})
+    for mine, theirs in zip(ours(images).levels, timms(images).levels, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_convnext", "timm/test_efficientnet"])
+@torch.no_grad()
+def test_all_maps_of_a_timm_model_change_neither_its_weights_nor_its_top(name: str) -> None:
+    torch.manual_seed(3)
+    trunk = backbones.build(backbone(name)).eval()
+    torch.manual_seed(3)
+    alone = timm.create_model(name.removeprefix("timm/"), features_only=True, out_indices=(-1,)).eval()
+    assert isinstance(trunk, Timm)
+    for key, value in alone.state_dict().items():
+        assert torch.equal(trunk.body.state_dict()[key], value), key
+    images = squares(1, 64).images
+    top = alone(trunk.normalise(images))[-1]
+    assert torch.equal(trunk(images).top, top.permute(0, 3, 1, 2) if trunk.channels_are_last else top)
+
+
+@torch.no_grad()
+def test_picking_copies_the_levels_that_are_read() -> None:
+    features = backbones.build(backbone())(squares(3, 64).images)
+
+    reads = []
+
+    class Recorded(tuple[Tensor, ...]):
+        """Levels that say which of them are read."""
+
+        def __getitem__(self, level: Any) -> Any:
+            reads.append(level)
+            return super().__getitem__(level)
+
+    index = torch.tensor([2, 0, 2, 2])
+    picked = Features(Recorded(features.levels), features.switches).pick(index)
+    reads.clear()  # the type checker of the tests has read some
+    assert torch.equal(picked.top, features.top[index])
+    assert reads == [-1]
+    assert len(picked.levels) == len(features.levels)
+    for ours, theirs in zip(features.pick(index).levels, features.levels, strict=True):
+        assert torch.equal(ours, theirs[index])
+    assert torch.equal(features.pick(index).levels[1:3][0], features.levels[1][index])
+    assert [level is features.top for level in features.top_only().levels] == [True]
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,16 @@ def test_a_share_of_the_places_is_background(name: str) -> None:
     assert cue.flatten(1).any(1).all()
 
 
+@pytest.mark.parametrize("name", TRUNKS[2:])
+@torch.no_grad()
+def test_but_for_vgg_the_middle_is_the_level_below_the_top(name: str) -> None:
+    classifier, outputs = stochastic_classifier(name), []
+    trunk = classifier.trunk.eval()
+    trunk.middle.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    level = trunk(squares(1, 65).images).levels[-2]
+    assert torch.equal(outputs[0].permute(0, 3, 1, 2) if trunk.channels_are_last else outputs[0], level)
+
+
 def test_a_middle_of_another_size_is_averaged_over_the_cells() -> None:
     values = torch.arange(16.0).view(1, 4, 4)
     assert background.smooth(values, (1, 1)).tolist() == [[[7.5]]]

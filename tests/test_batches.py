@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segcore.data.batches import Batch, Mixed, Sample, Samples, SizedSamples, Stream, collate
+from segcore.data.batches import Batch, Mixed, Moment, Sample, Samples, SizedSamples, Stream, collate
 from segcore.data.manifest import read_manifest
 from segcore.data.order import Order
 from segcore.data.pictures import read_image, read_labels
@@ -161,6 +161,15 @@ def test_samples_are_strong_unless_they_say_otherwise() -> None:
     batch = collate([Pictures().sample(index, 0) for index in range(3)])
     assert batch.strong.tolist() == [True] * 3
     assert Batch(batch.ids, batch.images, batch.tags, batch.labels).strong.tolist() == [True] * 3
+
+
+def test_a_batch_says_when_it_teaches() -> None:
+    batch = collate([Pictures().sample(index, 0) for index in range(3)])
+    with pytest.raises(RuntimeError, match="of no training run"):
+        _ = batch.moment
+    moment = Moment(3, 4)
+    assert moment.elapsed == 0.75
+    assert batch.at(moment).to(torch.device("cpu"), channels_last=True).moment == moment
 
 
 def test_a_stream_can_start_at_any_step() -> None:

@@ -100,7 +100,7 @@ def test_a_network_small_enough_to_do_by_hand() -> None:
     assert fc6.flatten(2)[0].T.tolist() == [[0, 2], [2, 1], [6, 0]]
     assert fc7.flatten(2)[0].T.tolist() == [[2, 0], [3, 0], [6, 18]]
     assert scores.flatten(2)[0].T.tolist() == [[2, -2], [3, -3], [6, 84]]
-    activations = Activations(Features(top, (None,)), fc6, fc7, scores)
+    activations = Activations(Features((top,), (None,)), fc6, fc7, scores)
     values = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.25]])
     maps = saliency(head, activations, values, torch.tensor([0, 0, 0]))
     # Both are greatest at place 2, where b = 0 is cut off and a = 2x: d c/dx = 2, d(5d - c)/dx = 5 * 3 * 2 - 2 = 28.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segcore.data.batches import Batch
+from segcore.data.batches import Batch, Moment
 from segcore.data.order import Order
 from segcore.errors import Problem
 from segcore.losses import Term
@@ -183,3 +183,43 @@ def test_the_state_is_the_trained_one(tmp_path: Path) -> None:
             assert isinstance(value, Tensor)
             assert value.stride() == theirs[key].stride()
     assert same(model, again)
+
+
+class WarmingUp(Net):
+    """A term that counts from the third step on, and notes when it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Moment] = []
+
+    def losses(self, batch: Batch) -> dict[str, Term]:
+        self.seen.append(batch.moment)
+        late = self.tags.weight.square().sum() * (batch.moment.elapsed >= 0.25)
+        return super().losses(batch) | {"late": Term(late, torch.ones(()))}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_schedule_sees_every_step_once_also_after_a_resumption(accumulate: int, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    whole = WarmingUp()
+    losses = trained(whole, accumulate=accumulate)
+    assert whole.seen == [Moment(step, 8) for step in range(8) for _ in range(accumulate)]
+    assert [step["late"] > 0 for step in losses] == [False] * 2 + [True] * 6
+    torch.manual_seed(5)
+    first = WarmingUp()
+    list(itertools.islice(fit(first, tmp_path / "state.pt", accumulate=accumulate), 5))  # saved after step 2
+    second = WarmingUp()
+    again = trained(second, tmp_path / "state.pt", accumulate=accumulate)
+    assert second.seen == [Moment(step, 8) for step in range(3, 8) for _ in range(accumulate)]
+    assert again == losses
+    assert same(second, whole)
+
+
+def test_a_term_that_joins_later_is_a_problem() -> None:
+    class Joining(WarmingUp):
+        def losses(self, batch: Batch) -> dict[str, Term]:
+            terms = super().losses(batch)
+            return terms if batch.moment.step >= 2 else {"tags": terms["tags"], "pixels": terms["pixels"]}
+
+    with pytest.raises(Problem, match=r"step 2: terms of the loss joined or left \(late\)"):
+        trained(Joining())

@@ -8,15 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from segcore import systems
 from segcore.config import reading
 from segcore.config.networks import StochasticParams
-from segcore.data.batches import SizedSamples
+from segcore.data.batches import Batch, Moment, SizedSamples
 from segcore.data.manifest import Record
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
+from segcore.losses import Term
 from segcore.networks import classifiers, dropout
 from segcore.systems._grid import GridSystem
 from segcore.systems.contract import Inputs, System
@@ -76,6 +78,21 @@ def test_the_loss_falls_on_two_samples(module: str, trunk: str) -> None:
     assert losses[-1] < 0.9 * losses[0], losses
 
 
+@pytest.mark.parametrize("module", systems.names())
+def test_all_terms_are_there_in_every_step(module: str) -> None:
+    """Those of a warm-up too, with gradients: processes wait for each other's in every step."""
+    system = system_of(module, "timm/test_resnet").train()
+    batch, names = batch_of(system, 2), []
+    for step in (0, 1, 50, 99):
+        dropout.set_key(system, step, rank=0, world=1)
+        terms = system.losses(batch.at(Moment(step, 100)))
+        names.append(list(terms))
+        system.zero_grad(set_to_none=True)
+        torch.stack([term.total for term in terms.values()]).sum().backward()
+        assert not [name for name, p in system.named_parameters() if p.requires_grad and p.grad is None]
+    assert names == [names[0]] * 4
+
+
 def finished(module: str, trunk: str) -> System:
     """As the training stage leaves it: in eval mode, with statistics."""
     system = system_of(module, trunk).eval()
@@ -109,6 +126,64 @@ def test_pictures_of_any_size_get_labels_of_their_size(module: str, trunk: str) 
     labels = inference.predict(system, pictures, 96, params, settings.crops)
     assert [found.shape for found in labels] == [picture.shape[:2] for picture in pictures]
     assert all(found.dtype == np.uint8 and found.max() <= N_TAGS for found in labels)
+
+
+@pytest.mark.parametrize("module", systems.names())
+def test_pictures_together_are_scored_as_one_by_one(module: str) -> None:
+    system = finished(module, "timm/test_resnet")
+    random = np.random.default_rng(0)
+    pictures = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(37, 81), (96, 96), (96, 50)]]
+    assert_scored_alike(system, pictures)
+
+
+def assert_scored_alike(system: System, pictures: list[np.ndarray]) -> list[Tensor]:
+    crops = reading.load(PARAMS).crops
+    together = inference.score_maps(system, pictures, 96, (1.0,), True, crops)
+    for picture, scores in zip(pictures, together, strict=True):
+        (alone,) = inference.score_maps(system, [picture], 96, (1.0,), True, crops)
+        assert not scores.requires_grad
+        torch.testing.assert_close(alone, scores, rtol=1e-4, atol=1e-4)
+    return together
+
+
+class Searching(System):
+    """Its prediction moves a map of its own by gradient steps until the map tells the image, as DIS infers labels."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Conv2d(3, 8, 32, stride=32)
+        self.decoder = nn.Conv2d(8, 3, 1)
+        self.score = nn.Conv2d(8, N_TAGS + 1, 1)
+        self.steps = steps
+
+    def losses(self, batch: Batch) -> dict[str, Term]:
+        raise AssertionError
+
+    def misfit(self, found: Tensor, images: Tensor) -> Tensor:
+        return (self.decoder(found) - nn.functional.avg_pool2d(images, 32)).square().mean((1, 2, 3))
+
+    @torch.no_grad()
+    def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
+        found = self.encoder(images / 255)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                found.requires_grad_()
+                (gradient,) = torch.autograd.grad(self.misfit(found, images / 255).sum(), found)
+            # Each image's step is as long as its own map says.
+            lengths = [x.flatten(1).norm(dim=1)[:, None, None, None] for x in (found, gradient)]
+            found = found.detach() - 0.05 * lengths[0] / lengths[1] * gradient
+        return nn.functional.interpolate(self.score(found), images.shape[2:])
+
+
+def test_a_prediction_may_take_gradients() -> None:
+    random = np.random.default_rng(1)
+    pictures = [random.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(3)]
+    still, moved = (assert_scored_alike(Searching(steps).eval(), pictures) for steps in (0, 5))
+    assert not torch.allclose(still[0], moved[0])
+    system, settings = Searching(5).eval(), reading.load(PARAMS)
+    assert len(inference.predict(system, pictures, 96, settings.evaluation, settings.crops)) == 3
+    assert all(parameter.grad is None for parameter in system.parameters())
 
 
 @pytest.mark.parametrize("module", systems.names())

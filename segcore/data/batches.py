@@ -29,10 +29,24 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """When in a training run a batch teaches: in which of its `steps`, 0 to steps - 1."""
+
+    step: int
+    steps: int
+
+    @property
+    def elapsed(self) -> float:
+        """The share of the run that lies behind: 0 in the first step, just below 1 in the last."""
+        return self.step / self.steps
+
+
+@dataclass(frozen=True)
 class Batch:
     """Samples side by side. Images are RGB in 0..255; labels are class indices, 255 where unknown.
 
     `strong` says which samples have labels that a person made; if it is not given, all have.
+    `when` is set by `Fit`, for every micro-batch of a step alike; a batch of no training run has none.
     """
 
     ids: tuple[str, ...]
@@ -40,11 +54,27 @@ class Batch:
     tags: Float[Tensor, "B L"]
     labels: Int64[Tensor, "B h w"]
     strong: Bool[Tensor, " B"] = field(default=None)  # type: ignore[assignment]
+    when: Moment | None = None
 
     def __post_init__(self) -> None:
         if self.strong is None:
             everyone = torch.ones(len(self.ids), dtype=torch.bool, device=self.images.device)
             object.__setattr__(self, "strong", everyone)
+
+    @property
+    def moment(self) -> Moment:
+        """When in its run the batch teaches, for losses with a warm-up or a schedule.
+
+        Raises:
+            RuntimeError: it is of no training run.
+        """
+        if self.when is None:
+            raise RuntimeError("this batch is of no training run; `at` says when a batch teaches")
+        return self.when
+
+    def at(self, moment: Moment) -> "Batch":
+        """The batch as one of that step."""
+        return replace(self, when=moment)
 
     def to(self, device: torch.device, channels_last: bool = False) -> "Batch":
         """The batch on a device."""

@@ -20,7 +20,7 @@ Image = UInt8[np.ndarray, "_ _ 3"]
 Predict = Callable[[Float[Tensor, "B 3 S S"]], Float[Tensor, "B K S S"]]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, which a system that takes gradients at test time cannot leave
 def score_maps(
     system: System, images: Sequence[Image], input_size: int, scales: Sequence[float], flip: bool, crops: CropsParams
 ) -> list[Float[Tensor, "K _ _"]]:

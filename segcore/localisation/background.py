@@ -22,6 +22,10 @@ def importance(classifier: Classifier, images: Float[Tensor, "B 3 H W"]) -> tupl
     ReLU, as published; elsewhere the output of the last level but one. Its greatest absolute gradient over the channels
     is resized to the grid of the top map where that is another (by averages), and smoothed by a 3x3 median.
 
+    The trunk is cut there by a hook, as `Features.levels` cannot be cut: the levels are handed out once the whole graph
+    above and below them is made (several times the memory), conv4_1 is none, and where timm orders them B h w C they
+    are views that the scores do not depend on.
+
     The classifier is put into eval mode: the scores are the expectation over its random selections.
     """
     classifier.eval()
@@ -43,7 +47,8 @@ def importance(classifier: Classifier, images: Float[Tensor, "B 3 H W"]) -> tupl
     if classifier.trunk.channels_are_last:
         gradient = gradient.permute(0, 3, 1, 2)
     top: Tensor = result.features.top.detach()
-    return smooth(gradient.float().abs().amax(1), (top.shape[2], top.shape[3])), Features(top, result.features.switches)
+    importances = smooth(gradient.float().abs().amax(1), (top.shape[2], top.shape[3]))
+    return importances, Features((top,), result.features.switches)
 
 
 def smooth(values: Float[Tensor, "B _ _"], grid: tuple[int, int]) -> Float[Tensor, "B h w"]:

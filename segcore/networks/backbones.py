@@ -1,7 +1,8 @@
-"""ImageNet networks as trunks: the map on top, and the max-pool switches on the way where there are any."""
+"""ImageNet networks as trunks: the maps of all levels, and the max-pool switches on the way where there are any."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float, Int64
@@ -24,17 +25,52 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 class Features:
     """What a trunk hands on.
 
-    `top` is the map at 1/stride of the input, n pixels giving ceil(n / stride) cells (at stride 32 VGG rounds down).
+    `levels` has the last map of each level, finest first; their channels and strides are the trunk's `level_channels`
+    and `level_strides`. n pixels give ceil(n / stride) cells (at stride 32 VGG rounds down).
     `switches` has one entry a level, finest (1/2) first: the flat position of each maximum within its plane, or None
     where the trunk reduces the map in another way, as every trunk of a smaller stride than 32 does.
     """
 
-    top: Float[Tensor, "B C h w"]
+    levels: Sequence[Float[Tensor, "B _ _ _"]]
     switches: tuple[Int64[Tensor, "B _ _ _"] | None, ...]
 
+    @property
+    def top(self) -> Float[Tensor, "B C h w"]:
+        """The map of the last level, at 1/stride of the input."""
+        return self.levels[-1]
+
+    def top_only(self) -> "Features":
+        """The same without the other levels: what holds on to features does not hold on to maps that it never reads."""
+        return Features((self.top,), self.switches)
+
     def pick(self, index: Int64[Tensor, " P"]) -> "Features":
-        """The features of the images at `index`; an image may be picked several times."""
-        return Features(self.top[index], tuple(None if s is None else s[index] for s in self.switches))
+        """The features of the images at `index`; an image may be picked several times.
+
+        A level is copied when it is asked for, each time anew: fine maps that nobody reads cost nothing.
+        """
+        return Features(_Picked(self.levels, index), tuple(None if s is None else s[index] for s in self.switches))
+
+
+class _Picked(Sequence[Tensor]):
+    """Levels of the images at `index`."""
+
+    def __init__(self, levels: Sequence[Tensor], index: Int64[Tensor, " P"]) -> None:
+        self.levels = levels
+        self.index = index
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    @overload
+    def __getitem__(self, level: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, level: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, level: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(level, slice):
+            return _Picked(self.levels[level], self.index)
+        return self.levels[level][self.index]
 
 
 class Trunk(nn.Module):
@@ -46,11 +82,15 @@ class Trunk(nn.Module):
     Attributes:
         channels: channels of the map on top.
         stride: pixels of the image to one cell of that map, 8, 16 or 32.
+        level_channels: channels of the maps of all levels, finest first.
+        level_strides: pixels of the image to one cell of each of them; never falling, the last is `stride`.
         switch_channels: per level, finest first, the channels of its max-pool switches, or None.
         channels_are_last: whether the layers inside (not the map on top) have the order B h w C.
     """
 
     channels: int
+    level_channels: tuple[int, ...]
+    level_strides: tuple[int, ...]
     switch_channels: tuple[int | None, ...]
     channels_are_last = False
     mean: Tensor
@@ -85,6 +125,8 @@ class Trunk(nn.Module):
 class VGG16(Trunk):
     """VGG-16 to pool5, with the switches of its five max-poolings (Simonyan and Zisserman 2015, column D).
 
+    Its levels are what the poolings give, at 1/2 to 1/32; where there is no pool5, the last one is that of conv5_3.
+
     Below stride 32 it is the trunk of DeepLab-LargeFOV (Chen et al. 2015): poolings of 3x3, no pool5, and at stride 8
     pool4 does not reduce the map, behind which conv5 is dilated by 2.
     """
@@ -108,8 +150,9 @@ class VGG16(Trunk):
         self.features = nn.Sequential(*layers)
         self.width = width
         self.channels = inputs
-        reduced = tuple(max(1, round(level[-1] * width)) for level in VGG16_CHANNELS)
-        self.switch_channels = reduced if stride == 32 else (None,) * LEVELS
+        self.level_channels = tuple(max(1, round(level[-1] * width)) for level in VGG16_CHANNELS)
+        self.level_strides = _halved(stride)
+        self.switch_channels = self.level_channels if stride == 32 else (None,) * LEVELS
         for layer in self.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -135,21 +178,26 @@ class VGG16(Trunk):
         return twin
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Features:
-        x, switches = self.normalise(images), []
-        if self.stride < 32:
-            return Features(self.features(x), (None,) * LEVELS)
+        x = self.normalise(images)
+        levels: list[Tensor] = []
+        switches: list[Tensor | None] = []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
-                x, switch = layer(x)
+                x, switch = layer(x) if self.stride == 32 else (layer(x), None)
+                levels.append(x)
                 switches.append(switch)
             else:
                 x = layer(x)
-        return Features(x, tuple(switches))
+        if self.stride < 32:  # conv5 has no pooling behind it
+            levels.append(x)
+            switches.append(None)
+        return Features(tuple(levels), tuple(switches))
 
 
 class ResNet(Trunk):
     """A torchvision ResNet to layer4.
 
+    Its levels are conv1 after its ReLU, at 1/2, and layer1 to layer4, at 1/4 to 1/32.
     Its one max-pooling has overlapping 3x3 windows, two of which may choose the same pixel: there is no one-to-one
     switch to undo it with, so no level has switches.
     """
@@ -160,6 +208,11 @@ class ResNet(Trunk):
         super().__init__(frozen_norm, stride)
         self.body: Any = getattr(torchvision.models, name)(weights=None)
         self.channels = self.body.fc.in_features
+        self.level_channels = (
+            self.body.conv1.out_channels,
+            *(self.channels // 2**halvings for halvings in (3, 2, 1, 0)),
+        )
+        self.level_strides = _halved(stride)
         self.body.fc = nn.Identity()
         self.switch_channels = (None,) * LEVELS
         dilation = 1
@@ -172,8 +225,18 @@ class ResNet(Trunk):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Features:
         body = self.body
-        x = body.maxpool(body.relu(body.bn1(body.conv1(self.normalise(images)))))
-        return Features(body.layer4(body.layer3(body.layer2(body.layer1(x)))), (None,) * LEVELS)
+        stem = x = body.relu(body.bn1(body.conv1(self.normalise(images))))
+        x = body.maxpool(x)
+        levels = [stem]
+        for layer in (body.layer1, body.layer2, body.layer3, body.layer4):
+            x = layer(x)
+            levels.append(x)
+        return Features(tuple(levels), (None,) * LEVELS)
+
+
+def _halved(stride: int) -> tuple[int, ...]:
+    """The strides of five levels, each half as fine as the one before, down to `stride`."""
+    return tuple(min(2 ** (level + 1), stride) for level in range(LEVELS))
 
 
 def _dilate(level: nn.Module, dilation: int) -> int:
@@ -194,7 +257,7 @@ def _dilate(level: nn.Module, dilation: int) -> int:
 
 
 class Timm(Trunk):
-    """The last feature map of any `timm` model that gives feature maps.
+    """Any `timm` model that gives feature maps, all of which are its levels.
 
     At a stride below 32 images are padded to a multiple of it with the mean colour of the pre-training.
     """
@@ -206,7 +269,11 @@ class Timm(Trunk):
         options: dict[str, Any] = {} if stride == 32 else {"output_stride": stride}
         try:
             self.body: Any = timm.create_model(
-                name, pretrained=pretrained, features_only=True, out_indices=(-1,), **options
+                name,
+                pretrained=pretrained,
+                features_only=True,
+                out_indices=tuple(range(_feature_maps(name, options))),
+                **options,
             )
         except (TypeError, AssertionError, NotImplementedError) as error:
             if stride == 32:
@@ -222,8 +289,10 @@ class Timm(Trunk):
         except RuntimeError as error:
             raise Problem(f"backbone.name: timm/{name} gives no feature maps or has no weights ({error})") from error
         self.channels_are_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
-        self.channels = self.body.feature_info.channels()[-1]
-        if (reduction := self.body.feature_info.reduction()[-1]) != stride:
+        self.level_channels = tuple(self.body.feature_info.channels())
+        self.level_strides = tuple(self.body.feature_info.reduction())
+        self.channels = self.level_channels[-1]
+        if (reduction := self.level_strides[-1]) != stride:
             raise Problem(
                 f"backbone.name: timm/{name} reduces the image by {reduction}; a trunk must reduce it by {stride}"
             )
@@ -244,8 +313,23 @@ class Timm(Trunk):
         if self.stride < 32:  # models that start with patches would drop what is left over of the image
             height, width = images.shape[2:]
             images = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
-        top = self.body(images)[-1]
-        return Features(top.permute(0, 3, 1, 2) if self.channels_are_last else top, (None,) * LEVELS)
+        levels = self.body(images)
+        if self.channels_are_last:
+            levels = [level.permute(0, 3, 1, 2) for level in levels]
+        return Features(tuple(levels), (None,) * LEVELS)
+
+
+def _feature_maps(name: str, options: dict[str, Any]) -> int:
+    """How many feature maps a `timm` model gives.
+
+    timm tells no sooner than it has made a model. This one is made without memory, in milliseconds, and draws no
+    random weights, so those of the real one stay what they were.
+    """
+    import timm
+
+    with torch.device("meta"):
+        twin: Any = timm.create_model(name, features_only=True, out_indices=(-1,), **options)
+    return len(twin.feature_info.info)
 
 
 RESNETS = ("resnet18", "resnet50", "resnet101")

@@ -9,10 +9,14 @@ from typing import Any
 from segcore.config import reading
 from segcore.errors import Problem, Problems
 
+NO_SYSTEM = ("contract",)
+"""What lies here and is no system, beside the modules whose names begin with an underscore."""
+
 
 def names() -> list[str]:
     """The systems there are."""
-    return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+    found = (module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted(name for name in found if name not in NO_SYSTEM)
 
 
 def load(name: str) -> ModuleType:

@@ -55,11 +55,21 @@ class System(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Term]:
-        """The terms to sum and minimise, by the name they are logged under."""
+        """The terms to sum and minimise, by the name they are logged under.
+
+        `batch.moment` says in which step of how many, for a warm-up or a schedule of weights. Every term is there from
+        step 0 on, at a factor of 0 where it does not count yet: processes that share a batch wait for the gradient of
+        every parameter in every step, and stop with "Expected to have finished reduction" if one has none.
+        """
 
     @abstractmethod
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
-        """Scores of each class at each pixel, background first; the greatest wins. Images are RGB in 0..255."""
+        """Scores of each class at each pixel, background first; the greatest wins. Images are RGB in 0..255.
+
+        It is called without gradients and returns scores without; what takes gradients on its way, of activations that
+        are moved until they fit, asks for them by `torch.enable_grad`. An image's scores do not depend on the other
+        images, so a sum or mean over the batch has no part in them.
+        """
 
     def probabilities(self, scores: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
         """The probability of each class, from scores as `predict` gives them or means of such."""

@@ -116,7 +116,7 @@ class DecoupledNet(System):
         everyone = torch.arange(len(batch.ids), device=values.device)
         maps = saliency(self.head, activations, values, everyone)
         height, width = batch.images.shape[2:]
-        return activations.features, maps, (height, width)
+        return activations.features.top_only(), maps, (height, width)
 
     def finishing_batches(self) -> tuple[int, int]:
         return self.params.norm_batches, self.params.norm_batch_size

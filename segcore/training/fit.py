@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from segcore.config.sections import RecipeParams
-from segcore.data.batches import Batch, Samples, Stream
+from segcore.data.batches import Batch, Moment, Samples, Stream
 from segcore.data.order import Order
 from segcore.errors import Problem
 from segcore.losses import Term
@@ -115,7 +115,9 @@ class Fit:
         first = len(self.history)
         begin = time.perf_counter()
         for step, micro_batches in enumerate(self.stream.steps(first, self.recipe.steps), start=first):
-            losses = self._step(step, micro_batches)
+            moment = Moment(step, self.recipe.steps)
+            losses = self._step(step, [batch.at(moment) for batch in micro_batches])
+            self._same_terms(step, losses)
             self.history.append(losses)
             if (step + 1) % self.recipe.checkpoint_every == 0 and step + 1 < self.recipe.steps:
                 self._save()
@@ -159,6 +161,12 @@ class Fit:
             nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
         self.optimiser.step()
         return losses
+
+    def _same_terms(self, step: int, losses: dict[str, float]) -> None:
+        # With several processes a term that joins or leaves ends in torch's error about an unfinished reduction.
+        if self.history and losses.keys() != self.history[0].keys():
+            odd = ", ".join(sorted(losses.keys() ^ self.history[0].keys()))
+            raise Problem(f"step {step}: terms of the loss joined or left ({odd}); each must be there in every step")
 
     def _refuse(self, step: int, losses: dict[str, float], micro_batches: list[Batch]) -> NoReturn:
         mine = [image_id for batch in micro_batches for image_id in batch.ids]
