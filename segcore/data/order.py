@@ -1,14 +1,21 @@
 """Which samples a step sees, as a function of (seed, step)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from segcore.data.batches import Mixed, Samples
 from segcore.errors import Problem
 from segcore.seeds import derived_seed
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """Several sets of samples that lie one after the other, as `batches.Mixed` holds them."""
+
+    parts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,9 @@ class Order:
             )
 
     @classmethod
-    def of(
-        cls, samples: Samples, batch_size: int, accumulate: int, seed: int, rank: int = 0, world: int = 1
-    ) -> "Order":
-        """The order of these samples, dealt by their `parts` if they are `Mixed`."""
-        parts = samples.parts if isinstance(samples, Mixed) else ()
+    def of(cls, samples: Sized, batch_size: int, accumulate: int, seed: int, rank: int = 0, world: int = 1) -> "Order":
+        """The order of these samples, dealt by their `parts` if they have some."""
+        parts = samples.parts if isinstance(samples, InParts) else ()
         return cls(len(samples), batch_size, accumulate, seed, rank, world, parts)
 
     def micro_batches(self, step: int) -> Iterator[list[tuple[int, int]]]:
