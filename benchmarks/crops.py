@@ -55,7 +55,7 @@ def photographs(root: Path) -> list[Record]:
             width, height = image.size
         if max(width, height) == 500 and len(records) < PICTURES:
             picture = root / f"JPEGImages/{path.stem}.jpg"
-            records.append(Record(path.stem, picture, path, width, height, (), "train"))
+            records.append(Record(path.stem, picture, path, width, height, (), "train", "", "", ()))
     return records
 
 
@@ -74,7 +74,18 @@ def scenes(folder: Path) -> list[Record]:
             cv2.ellipse(image, centre, axes, float(draw.uniform(0, 180)), 0, 360, colour, -1)
             cv2.ellipse(labels, centre, axes, 0.0, 0, 360, (shape % 3 == 0) + (shape % 7 == 0), -1)
         records.append(
-            Record(f"scene_{number}", folder / f"{number}.png", folder / f"{number}_l.png", 500, 375, (), "train")
+            Record(
+                f"scene_{number}",
+                folder / f"{number}.png",
+                folder / f"{number}_l.png",
+                500,
+                375,
+                (),
+                "train",
+                "",
+                "",
+                (),
+            )
         )
         Image.fromarray(image).save(records[-1].image)
         write_labels(folder / f"{number}_l.png", labels)

@@ -9,20 +9,19 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
-from io import BytesIO
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.progress import track
 
 from segcore.cli import command, console, provenance
 from segcore.config.reading import Settings
 from segcore.config.sections import DatasetParams
+from segcore.data.manifest import Record, write_manifest
 from segcore.errors import Problem, Problems
 from segcore.files import write_atomically
-from segcore.importers import CONVERSIONS, WARNINGS, Finding, Listing, Row, checks, shapes, voc
+from segcore.importers import CONVERSIONS, WARNINGS, Finding, Listing, checks, shapes, voc
 
 OUTPUTS = ("manifest.parquet", "files", "classes.json", "dataset.json")
 SHOWN_WARNINGS = 10
@@ -88,12 +87,12 @@ def _shown(findings: Iterator[Finding], total: int) -> Iterator[Finding]:
 
 def _write(building: Path, out: Path, listing: Listing, findings: Sequence[Finding], dataset: DatasetParams) -> None:
     """Write every output into `building`, as it will stand in `out`."""
-    rows = [finding.row for finding in findings if finding.row is not None]
-    counts = _counts(rows, listing.classes, findings, dataset)
+    records = [finding.record for finding in findings if finding.record is not None]
+    counts = _counts(records, listing.classes, findings, dataset)
     write_atomically(building / "classes.json", (json.dumps(listing.classes, indent=2) + "\n").encode())
     write_atomically(building / "dataset.json", (json.dumps(counts, indent=2) + "\n").encode())
-    manifest = _manifest([_line(row, building / "files", out / "files") for row in rows])
-    write_atomically(building / "manifest.parquet", manifest)
+    placed = [_placed(record, building / "files", out / "files") for record in records]
+    write_manifest(building / "manifest.parquet", placed)
 
 
 def _swap(building: Path, out: Path) -> None:
@@ -117,29 +116,20 @@ def _swap(building: Path, out: Path) -> None:
         raise
 
 
-def _line(row: Row, written: Path, files: Path) -> dict[str, Any]:
-    """The row with the paths that its files will have."""
+def _placed(record: Record, written: Path, files: Path) -> Record:
+    """The record with the paths that its files will have."""
 
-    def placed(path: Path | None) -> str | None:
-        if path is None:
-            return None
-        return (files / path.relative_to(written) if path.is_relative_to(written) else path).as_posix()
+    def place(path: Path) -> Path:
+        return files / path.relative_to(written) if path.is_relative_to(written) else path
 
-    return asdict(row) | {"image": placed(row.image), "labels": placed(row.labels)}
-
-
-def _manifest(lines: Sequence[dict[str, Any]]) -> bytes:
-    buffer = BytesIO()
-    columns = [field.name for field in fields(Row)]
-    pd.DataFrame(lines, columns=columns).to_parquet(buffer, index=False)
-    return buffer.getvalue()
+    return replace(record, image=place(record.image), labels=record.labels and place(record.labels))
 
 
 def _counts(
-    rows: Sequence[Row], classes: Sequence[str], findings: Sequence[Finding], dataset: DatasetParams
+    records: Sequence[Record], classes: Sequence[str], findings: Sequence[Finding], dataset: DatasetParams
 ) -> dict[str, Any]:
     """The data set's card in numbers: per class, `images` carry the tag and `masks` show it."""
-    of_split = {split: [row for row in rows if row.split == split] for split in ("train", "val")}
+    of_split = {split: [record for record in records if record.split == split] for split in ("train", "val")}
     conversions = Counter(name for finding in findings for name in finding.conversions)
     warnings = Counter(kind for finding in findings for kind, _ in finding.warnings)
     return {
@@ -147,12 +137,12 @@ def _counts(
         "tags": dataset.tags,
         "classes": len(classes) - 1,
         "images": {split: len(members) for split, members in of_split.items()},
-        "masks": {split: sum(row.labels is not None for row in members) for split, members in of_split.items()},
+        "masks": {split: sum(record.labels is not None for record in members) for split, members in of_split.items()},
         "per_class": {
             name: {
                 split: {
-                    "images": sum(index in row.tags for row in members),
-                    "masks": sum(index in (row.label_classes or ()) for row in members),
+                    "images": sum(index in record.tags for record in members),
+                    "masks": sum(index in (record.label_classes or ()) for record in members),
                 }
                 for split, members in of_split.items()
             }

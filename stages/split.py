@@ -6,8 +6,6 @@ Writes into `out`: `strong.txt`, `weak.txt`, `val.txt` with one image id a line,
 import json
 from pathlib import Path
 
-import pandas as pd
-
 from segcore.cli import command, console, provenance
 from segcore.data import splits
 from segcore.data.manifest import read_class_names, read_manifest
@@ -21,11 +19,10 @@ def main(*, manifest: Path, classes: Path, out: Path, params: Path = Path("param
         return
     with provenance.timed("split"):
         records = read_manifest(manifest)
-        label_classes = _read_label_classes(manifest)
         names = read_class_names(classes)
         listed = _read_list(Path(settings.split.strong_list)) if settings.split.strong_list else None
-        chosen = splits.choose(records, label_classes, names, listed, settings.split, settings.seed)
-        counts = splits.counts(chosen, records, label_classes, names)
+        chosen = splits.choose(records, names, listed, settings.split, settings.seed)
+        counts = splits.counts(chosen, records, names)
         out.mkdir(parents=True, exist_ok=True)
         for name in ("strong", "weak", "val"):
             lines = "".join(f"{image_id}\n" for image_id in getattr(chosen, name))
@@ -34,16 +31,6 @@ def main(*, manifest: Path, classes: Path, out: Path, params: Path = Path("param
         console.say(
             f"{len(chosen.strong)} strong, {len(chosen.weak)} weak and {len(chosen.val)} validation images: {out}"
         )
-
-
-def _read_label_classes(manifest: Path) -> dict[str, tuple[int, ...]]:
-    """The classes that masks show, which tags may exceed: an image stands only for a class that its mask has."""
-    table = pd.read_parquet(manifest)
-    if "label_classes" not in table.columns:
-        raise Problem(f"{manifest} is no manifest: it lacks the column label_classes; run `dvc repro prepare`")
-    with_labels = table[table["labels"].notna()]
-    pairs = zip(with_labels["image_id"], with_labels["label_classes"], strict=True)
-    return {image_id: tuple(int(index) for index in present) for image_id, present in pairs}
 
 
 def _read_list(path: Path) -> list[str]:

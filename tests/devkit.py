@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from segcore.data.manifest import Record, Split
 from segcore.data.pictures import IGNORE, write_labels
 
 PROJECT = Path(__file__).parents[1]
@@ -61,6 +62,21 @@ def draw(size: tuple[int, int], shown: Sequence[int], rng: np.random.Generator) 
         labels[top:bottom, left:right] = IGNORE
         labels[top + 1 : bottom - 1, left + 1 : right - 1] = index
     return image, labels
+
+
+def make_record(
+    image_id: str,
+    image: Path,
+    labels: Path | None,
+    width: int,
+    height: int,
+    tags: tuple[int, ...],
+    split: Split,
+    label_classes: tuple[int, ...] | None = None,
+) -> Record:
+    """A record without hashes, which nothing but DVC looks at; labels show the classes of the tags, if not told."""
+    shown = (tags if label_classes is None else label_classes) if labels is not None else None
+    return Record(image_id, image, labels, width, height, tags, split, "", "" if labels is not None else None, shown)
 
 
 def write_params(path: Path, changes: Mapping[str, Any]) -> Path:

@@ -15,7 +15,7 @@ from segcore.evaluation import scoring
 from segcore.evaluation.metrics import rounded, tag_metrics
 from segcore.evaluation.quality import Quality
 from segcore.reporting import prediction_panels
-from tests.devkit import PARAMS
+from tests.devkit import PARAMS, make_record
 
 SHAPES = ["disc", "ring", "square", "frame", "triangle", "star", "cross", "heart", "moon", "arrow"]
 NAMES = ["background", *SHAPES]
@@ -50,7 +50,7 @@ def scenes(folder: Path, count: int) -> list[Record]:
         write_labels(folder / f"{number:03d}.png", np.asarray(labels))
         shown = tuple(tag for tag in tags if (np.asarray(labels) == tag).any())
         paths = folder / f"{number:03d}.jpg", folder / f"{number:03d}.png"
-        records.append(Record(f"{number:03d}", *paths, width, height, shown, "val"))
+        records.append(make_record(f"{number:03d}", *paths, width, height, shown, "val"))
     return records
 
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from segcore.data.crops import binary_labels, box_iou, crop_boxes, enclosing_boxes, label_subsets, tight_box
 from segcore.data.geometry import cut, padded_square
-from segcore.data.manifest import MANIFEST_COLUMNS, read_manifest
+from segcore.data.manifest import read_manifest, write_manifest
 from segcore.data.pictures import read_image, read_labels, write_labels
 from segcore.data.samples import CropSamples
 from segcore.errors import Problem
 from stages import make_crops
-from tests.devkit import write_params
+from tests.devkit import make_record, write_params
 from tests.test_proposals import PARAMS
 
 NAMES = ["background", "circle", "square", "star", "cross", "ring", "moon"]
@@ -144,7 +144,7 @@ def test_image_and_labels_stay_aligned_under_the_warp(size: int) -> None:
 def make_project(folder: Path, count: int, most_classes: int = 2) -> dict[str, Path]:
     """Strong images of coloured rectangles, with manifest, classes and split."""
     (folder / "images").mkdir(parents=True)
-    rows = []
+    records = []
     for number in range(count):
         draw = np.random.default_rng(number)
         image = draw.integers(0, 90, (60, 80, 3), dtype=np.uint8)
@@ -156,11 +156,11 @@ def make_project(folder: Path, count: int, most_classes: int = 2) -> dict[str, P
         image_id = f"image_{number:03d}"
         Image.fromarray(image).save(folder / f"images/{image_id}.png")
         write_labels(folder / f"images/{image_id}_labels.png", labels)
-        paths = [str(folder / f"images/{image_id}{end}.png") for end in ("", "_labels")]
-        rows.append((image_id, *paths, 80, 60, [1, 6], "train", "", ""))
-    pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS)).to_parquet(folder / "manifest.parquet")
+        image_path, labels_path = (folder / f"images/{image_id}{end}.png" for end in ("", "_labels"))
+        records.append(make_record(image_id, image_path, labels_path, 80, 60, (1, 6), "train"))
+    write_manifest(folder / "manifest.parquet", records)
     (folder / "classes.json").write_text(json.dumps(NAMES))
-    (folder / "strong.txt").write_text("".join(f"{row[0]}\n" for row in reversed(rows)))
+    (folder / "strong.txt").write_text("".join(f"{record.image_id}\n" for record in reversed(records)))
     small = {"crops.per_subset": 8, "crops.max_subsets": 31, "crops.edges": "gradient", "crops.edge_model": None}
     write_params(folder / "params.yaml", small)
     paths = {"manifest": folder / "manifest.parquet", "classes": folder / "classes.json", "split": folder}

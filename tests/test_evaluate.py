@@ -15,7 +15,6 @@ from torch import Tensor
 from segcore import systems
 from segcore.config import reading
 from segcore.config.sections import CRFParams
-from segcore.data.manifest import Record
 from segcore.data.pictures import read_image, read_labels, write_labels
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference, scoring
@@ -26,7 +25,7 @@ from segcore.networks import classifiers
 from segcore.reporting import page, prediction_panels
 from segcore.systems.contract import System
 from stages import evaluate
-from tests.devkit import PARAMS, write_params
+from tests.devkit import PARAMS, make_record, write_params
 from tests.invented import NAMES, SHAPES, invented_results, predictor, scenes, write_json
 from tests.networks import CRF
 
@@ -189,7 +188,7 @@ def test_panels_are_a_third_each_and_none_twice(images: int, panels: int) -> Non
 
 
 def test_an_image_that_cannot_be_scored_is_named(tmp_path: Path) -> None:
-    known = Record("a", tmp_path / "a.jpg", None, 4, 4, (), "val")
+    known = make_record("a", tmp_path / "a.jpg", None, 4, 4, (), "val")
     (tmp_path / "val.txt").write_text("a\nb\n")
     with pytest.raises(Problems, match=r"a: no labels to compare with") as caught:
         scoring.validation_records({"a": known}, tmp_path / "val.txt")
@@ -200,7 +199,7 @@ def test_an_image_that_cannot_be_scored_is_named(tmp_path: Path) -> None:
 def test_labels_that_do_not_fit_are_named(labels: np.ndarray, message: str, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
     write_labels(tmp_path / "labels.png", labels.astype(np.uint8))
-    record = Record("a", tmp_path / "a.png", tmp_path / "labels.png", 4, 4, (), "val")
+    record = make_record("a", tmp_path / "a.png", tmp_path / "labels.png", 4, 4, (), "val")
     with pytest.raises(Problem, match=message):
         scoring.score(
             [record], lambda _: [scoring.Prediction(np.zeros((4, 4), np.uint8))], 3, reading.load(PARAMS).evaluation

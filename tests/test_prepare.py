@@ -1,22 +1,25 @@
 """Whatever is wrong with a data set is said, all at once; whatever can be converted is, and counted."""
 
+import hashlib
 import io
 import json
 import os
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from segcore.cli import provenance
-from segcore.data.manifest import MANIFEST_COLUMNS, read_manifest
+from segcore.cli import command, provenance
+from segcore.data.manifest import SCHEMA, Record, read_manifest, write_manifest
 from segcore.data.pictures import IGNORE, read_image, read_labels, voc_palette, write_labels
 from segcore.errors import Problem, Problems
 from stages import prepare
@@ -92,9 +95,9 @@ def test_manifest_describes_every_image(prepared: Prepare, root: Path) -> None:
     assert record.tags == (1, 3)
     assert record.image == image_at(root, "train_002")
     assert record.labels == labels_at(root, "train_002")
-    table = pd.read_parquet(out / "manifest.parquet")
-    assert set(MANIFEST_COLUMNS) <= set(table.columns)
-    assert table["image_sha256"].str.len().eq(64).all()
+    assert record.label_classes == (1, 3)
+    assert record.image_sha256 == hashlib.sha256(record.image.read_bytes()).hexdigest()
+    assert record.labels_sha256 == hashlib.sha256(labels_at(root, "train_002").read_bytes()).hexdigest()
     assert json.loads((out / "classes.json").read_text()) == ["background", "circle", "square", "star"]
     counts = json.loads((out / "dataset.json").read_text())
     assert counts["images"] == {"train": 6, "val": 3}
@@ -102,6 +105,54 @@ def test_manifest_describes_every_image(prepared: Prepare, root: Path) -> None:
     assert not any(counts["warnings"].values())
     assert not any(counts["conversions"].values())
     assert list((out / "files").iterdir()) == []
+
+
+def test_a_manifest_is_read_as_it_was_written(prepared: Prepare, root: Path, tmp_path: Path) -> None:
+    labels_at(root, "train_001").unlink()
+    tags = write_csv(root, true_tags(root) | {"train_001": "square"})
+    path = prepared(tags="csv", tags_file=tags) / "manifest.parquet"
+    records = read_manifest(path)
+    assert records["train_001"].labels is records["train_001"].label_classes is None
+    write_manifest(tmp_path / "again.parquet", records.values())
+    assert (tmp_path / "again.parquet").read_bytes() == path.read_bytes()
+    assert list(records) == [record.image_id for record in records.values()]
+
+
+def test_the_columns_of_a_manifest_are_the_fields_of_a_record(tmp_path: Path) -> None:
+    """And what they were when line and record were two: a manifest of other columns is made anew by everybody."""
+    text, whole, many = "large_string", "int64", "list<element: int64>"
+    columns = {
+        "image_id": text, "image": text, "labels": text, "width": whole, "height": whole, "tags": many, "split": text,
+        "image_sha256": text, "labels_sha256": text, "label_classes": many,
+    }  # fmt: skip
+    assert [field.name for field in fields(Record)] == list(columns)
+    bare = Record("a", Path("a.jpg"), None, 4, 3, (), "val", "0", None, None)
+    full = Record("b", Path("b.jpg"), Path("b.png"), 4, 3, (1, 2), "train", "0", "1", (2,))
+    for name, records in (("mixed", [bare, full]), ("bare", [bare])):
+        write_manifest(tmp_path / name, records)
+        schema = pq.read_schema(tmp_path / name)
+        assert {field.name: str(field.type) for field in schema} == columns, "also where a column holds nothing at all"
+        assert list(read_manifest(tmp_path / name).values()) == records
+    assert SCHEMA.names == list(columns)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda table: table.drop_columns(["label_classes", "tags"]), r"lacks the columns \['label_classes', 'tags'\]"),
+        (lambda table: table.set_column(3, "width", [["wide"] * len(table)]), "wide"),
+        (lambda table: table.set_column(6, "split", [["test"] * len(table)]), "split 'test'; allowed are train, val"),
+    ],
+)
+def test_a_table_that_is_no_manifest_is_refused(
+    prepared: Prepare, tmp_path: Path, change: Callable[[pa.Table], pa.Table], found: str
+) -> None:
+    pq.write_table(change(pq.read_table(prepared() / "manifest.parquet")), tmp_path / "other.parquet")
+    with pytest.raises(Problem, match=f"other.parquet is no manifest: .*{found}") as caught:
+        read_manifest(tmp_path / "other.parquet")
+    assert caught.value.made_by == "prepare"
+    assert "dvc" not in str(caught.value)
+    assert command.advised(caught.value).endswith("; run `dvc repro prepare`")
 
 
 def contents(out: Path) -> dict[str, bytes]:

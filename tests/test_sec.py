@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from segcore import losses
 from segcore.config import reading
 from segcore.data.batches import Batch, SizedSamples
-from segcore.data.manifest import Record
 from segcore.data.pictures import write_labels
 from segcore.errors import Problem, Problems
 from segcore.localisation import crf
@@ -20,7 +19,7 @@ from segcore.systems import sec
 from segcore.systems._cues import CueSystem
 from segcore.systems.contract import Inputs
 from segcore.systems.sec import SEC
-from tests.devkit import PARAMS
+from tests.devkit import PARAMS, make_record
 from tests.networks import CRF, batch_of, build, params_of, system_of, tiny_classifier
 from tests.test_transforms import record
 
@@ -46,7 +45,7 @@ def cue_folder(folder: Path, names: list[str], cells: int = 13) -> Path:
 def inputs(folder: Path, labels: Path, names: list[str]) -> Inputs:
     """Two pictures with masks and one without."""
     records = {name: record(folder, name=name) for name in ("one", "two")}
-    records["bare"] = Record("bare", folder / "one.png", None, 90, 60, (1,), "train")
+    records["bare"] = make_record("bare", folder / "one.png", None, 90, 60, (1,), "train")
     return Inputs(records, names, labels, 5, reading.load(PARAMS).crops)
 
 

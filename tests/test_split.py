@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 from segcore.cli import provenance
 from segcore.config.sections import SplitParams
 from segcore.data import splits
-from segcore.data.manifest import Record
+from segcore.data.manifest import Record, Split
 from segcore.errors import Problem, Problems
 from stages import prepare, split
-from tests.devkit import make_devkit, write_params
+from tests.devkit import make_devkit, make_record, write_params
 
 CLASSES = ["background", "cat", "dog", "owl"]
 
@@ -24,23 +25,17 @@ def params(**changes: Any) -> SplitParams:
     return SplitParams.model_validate(values)
 
 
-def images(tags: dict[str, tuple[int, ...]], split_name: str = "train", labelled: bool = True) -> dict[str, Record]:
+def images(tags: dict[str, tuple[int, ...]], split_name: Split = "train", labelled: bool = True) -> dict[str, Record]:
     return {
-        image_id: Record(
-            image_id=image_id,
-            image=Path(f"{image_id}.jpg"),
-            labels=Path(f"{image_id}.png") if labelled else None,
-            width=4,
-            height=4,
-            tags=tags[image_id],
-            split=split_name,
+        image_id: make_record(
+            image_id, Path(f"{image_id}.jpg"), Path(f"{image_id}.png") if labelled else None, 4, 4, shown, split_name
         )
-        for image_id in tags
+        for image_id, shown in tags.items()
     }
 
 
 def classes_of(records: dict[str, Record]) -> dict[str, tuple[int, ...]]:
-    return {image_id: record.tags for image_id, record in records.items() if record.labels is not None}
+    return {key: record.label_classes for key, record in records.items() if record.label_classes is not None}
 
 
 def many(seed: int = 0, n_train: int = 120, n_val: int = 30) -> dict[str, Record]:
@@ -109,9 +104,9 @@ def test_a_class_without_any_image_leaves_other_ways() -> None:
 
 def test_an_image_stands_for_what_its_mask_shows_not_for_its_tags() -> None:
     records = images({"a": (1, 2, 3), "b": (1,), "c": (2,), "d": (3,)})
-    shown = {"a": (1,), "b": (1,), "c": (2,), "d": (3,)}
+    records["a"] = replace(records["a"], label_classes=(1,))
     for seed in range(5):
-        chosen = splits.choose(records, shown, CLASSES, None, params(), seed)
+        chosen = splits.choose(records, CLASSES, None, params(), seed)
         assert {"c", "d"} <= set(chosen.strong)
 
 
@@ -121,7 +116,7 @@ def test_val_is_never_trained_on(strong: str, includes: bool) -> None:
     records = many() | images({"u000": (1,), "u001": (2,)}, labelled=False)
     listed = ["t000", "t001"]
     changes = {"strong": strong, "weak_includes_strong": includes, "strong_per_class": 5, "strong_list": "ids.txt"}
-    chosen = splits.choose(records, classes_of(records), CLASSES, listed, params(**changes), seed=0)
+    chosen = splits.choose(records, CLASSES, listed, params(**changes), seed=0)
     assert set(chosen.val) == {image_id for image_id in records if image_id.startswith("v")}
     assert not set(chosen.val) & (set(chosen.strong) | set(chosen.weak))
     assert {records[image_id].split for image_id in (*chosen.strong, *chosen.weak)} == {"train"}
@@ -135,13 +130,13 @@ def test_val_is_never_trained_on(strong: str, includes: bool) -> None:
 def test_everything_strong_leaves_nothing_weak() -> None:
     records = images({"a": (1,), "b": (2,)})
     with pytest.raises(Problem, match="weak_includes_strong"):
-        splits.choose(records, classes_of(records), CLASSES, None, params(strong="all", weak_includes_strong=False), 0)
+        splits.choose(records, CLASSES, None, params(strong="all", weak_includes_strong=False), 0)
 
 
 def test_no_labels_at_all() -> None:
     records = images({"a": (1,), "b": (2,)}, labelled=False)
     with pytest.raises(Problem, match="no training image has labels"):
-        splits.choose(records, {}, CLASSES, None, params(strong="all"), 0)
+        splits.choose(records, CLASSES, None, params(strong="all"), 0)
 
 
 def test_a_list_tells_all_its_mistakes() -> None:
@@ -149,7 +144,7 @@ def test_a_list_tells_all_its_mistakes() -> None:
     listed = ["t000", "t000", "nobody", "v000", "u"]
     wanted = params(strong="list", strong_list="ids.txt")
     with pytest.raises(Problems) as caught:
-        splits.choose(records, classes_of(records), CLASSES, listed, wanted, 0)
+        splits.choose(records, CLASSES, listed, wanted, 0)
     assert caught.value.problems == [
         "'t000' is listed 2 times",
         "'nobody' is no image of the data set",

@@ -15,14 +15,13 @@ from segcore import systems
 from segcore.config import reading
 from segcore.config.networks import StochasticParams
 from segcore.data.batches import Batch, Moment, SizedSamples
-from segcore.data.manifest import Record
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.losses import Term
 from segcore.networks import classifiers, dropout
 from segcore.systems._grid import GridSystem
 from segcore.systems.contract import Inputs, System
-from tests.devkit import PARAMS
+from tests.devkit import PARAMS, make_record
 from tests.networks import (
     N_TAGS,
     backbone,
@@ -228,7 +227,7 @@ def test_a_head_without_layers_to_go_on_from_is_a_problem(module: str) -> None:
 @pytest.mark.parametrize("module", ["decouplednet", "deconvnet"])
 def test_crops_come_from_the_index(module: str, tmp_path: Path) -> None:
     loaded, params, path = systems.load(module), params_of(module), tmp_path / "crops.parquet"
-    record = Record("one", tmp_path / "one.png", None, 90, 60, (1,), "train")
+    record = make_record("one", tmp_path / "one.png", None, 90, 60, (1,), "train")
     crops = reading.load(PARAMS).crops
     inputs = Inputs({"one": record}, ["one"], path, N_TAGS, crops)
     rows = {"image_id": ["one"], "labels": [[1]], "x1": [0], "y1": [0], "x2": [9]}

@@ -15,6 +15,7 @@ from segcore.data.manifest import Record
 from segcore.data.pictures import read_labels, write_labels
 from segcore.data.samples import CropSamples, CueSamples, LabelledImages, TaggedImages, tag_vector
 from segcore.errors import Problem
+from tests.devkit import make_record
 
 COLOURS = np.array([[0, 0, 0], [240, 0, 0], [0, 240, 0], [0, 0, 240], [240, 240, 0]], dtype=np.uint8)
 
@@ -29,7 +30,7 @@ def record(folder: Path, width: int = 90, height: int = 60, name: str = "one") -
     Image.fromarray(COLOURS[labels]).save(folder / f"{name}.png")
     write_labels(folder / f"{name}_labels.png", labels)
     paths = folder / f"{name}.png", folder / f"{name}_labels.png"
-    return Record(name, *paths, width, height, (1, 2, 3, 4), "train")
+    return make_record(name, *paths, width, height, (1, 2, 3, 4), "train")
 
 
 def crop_samples(folder: Path, warp: int = 72, input_size: int = 64) -> CropSamples:
@@ -103,7 +104,7 @@ def test_a_crop_as_large_as_the_warp_is_not_cut(tmp_path: Path) -> None:
 
 def test_crops_without_labels_are_refused(tmp_path: Path) -> None:
     samples = crop_samples(tmp_path)
-    samples.records = {"one": Record("one", tmp_path / "one.png", None, 90, 60, (1,), "train")}
+    samples.records = {"one": make_record("one", tmp_path / "one.png", None, 90, 60, (1,), "train")}
     with pytest.raises(ValueError, match="one has crops but no labels"):
         samples.sample(0, 0)
 
@@ -123,7 +124,7 @@ def test_weak_samples_keep_the_aspect(tmp_path: Path) -> None:
     disc = ((x - 30) ** 2 + (y - 30) ** 2 < 25**2) | ((x - 90) ** 2 + (y - 30) ** 2 < 25**2)
     disc |= (x - 150) ** 2 + (y - 30) ** 2 < 25**2
     Image.fromarray(disc.astype(np.uint8) * 255).convert("RGB").save(tmp_path / "disc.png")
-    alone = Record("disc", tmp_path / "disc.png", None, 180, 60, (1,), "train")
+    alone = make_record("disc", tmp_path / "disc.png", None, 180, 60, (1,), "train")
     samples = TaggedImages([alone], 1, resize=120, input_size=120)
     high = [int((samples.sample(0, seed).image[0] > 127).any(1).sum()) for seed in range(8)]
     share = [float((samples.sample(0, seed).image[0] > 127).float().mean()) for seed in range(8)]

@@ -28,7 +28,7 @@ def start(main: Callable[..., None]) -> None:
         try:
             main(**arguments)
         except Problem as problem:
-            console.print(f"[bold red]error[/]: {escaped(str(problem))}")
+            console.print(f"[bold red]error[/]: {escaped(advised(problem))}")
             raise typer.Exit(2) from None
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
@@ -43,6 +43,14 @@ def start(main: Callable[..., None]) -> None:
 
     command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     typer.run(command)
+
+
+def advised(problem: Problem) -> str:
+    """The message, and the command that makes the file which it is about, if a stage makes it."""
+    text = str(problem)
+    if problem.made_by is None:
+        return text
+    return f"{text}{chr(10) if chr(10) in text else '; '}run `dvc repro {problem.made_by}`"
 
 
 def settings(params: Path) -> reading.Settings:

@@ -39,9 +39,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
 
 def _unreadable(path: Path, error: BaseException) -> Problem:
     reason = (isinstance(error, OSError) and error.strerror) or error or type(error).__name__
-    return Problem(
-        f"{path} cannot be read ({reason}); mend it, then run `dvc repro -f prepare`, which checks all files"
-    )
+    return Problem(f"{path} cannot be read ({reason}); mend it, then prepare the data set anew: that checks all files")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

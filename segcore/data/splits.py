@@ -26,7 +26,6 @@ class Splits:
 
 def choose(
     records: Mapping[str, Record],
-    label_classes: Mapping[str, Collection[int]],
     classes: Sequence[str],
     listed: Sequence[str] | None,
     params: SplitParams,
@@ -34,14 +33,14 @@ def choose(
 ) -> Splits:
     """Divide the images of a manifest.
 
-    `label_classes` holds the classes 1..L that the labels of an image show, for every image with labels; `listed` the
-    lines of `split.strong_list` where that is asked for.
+    An image stands only for a class that its labels show, which its tags may exceed. `listed` are the lines of
+    `split.strong_list` where that is asked for.
 
     Raises:
         Problem: S cannot be chosen as asked, or W would be empty.
     """
     train = {image_id: record for image_id, record in records.items() if record.split == "train"}
-    shown = {image_id: label_classes[image_id] for image_id, record in train.items() if record.labels is not None}
+    shown = {image_id: record.label_classes for image_id, record in train.items() if record.label_classes is not None}
     if params.strong == "list":
         strong = _listed(listed or (), records, shown)
     elif params.strong == "all":
@@ -164,9 +163,7 @@ def _listed(listed: Sequence[str], records: Mapping[str, Record], shown: Collect
     return list(listed)
 
 
-def counts(
-    splits: Splits, records: Mapping[str, Record], label_classes: Mapping[str, Collection[int]], classes: Sequence[str]
-) -> dict[str, object]:
+def counts(splits: Splits, records: Mapping[str, Record], classes: Sequence[str]) -> dict[str, object]:
     """How many images each set has, and of each class: strong ones whose labels show it, others whose tags name it."""
     return {
         "strong": len(splits.strong),
@@ -174,7 +171,7 @@ def counts(
         "val": len(splits.val),
         "per_class": {
             name: {
-                "strong": sum(index in label_classes[image_id] for image_id in splits.strong),
+                "strong": sum(index in (records[image_id].label_classes or ()) for image_id in splits.strong),
                 "weak": sum(index in records[image_id].tags for image_id in splits.weak),
                 "val": sum(index in records[image_id].tags for image_id in splits.val),
             }

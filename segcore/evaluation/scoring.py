@@ -68,18 +68,16 @@ def validation_records(manifest: dict[str, Record], val: Path) -> list[Record]:
         Problems: an image is not in the manifest or has no labels to compare with; all of them are listed.
     """
     ids = val.read_text().split()
-    problems = [
-        f"{image_id}: not in the manifest; run `dvc repro split`" for image_id in ids if image_id not in manifest
-    ]
+    problems = [f"{image_id}: not in the manifest" for image_id in ids if image_id not in manifest]
     problems += [
         f"{image_id}: no labels to compare with; add its mask or take it off the validation list"
         for image_id in ids
         if image_id in manifest and manifest[image_id].labels is None
     ]
     if problems:
-        raise Problems(f"{len(problems)} images of {val} cannot be scored:", problems)
+        raise Problems(f"{len(problems)} images of {val} cannot be scored:", problems, made_by="split")
     if not ids:
-        raise Problem(f"{val} names no images; run `dvc repro split`")
+        raise Problem(f"{val} names no images", made_by="split")
     return [manifest[image_id] for image_id in ids]
 
 
@@ -119,7 +117,8 @@ def read_truth(record: Record, n_classes: int) -> Labels:
     if truth.shape != (record.height, record.width):
         raise Problem(
             f"{record.labels}: {truth.shape[1]}x{truth.shape[0]} pixels, but its image has "
-            f"{record.width}x{record.height}; run `dvc repro prepare`, which checks all files"
+            f"{record.width}x{record.height}; prepare the data set anew: that checks all files",
+            made_by="prepare",
         )
     if (beyond := truth[(truth >= n_classes) & (truth != IGNORE)]).size:
         raise Problem(f"{record.labels}: found label {beyond[0]}; allowed are 0..{n_classes - 1} and {IGNORE}")

@@ -1,10 +1,9 @@
-"""Data sets on disk: one file a layout, each of which lists images; `checks` makes manifest rows of them."""
+"""Data sets on disk: one file a layout, each of which lists images; `checks` makes records of them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-Split = Literal["train", "val"]
+from segcore.data.manifest import Record, Split
 
 CONVERSIONS = (
     "grey",
@@ -45,32 +44,12 @@ class Listing:
     problems: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the manifest: an image whose files were opened and found good.
-
-    `width` and `height` are those of the picture after its EXIF rotation; `label_classes` are the classes 1..L that the
-    labels show, which the tags may exceed (None without labels); the hashes are of the files' bytes.
-    """
-
-    image_id: str
-    image: Path
-    labels: Path | None
-    width: int
-    height: int
-    tags: tuple[int, ...]
-    split: Split
-    image_sha256: str
-    labels_sha256: str | None
-    label_classes: tuple[int, ...] | None
-
-
 @dataclass
 class Finding:
-    """What was found in the files of one entry; `row` is None where there are problems."""
+    """What was found in the files of one entry; `record` is None where there are problems."""
 
     entry: Entry
-    row: Row | None = None
+    record: Record | None = None
     image_sha256: str | None = None
     """Of the picture's file, also where other things are wrong."""
     problems: list[str] = field(default_factory=list)

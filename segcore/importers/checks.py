@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from segcore.importers import Entry, Finding, Row
+from segcore.data.manifest import Record
+from segcore.importers import Entry, Finding
 from segcore.importers.decoding import Labels, Picture, open_labels, open_picture
 
 
@@ -43,7 +44,7 @@ def inspect(entry: Entry, classes: Sequence[str], convert_palette: bool, convert
         finding.warnings.append(
             ("no_tags", f"{entry.image}: neither tags nor labels name a class; it serves as background")
         )
-    finding.row = Row(
+    finding.record = Record(
         image_id=entry.image_id,
         image=entry.image,
         labels=labels.path if labels else None,

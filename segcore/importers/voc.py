@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segcore.config.sections import DatasetParams
+from segcore.data.manifest import Split
 from segcore.errors import Problem
-from segcore.importers import Entry, Listing, Split, tags
+from segcore.importers import Entry, Listing, tags
 
 CLASSES = (
     "background",
