@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from segcore.config import reading
+from segcore.config import settings
 from segcore.data import crops
 from segcore.data.manifest import Record
 from segcore.data.pictures import write_labels
@@ -26,7 +26,7 @@ PICTURES = 40
 
 def main() -> int:
     cv2.setNumThreads(1)
-    params = reading.load(Path("params.yaml")).crops
+    params = settings.load(Path("params.yaml")).crops
     root = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("SEGCORE_VOC_ROOT")
     with tempfile.TemporaryDirectory() as folder:
         records = photographs(Path(root)) if root else scenes(Path(folder))

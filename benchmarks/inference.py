@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segcore.config import reading
-from segcore.config.networks import BackboneParams, FullyConnectedParams
+from segcore.config.networks import BackboneParams, DeconvolutionParams, FullyConnectedParams
+from segcore.config.section import Views
 from segcore.data.batches import Batch
 from segcore.localisation.saliency import saliency
 from segcore.networks import classifiers
 from segcore.networks.deconvolution import Level
-from segcore.systems import decouplednet
-from segcore.systems._crops import fully_connected
-from segcore.systems.decouplednet import DecoupledNet
+from segcore.systems.decouplednet import DecoupledNet, Prediction, Training
 
 BAR_RATIO = 2.0
 BAR_DIFFERENCE = 1e-4
@@ -56,22 +54,22 @@ def compared(title: str, width: float) -> tuple[float, float]:
 
 def random_system(image: Tensor, width: float) -> DecoupledNet:
     """A network with random weights that finds exactly `LABELS` labels in `image`."""
-    backbone = BackboneParams(name="vgg16", weights="random", width=width, frozen_norm=False, stride=32)
+    backbone = BackboneParams(
+        name="vgg16", weights="random", width=width, frozen_norm=False, stride=32, finer="dilated"
+    )
     head = FullyConnectedParams(
         kind="fully_connected", width=round(4096 * width), kernel=7, padding=0, batch_norm=False, dropout=0.0
     )
     classifier = classifiers.build(backbone, head, TAGS).eval()
-    sizes = {"width": width, "output_stride": 1, "norm_batches": 1, "norm_batch_size": 2}
-    published = {"threshold": 0.5, "weigh_by_probability": False}
-    sources = {"start": "data/classifiers/any/model", "images": "strong", "labels": reading.CROPS}
-    entry = {"module": "decouplednet", "recipe": "any", **sources, **sizes, **published}
-    params = reading.section({"systems": {"timed": entry}}, "systems.timed", decouplednet.Params)
-    system = decouplednet.build(params, classifier)
+    network = DeconvolutionParams(kind="deconvolution", width=width, output_stride=1, norm_batches=1, norm_batch_size=2)
+    system = DecoupledNet(classifier, Training(recipe="any", network=network))
+    once = Views(scales=(1.0,), flip=False)
+    system.prediction = Prediction(views=once, crf=None, threshold=0.5, weigh_by_probability=False)
     system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.no_grad():
         wanted = torch.linspace(-3, -1, TAGS)
         wanted[:LABELS] = torch.linspace(0.5, 3, LABELS)
-        score = fully_connected(classifier).score
+        score = system.head.score
         assert score.bias is not None
         score.bias += wanted - classifier(image).decision[0]
     images = torch.cat([image, torch.rand_like(image).mul(255)])
@@ -83,7 +81,7 @@ def random_system(image: Tensor, width: float) -> DecoupledNet:
 def one_forward_per_label(system: DecoupledNet, image: Tensor) -> Tensor:
     """The published inference for one picture, step by step; every layer as it was trained."""
     probabilities = system.classifier(image).decision[0].sigmoid()
-    found = (probabilities > system.params.threshold).nonzero().flatten().tolist()
+    found = (probabilities > system.prediction.threshold).nonzero().flatten().tolist()
     maps = torch.zeros(1, len(probabilities) + 1, *image.shape[2:])
     maps[0, 0] = forward(system, image, found)[0]
     for label in found:

@@ -49,7 +49,7 @@ class Bench:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        trunk = BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8)
+        trunk = BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8, finer="dilated")
         params = StochasticParams(
             kind="stochastic", kernel=KERNEL, selection="stochastic", rate=RATE, rescale=True, form="factorised"
         )

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
-BAR_SECONDS = 10.0
+BAR_SECONDS = 5.0
 RUNS = 3
 
 

@@ -17,12 +17,11 @@ import pandas as pd
 import torch
 import typer
 
-from segcore.config import reading
-from segcore.config.sections import PseudoLabelParams
-from segcore.data.geometry import stretched_square
+from segcore.config.labels import LabelsFromMaps
+from segcore.config.settings import load
+from segcore.data.geometry import Grid, stretched_square
 from segcore.data.manifest import Record, read_manifest
 from segcore.data.pictures import read_image, read_labels
-from segcore.data.pseudo_labels import full_size
 from segcore.evaluation.quality import Quality
 from segcore.localisation.labeller import PseudoLabeller
 from segcore.models.classifiers import load_classifier
@@ -37,21 +36,24 @@ def main(
     images: int = 400,
     seeds: int = 3,
     passes: Annotated[list[int] | None, typer.Option()] = None,
-    data: Path = Path("data"),
     out: Path | None = None,
 ) -> None:
     """Print the table, best read at a width of 120; `--out` writes it as a CSV too."""
     if not classifier:
-        print("skipped: name trained classifiers by --classifier data/classifiers/<name>/model")
+        print("skipped: name trained classifiers by --classifier data/<data set>/classifiers/<name>/model")
         return
-    settings = reading.load(Path("params.yaml"))
+    settings = load(Path("params.yaml"))
+    params = settings.pseudo_labels[set]
+    if not isinstance(params, LabelsFromMaps):
+        raise SystemExit(f"pseudo_labels.{set} is of source: {params.source}; this compares localisation maps")
+    data = Path("data") / settings.dataset.name
     names = json.loads((data / "prepared/classes.json").read_text())
     records = [r for r in read_manifest(data / "prepared/manifest.parquet").values() if r.split == "train" and r.labels]
     places = np.linspace(0, len(records) - 1, min(images, len(records))).round().astype(int)
     chosen = [records[place] for place in places]
     lines = []
     for folder in classifier:
-        for line in measured(folder, chosen, names, settings.pseudo_labels[set], seeds, passes or [1, 10, 100, 200]):
+        for line in measured(folder, chosen, names, params, seeds, passes or [1, 10, 100, 200]):
             lines.append(line)
             print("  ".join(f"{key} {value}" for key, value in line.items()), flush=True)
     if out:
@@ -59,7 +61,7 @@ def main(
 
 
 def measured(
-    folder: Path, records: list[Record], names: list[str], params: PseudoLabelParams, seeds: int, passes: list[int]
+    folder: Path, records: list[Record], names: list[str], params: LabelsFromMaps, seeds: int, passes: list[int]
 ) -> Iterator[dict[str, object]]:
     """A line per selection and number of maps; features and background are computed once for all of them."""
     model, trained, _ = load_classifier(folder, torch.device("cpu"))
@@ -73,6 +75,7 @@ def measured(
         for seed in range(count)
     }
     quality = {key: Quality(len(names)) for key in labellers}
+    grid = Grid(params.input_size, model.trunk.stride)
     for first in range(0, len(records), BATCH):
         batch = records[first : first + BATCH]
         squares = torch.stack([stretched_square(read_image(r.image), params.input_size) for r in batch]).float()
@@ -82,7 +85,7 @@ def measured(
         for key, labeller in labellers.items():
             found = labeller.labels(top, cues, [r.tags for r in batch]).numpy()
             for truth, labels in zip(truths, found, strict=True):
-                quality[key].update(truth, full_size(labels, *truth.shape))
+                quality[key].update(truth, grid.at_pixels(labels, *truth.shape))
     for selection, n, count in variants:
         runs = [quality[selection, n, seed].summary(names) for seed in range(count)]
         line: dict[str, object] = {"trained": getattr(trained.head, "selection", "?"), "selection": selection, "N": n}

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from segcore.config import reading
-from segcore.config.sections import RecipeParams
+from segcore.config import settings
+from segcore.config.training import RecipeParams
 from segcore.data.batches import Sample
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
@@ -69,7 +69,7 @@ class Bare:
 def main() -> int:
     runtime = Runtime()
     samples = InMemory()
-    recipe = reading.load(Path("params.yaml")).recipes["classifier"]
+    recipe = settings.load(Path("params.yaml")).recipes["classifier"]
     steps = WARM_UP + STEPS
     recipe = recipe.model_copy(update={"steps": steps, "batch_size": 32, "accumulate": 1, "channels_last": True})
     ours = iter(Fit(network(), samples, recipe, 0, runtime, None))
@@ -91,7 +91,7 @@ def main() -> int:
 
 def network() -> Classifier:
     torch.manual_seed(0)
-    entry = reading.load(Path("params.yaml")).classifiers["decoupled"]
+    entry = settings.load(Path("params.yaml")).classifiers["decoupled"]
     backbone = entry.backbone.model_copy(update={"name": "vgg16_bn", "weights": "random", "width": 0.25})
     return classifiers.build(backbone, entry.head.model_copy(update={"width": 256, "kernel": 3}), TAGS)
 

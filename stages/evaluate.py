@@ -1,4 +1,4 @@
-"""Score one system on the validation images: metrics, tables for `dvc plots`, and panels to look at.
+"""Score one system on the validation images: metrics, tables for `dvc plots`, panels to look at, and `made_of.json`.
 
 Predictions are compared with the official labels at the images' own size. Under torchrun every process scores a share
 of the images, and the first one writes what all of them counted.
@@ -11,8 +11,11 @@ import numpy as np
 from jaxtyping import UInt8
 from rich.progress import track
 
+from segcore import made_of
 from segcore.cli import command, console, provenance
-from segcore.data.manifest import read_class_names, read_manifest
+from segcore.config import fingerprints
+from segcore.config import plan as plans
+from segcore.data.manifest import data_set_fingerprint, read_class_names, read_manifest
 from segcore.errors import Problem
 from segcore.evaluation import inference
 from segcore.evaluation.scoring import Prediction, score, validation_records, write_results
@@ -32,31 +35,36 @@ def main(
     params: Path = Path("params.yaml"),
 ) -> None:
     """Score the system in the folder `model` on the images of split/val.txt."""
-    settings = command.settings(params)
-    command.chosen(system, settings.systems, "system")
-    with provenance.timed(f"evaluate@{system}"):
+    plan = plans.evaluate(command.settings(params), system)
+    with provenance.timed(f"evaluate@{system}", out):
         names: list[str] = read_class_names(classes)
-        records = validation_records(read_manifest(manifest), split / "val.txt")
+        known = read_manifest(manifest)
+        records = validation_records(known, split / "val.txt")
         runtime = Runtime()
-        trained, card = load_system(model, runtime.device)
-        if (known := card["classifier"]["tags"]) != names[1:]:
-            raise Problem(f"{model} was trained for {known}, but {classes} has {names[1:]}; train it again")
-
-        how = settings.evaluation
+        trained, card = load_system(model, plan.prediction, runtime.device)
+        if (tags := card["tags"]) != names[1:]:
+            raise Problem(f"{model} was trained for {tags}, but {classes} has {names[1:]}; train it again")
+        views, crf = trained.prediction.views, trained.prediction.crf
 
         def predict(images: list[UInt8[np.ndarray, "H W 3"]]) -> list[Prediction]:
-            maps = inference.score_maps(trained, images, card["input_size"], how.scales, how.flip, settings.crops)
-            crf = how.crf
+            maps = inference.score_maps(trained, images, card["input_size"], views, plan.edges)
             refined = [crf and inference.refined(trained, m, im, crf) for m, im in zip(maps, images, strict=True)]
             return [Prediction(inference.winners(m), r) for m, r in zip(maps, refined, strict=True)]
 
-        mine = runtime.shard(records, settings.evaluation.batch_size)
-        shares = runtime.gather(score(mine, predict, len(names), settings.evaluation, _watched))
+        mine = runtime.shard(records, plan.evaluation.batch_size)
+        shares = runtime.gather(score(mine, predict, len(names), plan.evaluation, crf is not None, _watched))
         if runtime.is_main:
             scores = sum(shares[1:], start=shares[0])
             write_results(scores, names, out)
-            write_panels(scores.images, {r.image_id: r for r in records}, names, settings.evaluation.panels, out)
+            made_of.write(out, _origin(card.get("made_of", {}), data_set_fingerprint(known.values(), names), plan))
+            write_panels(scores.images, {r.image_id: r for r in records}, names, plan.evaluation.panels, out)
             console.say(f"{system}: mIoU {scores.confusion.mean_iou:.4f} on {len(scores.images)} images, in {out}")
+
+
+def _origin(of_model: dict[str, str], data_set: str, plan: plans.Evaluate) -> dict[str, str]:
+    """What the result is made of: the model's own origin, the data set it was scored on, how it predicted."""
+    of_model = {"trained_on": of_model.get("data_set", ""), "images": "", "training": ""} | of_model
+    return of_model | {"data_set": data_set, "prediction": fingerprints.of(plan)}
 
 
 def _watched(places: Sequence[int]) -> Iterable[int]:

@@ -3,45 +3,35 @@
 Reads the manifest, the class names, a list of the split and the source: a classifier, whose localisation maps are
 merged (Lee et al. 2019, section 3.2), a segmenter, whose predictions are labels to train again on, or somebody's cues.
 Writes `cues/` (indexed PNGs of the grid), `labels/` (of the images' own size), `images.txt`, `quality.json` (measured
-on the masks where there are any) and `figure.png`. What is done stays in the scratch folder until all of it is: a run
-that was killed goes on there.
+on the masks where there are any), `figure.png` and `made_of.json`. What is done stays in the scratch folder until all
+of it is: a run that was killed goes on there.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image
 from rich.progress import track
 
-from segcore import files, seeds
+from segcore import files, made_of
 from segcore.cli import command, console, provenance
-from segcore.config.sections import CropsParams, PseudoLabelParams
+from segcore.config import fingerprints
+from segcore.config import plan as plans
+from segcore.config.labels import LabelsFromFile
 from segcore.data import pseudo_labels
-from segcore.data.geometry import stretched_square
-from segcore.data.manifest import Record, listed, read_class_names, read_manifest
+from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.pictures import labels_png, read_image, read_labels
-from segcore.data.pseudo_labels import CuesFile
-from segcore.errors import Problem
-from segcore.evaluation import inference
+from segcore.evaluation import labelling
+from segcore.evaluation.labelling import Extract
 from segcore.evaluation.quality import Quality
-from segcore.localisation import background
-from segcore.localisation.labeller import PseudoLabeller
-from segcore.models.classifiers import load_classifier
-from segcore.models.systems import load_system
+from segcore.models import cards
 from segcore.processes import Runtime
 from segcore.reporting import panels
 
-Labels = UInt8[np.ndarray, "H W"]
-Extract = Callable[[Sequence[Record]], list[tuple[Labels, Labels]]]
-"""The cues at the grid and the labels at full size of some images."""
-
-STRIDE = 8
-"""Pixels of an input to a cell of the grid: 321 give 41."""
 FIGURE_ROWS = 6
 
 
@@ -55,115 +45,33 @@ def main(
     out: Path,
     params: Path = Path("params.yaml"),
 ) -> None:
-    settings = command.settings(params)
-    entry = settings.pseudo_labels[command.chosen(name, settings.pseudo_labels, "pseudo-label set")]
+    plan = plans.extract_pseudo_labels(command.settings(params), name)
     names: list[str] = read_class_names(classes)
     records = read_manifest(manifest)
-    chosen = [records[image_id] for image_id in listed(split / f"{entry.images}.txt", records)]
-    saliency = check(chosen, entry)
+    chosen = [records[image_id] for image_id in listed(split / f"{plan.entry.images}.txt", records)]
+    saliency = labelling.check(chosen, plan.entry)
     device = Runtime()
-    with provenance.timed(f"extract_pseudo_labels@{name}"):
-        seed = seeds.derived_seed(settings.seed, "pseudo-labels")
-        extract = extractor(entry, input, names, chosen, seed, device, settings.crops)
+    with provenance.timed(f"extract_pseudo_labels@{name}", out):
+        extract = labelling.extractor(plan, input, names, chosen, device)
         key = files.fingerprint(
-            [name, seed, entry.model_dump(), settings.crops.model_dump(), torch.__version__],
-            [manifest, split / f"{entry.images}.txt", *provenance.files_in(input), *saliency, *provenance.sources()],
+            [name, plans.plain(plan), torch.__version__],
+            [
+                *(manifest, split / f"{plan.entry.images}.txt"),
+                *(*provenance.files_in(input), *saliency, *provenance.sources()),
+            ],
         )
         scratch = Path(".scratch") / f"pseudo-labels-{name}-{key}"
-        work(chosen, extract, entry.batch_size, scratch, device)
+        work(chosen, extract, plan.entry.batch_size, scratch, device)
         if device.is_main:
             finish(chosen, names, scratch, out)
-
-
-def check(records: Sequence[Record], entry: PseudoLabelParams) -> list[Path]:
-    """See what can be wrong before work starts; gives the files of the saliency maps, if such are used.
-
-    Raises:
-        Problem: no images, or a folder of saliency maps that lacks some.
-    """
-    if not records:
-        raise Problem(f"the list of {entry.images} images is empty; run `dvc repro split`")
-    if entry.source != "classifier" or entry.background != "saliency":
-        return []
-    root, ids = Path(entry.saliency_root or ""), [record.image_id for record in records]
-    background.check_saliency(root, ids)
-    return [background.saliency_file(root, image_id) for image_id in ids]
-
-
-def extractor(
-    entry: PseudoLabelParams,
-    path: Path,
-    names: list[str],
-    chosen: Sequence[Record],
-    seed: int,
-    device: Runtime,
-    crops: CropsParams,
-) -> Extract:
-    """How the entry's source labels the chosen images."""
-    if entry.source == "cues_file":
-        return from_cues(CuesFile(path), entry, names, chosen)
-    if entry.source == "segmenter":
-        return from_segmenter(entry, path, names, device, crops)
-    classifier, _, tags = load_classifier(path, device.device)
-    _same_classes(path, tags, names)
-    label = PseudoLabeller(classifier, entry, seed, device.device)
-
-    def extract(records: Sequence[Record]) -> list[tuple[Labels, Labels]]:
-        squares = [stretched_square(read_image(record.image), entry.input_size) for record in records]
-        images = torch.stack(squares).float().to(device.device)
-        cues = label(images, [r.tags for r in records], [r.image_id for r in records]).cpu().numpy()
-        return [(c, pseudo_labels.full_size(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
-
-    return extract
-
-
-def from_cues(file: CuesFile, entry: PseudoLabelParams, names: list[str], chosen: Sequence[Record]) -> Extract:
-    """Published cues, as they are.
-
-    Raises:
-        Problem: an image lacks cues, or they are of another grid or of other classes.
-    """
-    file.check([record.image_id for record in chosen], len(names))
-    cells = -(-entry.input_size // STRIDE)
-    height, width = file.labels(chosen[0].image_id).shape
-    if (height, width) != (cells, cells):
-        raise Problem(
-            f"{file.path}: found cues of {width} x {height} cells; an input_size of {entry.input_size} has "
-            f"{cells} x {cells}; set input_size to {STRIDE * height - 7}"
-        )
-
-    def extract(records: Sequence[Record]) -> list[tuple[Labels, Labels]]:
-        cues = [file.labels(record.image_id) for record in records]
-        return [(c, pseudo_labels.full_size(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
-
-    return extract
-
-
-def from_segmenter(
-    entry: PseudoLabelParams, path: Path, names: list[str], device: Runtime, crops: CropsParams
-) -> Extract:
-    """A system's predictions, refined by a CRF if asked for, restricted to the tags of the image if asked for."""
-    system, card = load_system(path, device.device)
-    _same_classes(path, card["classifier"]["tags"], names)
-    cells = -(-entry.input_size // STRIDE)
-
-    def extract(records: Sequence[Record]) -> list[tuple[Labels, Labels]]:
-        images = [read_image(record.image) for record in records]
-        scores = inference.score_maps(system, images, entry.input_size, entry.scales, entry.flip, crops)
-        done = []
-        for record, image, score in zip(records, images, scores, strict=True):
-            allowed = [0, *record.tags] if entry.restrict_to_tags else range(len(names))
-            labels = inference.restricted(system, score, list(allowed), image, entry.crf)
-            shrunk = Image.fromarray(labels).resize((cells, cells), Image.Resampling.NEAREST)
-            done.append((np.asarray(shrunk), labels))
-        return done
-
-    return extract
-
-
-def _same_classes(path: Path, tags: list[str], names: list[str]) -> None:
-    if tags != names[1:]:
-        raise Problem(f"{path} was trained for {tags}, but the data set has {names[1:]}; train it again")
+            from_file = isinstance(plan.entry, LabelsFromFile)
+            behind = () if from_file else (cards.made_of(input / "model").get("training", ""),)
+            origin = {
+                "data_set": data_set_fingerprint(records.values(), names),
+                "images": files.fingerprint([record.image_id for record in chosen], ()),
+                "training": fingerprints.of(plan, *behind),
+            }
+            made_of.write(out, origin)
 
 
 def work(records: Sequence[Record], extract: Extract, batch_size: int, scratch: Path, device: Runtime) -> None:

@@ -1,8 +1,8 @@
 """Choose the boxes that segmenters are trained on: many for every label subset of every strong image.
 
 Reads the manifest, the class names and `strong.txt` of the split; writes `crops.parquet` (a row a whole image or a
-crop, boxes only), `crops.json` (counts) and `figure.png` (Hong et al. 2015, section 5). Nothing depends on the number
-of workers or processes.
+crop, boxes only), `crops.json` (counts), `figure.png` and `made_of.json` (Hong et al. 2015, section 5). Nothing
+depends on the number of workers or processes.
 """
 
 import functools
@@ -22,13 +22,15 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.progress import track
 
+from segcore import made_of
 from segcore.cli import command, console, provenance
-from segcore.config.sections import CropsParams
+from segcore.config import fingerprints, plan
+from segcore.config.data import CropsParams
 from segcore.data.crops import ImageCrops, image_crops, index
-from segcore.data.manifest import Record, read_class_names, read_manifest
+from segcore.data.manifest import Record, data_set_fingerprint, read_class_names, read_manifest
 from segcore.data.pictures import read_image, read_labels
 from segcore.errors import Problem, Problems
-from segcore.files import write_atomically
+from segcore.files import fingerprint, write_atomically
 from segcore.processes import Runtime
 from segcore.reporting import crop_figure
 
@@ -42,7 +44,7 @@ FIGURE_ROWS = 4
 
 
 def main(*, manifest: Path, classes: Path, split: Path, out: Path, params: Path = Path("params.yaml")) -> None:
-    settings = command.settings(params)
+    settings = plan.make_crops(command.settings(params))
     if missing := [
         f"{file}: there is no such file" for file in (manifest, classes, split / "strong.txt") if not file.is_file()
     ]:
@@ -50,7 +52,7 @@ def main(*, manifest: Path, classes: Path, split: Path, out: Path, params: Path 
     names: list[str] = read_class_names(classes)
     records = _strong_records(manifest, split / "strong.txt")
     processes = Runtime()
-    with provenance.timed("make_crops"):
+    with provenance.timed("make_crops", out):
         mine = list(_computed(processes.shard(records), settings.crops, settings.seed, processes.world))
         images = sorted((image for part in processes.gather(mine) for image in part), key=lambda image: image.image_id)
         if not any(image.subsets for image in images):
@@ -65,6 +67,12 @@ def main(*, manifest: Path, classes: Path, split: Path, out: Path, params: Path 
         counts = json.dumps(_counts(images, names), indent=2, ensure_ascii=False)
         write_atomically(out / "crops.json", f"{counts}\n".encode())
         examples = _examples(images, {record.image_id: record for record in records})
+        origin = {
+            "data_set": data_set_fingerprint(read_manifest(manifest).values(), names),
+            "images": fingerprint((split / "strong.txt").read_text().split(), ()),
+            "training": fingerprints.of(settings),
+        }
+        made_of.write(out, origin)
         write_atomically(out / "figure.png", crop_figure.draw(examples, names, settings.crops.warp))
         console.say(
             f"{sum(_size(image) for image in images):,} crops of {len(images)} strong images, and these, in {out}"

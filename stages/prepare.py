@@ -1,7 +1,7 @@
 """Check every file of the data set and write one manifest of it.
 
-Writes into `out`: `manifest.parquet` (a line an image), `classes.json` (names by class index), `dataset.json` (counts)
-and `files/` (what was generated or converted; other pictures are used where they lie).
+Writes into `out`: `manifest.parquet` (a line an image), `classes.json` (names by class index), `dataset.json`
+(fingerprint and counts) and `files/` (what was generated or converted; other pictures are used where they lie).
 """
 
 import json
@@ -16,28 +16,29 @@ from typing import Any
 from rich.progress import track
 
 from segcore.cli import command, console, provenance
-from segcore.config.reading import Settings
-from segcore.config.sections import DatasetParams
-from segcore.data.manifest import Record, write_manifest
+from segcore.config import fingerprints
+from segcore.config.data import ShapesParams, VocParams
+from segcore.config.plan import Prepare, prepare
+from segcore.data.manifest import Record, data_set_fingerprint, write_manifest
 from segcore.errors import Problem, Problems
 from segcore.files import write_atomically
-from segcore.importers import CONVERSIONS, WARNINGS, Finding, Listing, checks, shapes, voc
+from segcore.importers import CONVERSIONS, WARNINGS, Finding, Listing, checks, duplicates, shapes, voc
 
 OUTPUTS = ("manifest.parquet", "files", "classes.json", "dataset.json")
 SHOWN_WARNINGS = 10
 
 
 def main(*, out: Path, params: Path = Path("params.yaml")) -> None:
-    settings = command.settings(params)
+    plan = prepare(command.settings(params))
     # Nothing here is shared out: under torchrun, more processes would only write over each other's files.
     if not console.is_main_process():
         return
-    with provenance.timed("prepare"):
+    with provenance.timed("prepare", out):
         building = out.parent / f".{out.name}.partial"
         try:
             _fresh(building)
-            listing, findings = _inspect(settings, building / "files")
-            _write(building, out, listing, findings, settings.dataset)
+            listing, findings = _inspect(plan, building / "files")
+            _write(building, out, listing, findings, plan)
             _swap(building, out)
         except OSError as error:
             raise Problem(
@@ -53,20 +54,20 @@ def _fresh(folder: Path) -> None:
     (folder / "files").mkdir(parents=True)
 
 
-def _inspect(settings: Settings, files: Path) -> tuple[Listing, list[Finding]]:
-    dataset = settings.dataset
-    root = Path(dataset.root).expanduser()
-    if dataset.layout == "shapes":
-        console.say(f"generating {dataset.shapes.train_images + dataset.shapes.val_images} pictures of shapes")
-        shapes.generate(files, dataset.shapes, settings.seed)
-        root, dataset = files, dataset.model_copy(update={"train_list": "train", "val_list": "val"})
+def _inspect(plan: Prepare, files: Path) -> tuple[Listing, list[Finding]]:
+    if isinstance(plan.dataset, ShapesParams):
+        console.say(f"generating {plan.dataset.train_images + plan.dataset.val_images} pictures of shapes")
+        shapes.generate(files, plan.dataset, plan.seed or 0)
+        root, dataset = files, shapes.as_devkit(files)
+    else:
+        root, dataset = Path(plan.dataset.root).expanduser(), plan.dataset
     listing = voc.read(root, dataset)
     inspected = checks.inspect_all(
         listing.entries, listing.classes, dataset.convert_palette, files / "SegmentationClass"
     )
     findings = list(_shown(inspected, len(listing.entries)))
-    duplicates, warnings = checks.same_bytes(findings)
-    problems = [*listing.problems, *(problem for finding in findings for problem in finding.problems), *duplicates]
+    repeated, warnings = duplicates.judged(findings, dataset.duplicates)
+    problems = [*listing.problems, *(problem for finding in findings for problem in finding.problems), *repeated]
     if problems:
         heading = f"the data set in {root} has {len(problems)} problems; nothing was written:"
         raise Problems(heading, problems)
@@ -85,10 +86,14 @@ def _shown(findings: Iterator[Finding], total: int) -> Iterator[Finding]:
         yield finding
 
 
-def _write(building: Path, out: Path, listing: Listing, findings: Sequence[Finding], dataset: DatasetParams) -> None:
+def _write(building: Path, out: Path, listing: Listing, findings: Sequence[Finding], plan: Prepare) -> None:
     """Write every output into `building`, as it will stand in `out`."""
     records = [finding.record for finding in findings if finding.record is not None]
-    counts = _counts(records, listing.classes, findings, dataset)
+    made_of = {
+        "fingerprint": data_set_fingerprint(records, listing.classes),
+        "parameters": fingerprints.of(plan),
+    }
+    counts = made_of | _counts(records, listing.classes, findings, plan.dataset)
     write_atomically(building / "classes.json", (json.dumps(listing.classes, indent=2) + "\n").encode())
     write_atomically(building / "dataset.json", (json.dumps(counts, indent=2) + "\n").encode())
     placed = [_placed(record, building / "files", out / "files") for record in records]
@@ -126,7 +131,10 @@ def _placed(record: Record, written: Path, files: Path) -> Record:
 
 
 def _counts(
-    records: Sequence[Record], classes: Sequence[str], findings: Sequence[Finding], dataset: DatasetParams
+    records: Sequence[Record],
+    classes: Sequence[str],
+    findings: Sequence[Finding],
+    dataset: ShapesParams | VocParams,
 ) -> dict[str, Any]:
     """The data set's card in numbers: per class, `images` carry the tag and `masks` show it."""
     of_split = {split: [record for record in records if record.split == split] for split in ("train", "val")}
@@ -134,7 +142,7 @@ def _counts(
     warnings = Counter(kind for finding in findings for kind, _ in finding.warnings)
     return {
         "layout": dataset.layout,
-        "tags": dataset.tags,
+        "tags": dataset.tags.kind if isinstance(dataset, VocParams) else "masks",
         "classes": len(classes) - 1,
         "images": {split: len(members) for split, members in of_split.items()},
         "masks": {split: sum(record.labels is not None for record in members) for split, members in of_split.items()},

@@ -1,29 +1,47 @@
-"""The results as one self-contained page, `index.html`, and as a table, `systems.csv`.
+"""The results as one self-contained page, `index.html`, and as a table, `systems.csv`, of whatever is there.
 
 `index.html` also tells times, peak memory and versions, which differ from run to run and from machine to machine, so
 it is no DVC output: two runs must give the same hashes. `systems.csv` holds only what is deterministic, and is one.
 """
 
+import json
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from segcore.cli import command, console, provenance
 from segcore.files import write_atomically
-from segcore.reporting.page import check_complete, read_timings, rendered, row_of, table
+from segcore.reporting.page import Run, rendered
+from segcore.reporting.results import Results
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-contrib-python-headless", "pillow", "dvc", "dvclive")
 
 
-def main(*, data: Path = Path("data"), out: Path, params: Path = Path("params.yaml")) -> None:
-    """Write index.html and systems.csv into `out` from the results under `data`."""
+def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
+    """Write report/index.html and report/systems.csv into `data`, the data set's folder, from the results in it."""
     settings = command.settings(params)
     if not console.is_main_process():
         return
-    with provenance.timed("report"):
-        check_complete(data, settings)
-        rows = [row_of(data, system, number, settings) for number, system in enumerate(settings.systems)]
-        page = rendered(data, rows, settings, params.read_text(), read_timings(provenance.TIMINGS))
+    out = data / "report"
+    with provenance.timed("report", out):
+        results = Results(data, settings)
+        versions = {name: metadata.version(name) for name in PACKAGES}
+        run = Run(provenance.machine(), provenance.commit(), versions, timings(data))
+        page = rendered(results, params.read_text(), run)
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "systems.csv", table(rows).to_csv(index=False).encode())
+        write_atomically(out / "systems.csv", results.table().to_csv(index=False).encode())
         write_atomically(out / "index.html", page.encode())
+        for part in results.wanting:
+            console.say(
+                f"{part.path} is {part.state}{f' ({part.why})' * (part.state == 'stale')}: `dvc repro {part.stage}`"
+            )
         console.say(f"report: {(out / 'index.html').resolve().as_uri()}")
+
+
+def timings(data: Path) -> dict[str, dict[str, Any]]:
+    """What `provenance.timed` recorded on this machine of the results in a folder, by stage."""
+    files = sorted(provenance.timings_of(data).rglob("*.json"))
+    return {record["stage"]: record for record in (json.loads(file.read_text()) for file in files)}
 
 
 if __name__ == "__main__":

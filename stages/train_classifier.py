@@ -1,7 +1,7 @@
 """Train a classifier on the tags of W (or of S) and measure its tags on the validation images.
 
-Reads the manifest, the class names and the split; writes `model/`, `training/` (dvclive) and `metrics.json`
-(Hong et al. 2015, section 4.1).
+Reads the manifest, the class names and the split; writes `model/`, `training/` (dvclive), `metrics.json` and
+`made_of.json` (Hong et al. 2015, section 4.1).
 """
 
 import json
@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from segcore import files, processes, seeds
+from segcore import files, made_of, processes, seeds
 from segcore.cli import command, console, progress, provenance
-from segcore.config.reading import Settings
+from segcore.config import fingerprints
+from segcore.config import plan as plans
+from segcore.config.settings import Settings
 from segcore.data.geometry import padded_square
-from segcore.data.manifest import Record, listed, read_class_names, read_manifest
+from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.pictures import read_image
 from segcore.data.samples import TaggedImages, tag_vector
 from segcore.errors import Problems
-from segcore.evaluation import metrics
+from segcore.evaluation.numbers import rounded
+from segcore.evaluation.tags import tag_metrics
 from segcore.models.classifiers import save_classifier
 from segcore.networks import classifiers, pretrained
 from segcore.networks.classifiers import Classifier
@@ -30,40 +33,47 @@ def main(
     *, name: str, manifest: Path, classes: Path, split: Path, out: Path, params: Path = Path("params.yaml")
 ) -> None:
     settings = command.settings(params)
-    entry = settings.classifiers[command.chosen(name, settings.classifiers, "classifier")]
+    plan = plans.train_classifier(settings, name)
+    entry, recipe = plan.entry, plan.recipe
     check_networks(settings)
-    recipe = settings.recipes[entry.recipe]
-    tags = read_class_names(classes)[1:]
+    names = read_class_names(classes)
+    tags = names[1:]
     records = read_manifest(manifest)
     ids = listed(split / f"{entry.images}.txt", records)
     device = processes.Runtime(recipe.precision)
 
-    with provenance.timed(f"train_classifier@{name}"):
-        torch.manual_seed(seeds.derived_seed(settings.seed, "classifier", "initial weights"))
+    with provenance.timed(f"train_classifier@{name}", out):
+        torch.manual_seed(seeds.derived_seed(plan.seed, "classifier", "initial weights"))
         model = classifiers.build(entry.backbone, entry.head, len(tags))
         samples = TaggedImages([records[i] for i in ids], len(tags), entry.resize, entry.input_size)
-        run_key = [name, settings.seed, entry.model_dump(), recipe.model_dump(), ids]
+        run_key = [name, plan.seed, entry.model_dump(), recipe.model_dump(), ids]
         scratch = progress.scratch_file(f"classifier-{name}", run_key, [manifest], model, device)
-        fit = Fit(model, samples, recipe, seeds.derived_seed(settings.seed, "classifier"), device, scratch)
+        fit = Fit(model, samples, recipe, seeds.derived_seed(plan.seed, "classifier"), device, scratch)
         progress.announce(f"classifier {name}", model, recipe, len(samples), fit)
         progress.follow(f"classifier {name}", fit, out / "training")
         val = [record for record in records.values() if record.split == "val"]
-        measured = metrics.rounded(measure(model, device, val, tags, entry.test_size))
+        measured = rounded(measure(model, device, val, tags, entry.test_size))
         if device.is_main:
-            save_classifier(out / "model", name, entry, tags, model)
+            origin = {
+                "data_set": data_set_fingerprint(records.values(), names),
+                "images": files.fingerprint(ids, ()),
+                "training": fingerprints.of(plan),
+            }
+            save_classifier(out / "model", name, entry, tags, model, origin)
+            made_of.write(out, origin)
             files.write_atomically(out / "metrics.json", json.dumps(measured, indent=2).encode())
         fit.finish()
     console.say(f"classifier {name}: tag mAP {measured['mean_average_precision']} on {len(val)} validation images")
 
 
 def check_networks(settings: Settings) -> None:
-    """Every classifier's network and weights are there, so that a later one's mistake does not wait for the first.
+    """Every backbone's network and weights are there, so that a later one's mistake does not wait for the first.
 
     Raises:
         Problems: names that are unknown, files that are missing.
     """
-    found = {name: pretrained.check(entry.backbone) for name, entry in settings.classifiers.items()}
-    if problems := [f"classifiers.{name}.{problem}" for name, problem in found.items() if problem]:
+    found = {name: pretrained.check(backbone) for name, backbone in settings.backbones.items()}
+    if problems := [f"backbones.{name}.{problem}" for name, problem in found.items() if problem]:
         raise Problems("params.yaml has a mistake:", problems)
 
 
@@ -81,7 +91,7 @@ def measure(
         with device.autocast():
             scores += list(model(images).decision.float().sigmoid().cpu().numpy())
     truth = [tag_vector(record.tags, len(tags)).bool().numpy() for record in val]
-    return metrics.tag_metrics(np.stack(device.merge(scores, batch)), np.stack(truth), tags)
+    return tag_metrics(np.stack(device.merge(scores, batch)), np.stack(truth), tags)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,25 @@ and the model that the system starts from; writes `model/` and `training/` (dvcl
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from segcore import processes, seeds, systems
+from segcore import files, made_of, processes, seeds, systems
 from segcore.cli import command, progress, provenance
+from segcore.config import fingerprints
+from segcore.config import plan as plans
 from segcore.config.reading import section
-from segcore.config.sections import RecipeParams
+from segcore.config.training import RecipeParams
 from segcore.data.batches import Batch, Samples, Stream
-from segcore.data.manifest import listed, read_manifest
+from segcore.data.manifest import data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.order import Order
+from segcore.models import cards
 from segcore.models.systems import build_on, save_system
-from segcore.networks.classifiers import Classifier
+from segcore.networks.origin import Origin
+from segcore.processes import Runtime
+from segcore.regularisers.contract import regularised
 from segcore.systems.contract import Inputs, System
 from segcore.training.fit import Fit
 
@@ -27,42 +33,56 @@ def main(
     *,
     system: str,
     manifest: Path,
+    classes: Path,
     split: Path,
     labels: Path,
     start: Path,
     out: Path,
     params: Path = Path("params.yaml"),
 ) -> None:
-    settings = command.settings(params)
-    entry = settings.raw["systems"][command.chosen(system, settings.systems, "system")]
-    module = systems.load(entry["module"])
-    method_params = section(settings.raw, f"systems.{system}", module.Params)
-    recipe = settings.recipes[settings.systems[system].recipe]
-    device = processes.Runtime(recipe.precision)
+    plan = plans.train_segmenter(command.settings(params), system)
+    entry, recipe = plan.entry, plan.recipe
+    module = systems.load(entry.module)
+    training = section({"systems": {system: entry.model_dump()}}, f"systems.{system}.training", module.Training)
+    device = Runtime(recipe.precision)
 
-    def build(classifier: Classifier) -> System:
-        torch.manual_seed(seeds.derived_seed(settings.seed, "segmenter", "initial weights"))
-        return module.build(method_params, classifier)
+    def build(origin: Origin) -> System:
+        torch.manual_seed(seeds.derived_seed(plan.seed, "segmenter", "initial weights"))
+        return module.build(training, origin)
 
-    with provenance.timed(f"train_segmenter@{system}"):
-        model, card = build_on(start, build)
-        records = read_manifest(manifest)
-        ids = listed(split / f"{entry['images']}.txt", records)
-        inputs = Inputs(records, ids, labels, len(card["tags"]), settings.crops)
-        samples = module.samples(method_params, inputs)
-        dumped = recipe.model_dump(), settings.crops.model_dump()
-        run_key = [system, settings.seed, entry, *dumped, ids]
-        sources = [manifest, start / "model.json", *provenance.files_in(labels)]
+    with provenance.timed(f"train_segmenter@{system}", out):
+        names = read_class_names(classes)
+        model, card = build_on(start / "model", names[1:], build)
+        inputs = inputs_of(plan, manifest, split, labels, len(card["tags"]))
+        samples = module.samples(training, inputs)
+        run_key = [system, plans.plain(plan), inputs.strong, inputs.weak]
+        sources = [manifest, start / "model/model.json", *provenance.files_in(labels)]
         scratch = progress.scratch_file(f"segmenter-{system}", run_key, sources, model, device)
-        seed = seeds.derived_seed(settings.seed, "segmenter")
+        seed = seeds.derived_seed(plan.seed, "segmenter")
         last_batches = finishing_batches(model, samples, recipe, seed, device)
-        fit = Fit(model, samples, recipe, seed, device, scratch)
+        trainee = regularised(model, training.regularisers, len(card["tags"]))
+        fit = Fit(trainee, samples, recipe, seed, device, scratch)
         progress.announce(f"segmenter {system}", model, recipe, len(samples), fit)
         progress.follow(f"segmenter {system}", fit, out / "training")
         model.finish(last_batches)
         if device.is_main:
-            save_system(out / "model", system, entry, card, samples.input_size, model)
+            behind = [known.get("training", "") for known in (cards.made_of(start / "model"), made_of.read(labels))]
+            origin = {
+                "data_set": data_set_fingerprint(read_manifest(manifest).values(), names),
+                "images": files.fingerprint([list(inputs.strong), list(inputs.weak)], ()),
+                "training": fingerprints.of(plan, *behind),
+            }
+            save_system(out / "model", system, entry.module, entry.training, card, samples.input_size, model, origin)
         fit.finish()
+
+
+def inputs_of(plan: plans.TrainSegmenter, manifest: Path, split: Path, labels: Path, n_tags: int) -> Inputs:
+    """What the system may learn from: both lists of the split, and masks of the strong images alone."""
+    records = read_manifest(manifest)
+    strong, weak = (listed(split / f"{name}.txt", records) for name in ("strong", "weak"))
+    masked = {*strong}
+    seen = {i: record if i in masked else replace(record, labels=None) for i, record in records.items()}
+    return Inputs(seen, strong, weak, plan.entry.images, labels, n_tags, plan.crops)
 
 
 def finishing_batches(

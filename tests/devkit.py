@@ -1,5 +1,6 @@
 """Tiny data sets in the devkit layout for tests: coloured rectangles on noise, masks with 255 borders."""
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from segcore.data.manifest import Record, Split
 from segcore.data.pictures import IGNORE, write_labels
 
 PROJECT = Path(__file__).parents[1]
-PARAMS = PROJECT / "profiles/shapes.yaml"
+PARAMS = PROJECT / "tests/params.yaml"
 """What params.yaml is unless another profile was put in its place; it has every kind of entry."""
 
 
@@ -79,17 +80,36 @@ def make_record(
     return Record(image_id, image, labels, width, height, tags, split, "", "" if labels is not None else None, shown)
 
 
-def write_params(path: Path, changes: Mapping[str, Any]) -> Path:
-    """A parameters file like that of the embedded set, with other values at dotted keys."""
-    yaml = YAML(typ="safe", pure=True)
-    params = yaml.load(PARAMS)
+GONE = object()
+"""Stands for a key that is taken away."""
+
+
+def voc_section(root: str | Path) -> dict[str, Any]:
+    """The section `dataset` for a folder that `make_devkit` wrote."""
+    return {
+        "layout": "voc", "name": "tiny", "root": str(root), "train_list": "train", "val_list": "val",
+        "tags": {"kind": "masks"}, "sbd_root": None, "convert_palette": False, "duplicates": "refuse",
+    }  # fmt: skip
+
+
+def changed(changes: Mapping[str, Any], params: Path = PARAMS) -> dict[str, Any]:
+    """The content of a parameters file with other values at dotted keys, without those that are `GONE`."""
+    content = YAML(typ="safe", pure=True).load(params)
     for key, value in changes.items():
         *sections, last = key.split(".")
-        section = params
+        place = content
         for name in sections:
-            section = section[name]
-        section[last] = value
-    yaml.dump(params, path)
+            place = place[name]
+        if value is GONE:
+            del place[last]
+        else:
+            place[last] = copy.deepcopy(value)
+    return content
+
+
+def write_params(path: Path, changes: Mapping[str, Any]) -> Path:
+    """A parameters file like that of the embedded set, with other values at dotted keys."""
+    YAML(typ="safe", pure=True).dump(changed(changes), path)
     return path
 
 

@@ -8,27 +8,23 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from segcore.config import reading
+from segcore import made_of
+from segcore.config import fingerprints, plan, reading
+from segcore.config.settings import Settings, load
 from segcore.data.manifest import Record
 from segcore.data.pictures import IGNORE, write_labels
 from segcore.evaluation import scoring
-from segcore.evaluation.metrics import rounded, tag_metrics
+from segcore.evaluation.numbers import rounded
 from segcore.evaluation.quality import Quality
+from segcore.evaluation.tags import tag_metrics
+from segcore.files import fingerprint
 from segcore.reporting import prediction_panels
 from tests.devkit import PARAMS, make_record
 
 SHAPES = ["disc", "ring", "square", "frame", "triangle", "star", "cross", "heart", "moon", "arrow"]
 NAMES = ["background", *SHAPES]
-NOISE = {
-    "decouplednet": 0.2,
-    "decouplednet_str": 0.5,
-    "deconvnet": 0.85,
-    "deeplab": 0.7,
-    "sec": 0.6,
-    "dsrg": 0.55,
-    "ficklenet": 0.4,
-    "ficklenet_semi": 0.3,
-}
+SYSTEMS = list(reading.read(PARAMS)["systems"])
+"""The rows of the table, the best one first."""
 
 
 def scenes(folder: Path, count: int) -> list[Record]:
@@ -103,40 +99,66 @@ def quality(known: float, right: float) -> dict[str, Any]:
     return measured.summary(NAMES)
 
 
+DATA_SET = "of_invented_data"
+
+
+def origin(settings: Settings, path: str, images: str | None = None) -> dict[str, str]:
+    """What is made of the invented data says of itself; `images` is its list, or it is of both."""
+    lists = {"strong": [f"s{i}" for i in range(50)], "weak": [f"w{i}" for i in range(1000)]}
+    ids = lists[images] if images else list(lists.values())
+    training = fingerprints.expected(settings, path)
+    return {"data_set": DATA_SET, "images": fingerprint(ids, ()), "training": training}
+
+
 def invented_results(root: Path, images: int = 24, panels: int = 9) -> Path:
-    """A `data` folder as the stages before the report leave it."""
-    data, settings = root / "data", reading.load(PARAMS)
+    """The folder of a data set, `data/shapes`, as the stages before the report leave it: everything is current."""
+    settings = load(PARAMS)
+    data = root / "data" / settings.dataset.name
     random = np.random.default_rng(1)
     records = scenes(data / "prepared/files", images)
     write_json(data / "prepared/classes.json", NAMES)
     per_class = {n: {s: {"images": 190 + i, "masks": 190 - i} for s in ("train", "val")} for i, n in enumerate(SHAPES)}
     pictures = {"train": 1000, "val": images}
-    card = {"layout": "shapes", "tags": "masks", "classes": 10, "images": pictures, "per_class": per_class}
+    card = {"fingerprint": DATA_SET, "parameters": fingerprints.of(plan.prepare(settings))}
+    card |= {"layout": "shapes", "tags": "masks", "classes": 10, "images": pictures, "per_class": per_class}
     warnings = {"tag without mask": 2, "mask without tag": 0}
     write_json(data / "prepared/dataset.json", card | {"conversions": {}, "warnings": warnings})
-    write_json(data / "split/split.json", {"strong": 50, "weak": 1000, "strong_per_class": dict.fromkeys(SHAPES, 5)})
+    counts = {"strong": 50, "weak": 1000, "strong_per_class": dict.fromkeys(SHAPES, 5)}
+    write_json(data / "split/split.json", {"parameters": fingerprints.of(plan.split(settings))} | counts)
     write_json(data / "crops/crops.json", {"images": 50, "crops": 21800, "subsets_dropped": 0, "median_side": 41.5})
+    made_of.write(data / "crops", origin(settings, "crops", "strong"))
     (data / "split/strong.txt").write_text("".join(f"s{i}\n" for i in range(50)))
     (data / "split/weak.txt").write_text("".join(f"w{i}\n" for i in range(1000)))
     Image.fromarray(random.integers(0, 256, (200, 900, 3)).astype(np.uint8)).save(data / "crops/figure.png")
-    for number, name in enumerate(settings.classifiers):
+    for number, (name, classifier) in enumerate(settings.classifiers.items()):
         tags = random.random((200, 10)) < 0.2
         scores = np.clip(tags * (0.6 - 0.3 * number) + random.random((200, 10)) * 0.5, 0, 1)
-        write_json(data / f"classifiers/{name}/metrics.json", rounded(tag_metrics(scores, tags, SHAPES)))
-        write_curves(data / f"classifiers/{name}/training/plots/metrics", 400, {"loss/tags": 0.7}, number)
-    for name in settings.pseudo_labels:
-        write_json(data / f"pseudo_labels/{name}/quality.json", quality(0.4, 0.8))
-        Image.fromarray(random.integers(0, 256, (90, 400, 3)).astype(np.uint8)).save(
-            data / f"pseudo_labels/{name}/figure.png"
-        )
+        folder = data / "classifiers" / name
+        write_json(folder / "metrics.json", rounded(tag_metrics(scores, tags, SHAPES)))
+        write_curves(folder / "training/plots/metrics", 400, {"loss/tags": 0.7}, number)
+        made_of.write(folder, origin(settings, f"classifiers/{name}", classifier.images))
+    for name, entry in settings.pseudo_labels.items():
+        folder = data / "pseudo_labels" / name
+        write_json(folder / "quality.json", quality(0.4, 0.8))
+        Image.fromarray(random.integers(0, 256, (90, 400, 3)).astype(np.uint8)).save(folder / "figure.png")
+        made_of.write(folder, origin(settings, f"pseudo_labels/{name}", entry.images))
     for number, system in enumerate(settings.systems):
         terms = {"loss/segmentation": 2.0 + number, "learning_rate": 0.002}
         write_curves(data / f"segmenters/{system}/training/plots/metrics", 300, terms, 10 + number)
-        scores = scoring.score(records, predictor(records, NOISE[system]), len(NAMES), settings.evaluation)
+        noise = 0.1 if not number else 0.3 + 0.5 * number / len(settings.systems)
+        scores = scoring.score(records, predictor(records, noise), len(NAMES), settings.evaluation, with_crf=False)
         out = data / "results" / system
         scoring.write_results(scores, NAMES, out)
         prediction_panels.write_panels(scores.images, {r.image_id: r for r in records}, NAMES, panels, out)
-    for stage in ("prepare", "train_classifier@decoupled", "evaluate@deconvnet"):
+        prediction = fingerprints.of(plan.evaluate(settings, system))
+        of_model = origin(settings, f"segmenters/{system}")
+        made_of.write(out, of_model | {"trained_on": DATA_SET, "prediction": prediction})
+    for folder, stage in (
+        ("prepared", "prepare"),
+        ("classifiers/decoupled", "train_classifier@decoupled"),
+        (f"results/{SYSTEMS[0]}", f"evaluate@{SYSTEMS[0]}"),
+    ):
         machine = {"peak_memory_mb": 812, "machine": "Linux x86_64, 2 cores, no GPU", "versions": {}, "commit": "abc"}
-        write_json(root / f".scratch/timings/{stage}.json", {"stage": stage, "seconds": 75.3, **machine})
+        file = root / ".scratch/timings" / data.relative_to(root) / folder / f"{stage}.json"
+        write_json(file, {"stage": stage, "seconds": 75.3, **machine})
     return data

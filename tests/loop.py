@@ -1,7 +1,7 @@
 """A small network, small pictures and a training run of them: for tests of the loop."""
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from segcore.config.reading import RecipeParams
+from segcore.config.training import RecipeParams
 from segcore.data.batches import Batch, Sample
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.networks.dropout import KeyedDropout
@@ -22,8 +22,8 @@ from segcore.training.fit import Fit
 def recipe(**changes: Any) -> RecipeParams:
     values: dict[str, Any] = {
         "steps": 8, "batch_size": 4, "accumulate": 1, "optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9,
-        "weight_decay": 0.01, "bias_multiplier": 2.0, "trunk_multiplier": 0.5, "schedule": "poly", "poly_power": 0.9,
-        "step_every": 3, "step_factor": 0.1, "warmup_steps": 2, "clip_norm": None, "precision": "fp32",
+        "weight_decay": 0.01, "bias_multiplier": 2.0, "multipliers": {"pretrained": 0.5}, "warmup_steps": 2,
+        "schedule": {"kind": "poly", "power": 0.9}, "clip_norm": None, "precision": "fp32",
         "channels_last": False, "compile": False, "checkpoint_every": 3, "workers": 0,
     }  # fmt: skip
     return RecipeParams.model_validate(values | changes)
@@ -56,6 +56,7 @@ class Net(nn.Module):
     """Batch normalisation, dropout of our kind and of torch's, two terms with different weights."""
 
     pretrained = ("trunk.",)
+    groups: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(self, dropout: float = 0.3) -> None:
         super().__init__()
@@ -79,6 +80,7 @@ class Linear(nn.Module):
     """Without batch normalisation and dropout, every way to cut a batch must give the same."""
 
     pretrained = ()
+    groups: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,8 @@
 """Small networks and batches for tests."""
 
+import copy
+import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,15 +13,18 @@ from torch import Tensor, nn
 
 from segcore import systems
 from segcore.config import reading
+from segcore.config.data import GradientEdges
+from segcore.config.labels import CRFParams
 from segcore.config.networks import BackboneParams, FullyConnectedParams
+from segcore.config.section import Views
 from segcore.data.batches import Batch, Moment
 from segcore.data.pictures import IGNORE
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
 from segcore.networks.deeplab import at_cells
-from segcore.systems._cues import CueSystem
+from segcore.networks.origin import Origin
+from segcore.systems._grid import SMALLEST_CUES
 from segcore.systems.contract import System
-from tests.devkit import PARAMS
 
 N_TAGS = 5
 SIZE = 96
@@ -30,7 +36,9 @@ def backbone(
 ) -> BackboneParams:
     """A trunk that costs nothing: VGG-16 of 4 to 32 channels, or whatever else is asked for."""
     width = 1 / 16 if name.startswith("vgg") else 1.0
-    return BackboneParams(name=name, weights=weights, width=width, frozen_norm=frozen_norm, stride=stride)
+    return BackboneParams(
+        name=name, weights=weights, width=width, frozen_norm=frozen_norm, stride=stride, finer="dilated"
+    )
 
 
 def fully_connected(**changes: Any) -> FullyConnectedParams:
@@ -69,55 +77,75 @@ def vgg16_file(path: Path, width: int) -> dict[str, Tensor]:
 def published_classifier() -> Classifier:
     """VGG-16 with the published head and 20 tags; on the device `meta`, where it takes no memory."""
     with torch.device("meta"):
-        params = BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=32)
+        params = BackboneParams(
+            name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=32, finer="dilated"
+        )
         return classifiers.build(params, fully_connected(width=4096, kernel=7, dropout=0.5), 20).eval()
 
 
-CRF: dict[str, Any] = {
-    "iterations": 2, "appearance_weight": 10.0, "appearance_xy": 80.0, "appearance_rgb": 13.0,
-    "smoothness_weight": 3.0, "smoothness_xy": 3.0, "stride": 1,
-}  # fmt: skip
-DEEPLAB: dict[str, Any] = {
-    "start": "data/classifiers/any/model", "images": "strong", "labels": "data/prepared/manifest.parquet",
-    "recipe": "segmenter", "encoder": "classifier", "stride": 8, "branches": [1, 2], "width": 24, "dropout": 0.3,
-    "input_size": 97,
-}  # fmt: skip
-CUES: dict[str, Any] = {
-    "labels": "data/pseudo_labels/any",
-    "crf": CRF,
-    "crf_scale": 8.0,
-    "unary": "log",
-    "boundary_ratio": [0.05, 20.0],
-}
-GROWING: dict[str, Any] = {"grow": True, "theta_foreground": 0.85, "theta_background": 0.99, "full_weight": 2.0}
-ENTRIES: dict[str, dict[str, Any]] = {
-    "deeplab": DEEPLAB | {"module": "deeplab", "geometry": "stretched", "scales": [1.0, 1.0]},
-    "sec": DEEPLAB | CUES | {"module": "sec", "boundary_ratio": None},
-    "dsrg": DEEPLAB | CUES | GROWING | {"module": "dsrg"},
-}
-"""Small entries of systems that not every parameters file has."""
+CRF = CRFParams.model_validate(SMALLEST_CUES["crf"])
+EDGES = GradientEdges(kind="gradient", max_fraction=0.12)
+
+
+def views(*scales: float, flip: bool = False) -> Views:
+    """At one size, or at those given."""
+    return Views(scales=scales or (1.0,), flip=flip)
+
+
+def laid(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Values over others, mappings key by key."""
+    both = {key: (below[key], value) for key, value in over.items() if key in below}
+    deep = {key: laid(*two) for key, two in both.items() if all(isinstance(value, Mapping) for value in two)}
+    return {**below, **over, **deep}
 
 
 def entry(module: str, **changes: Any) -> dict[str, Any]:
-    """A small entry of `module`: one of ours, or the first of the embedded set's, made small."""
-    if module in ENTRIES:
-        return ENTRIES[module] | changes
-    entries = reading.read(PARAMS)["systems"].values()
-    found = next(dict(one) for one in entries if one["module"] == module)
-    small = {"width": 1 / 64, "norm_batches": 2, "norm_batch_size": 4, **changes}
-    return found | {key: value for key, value in small.items() if key in found}
+    """The smallest entry of `module`, with other values laid over it."""
+    return laid(copy.deepcopy(systems.load(module).smallest()), changes)
 
 
 def params_of(module: str, **changes: Any) -> Any:
-    """The `Params` of a small entry."""
-    into = systems.load(module).Params
-    return reading.section({"systems": {"tested": entry(module, **changes)}}, "systems.tested", into)
+    """The `Training` of a small entry; changes are of its `training`."""
+    return _part(module, "training", systems.load(module).Training, changes)
 
 
-def build(module: str, classifier: Classifier, **changes: Any) -> System:
-    """A system around a classifier, by way of its entry."""
+def prediction_of(module: str, **changes: Any) -> Any:
+    """The `Prediction` of a small entry; changes are of its `prediction`."""
+    return _part(module, "prediction", systems.load(module).Prediction, changes)
+
+
+def _part(module: str, part: str, into: Any, changes: dict[str, Any]) -> Any:
+    content = {"systems": {"tested": entry(module, **{part: changes})}}
+    return reading.section(content, f"systems.tested.{part}", into)
+
+
+def module_of(system: System) -> str:
+    """The name of the file that a system is defined in."""
+    return type(system).__module__.rpartition(".")[2]
+
+
+def origin(start: Classifier | BackboneParams, n_tags: int = N_TAGS) -> Origin:
+    """A classifier, or a backbone for so many tags, to start from."""
+    if isinstance(start, BackboneParams):
+        return Origin(tag_names(n_tags), start, None)
+    return Origin(tag_names(start.n_tags), start.backbone, start)
+
+
+def tag_names(n_tags: int = N_TAGS) -> list[str]:
+    return [f"tag_{number}" for number in range(1, n_tags + 1)]
+
+
+def build(module: str, start: Classifier | BackboneParams, **changes: Any) -> System:
+    """A system on a start, by way of its entry, whose `training` is changed; it predicts as its entry says."""
     torch.manual_seed(1)
-    return systems.load(module).build(params_of(module, **changes), classifier)
+    system: System = systems.load(module).build(params_of(module, **changes), origin(start))
+    return predicting(system)
+
+
+def predicting(system: System, **changes: Any) -> System:
+    """The system, now told to predict as its smallest entry says, with changes."""
+    system.prediction = prediction_of(module_of(system), **changes)
+    return system
 
 
 def squares(count: int, size: int = SIZE, n_tags: int = N_TAGS, seed: int = 0) -> Batch:
@@ -138,17 +166,18 @@ def squares(count: int, size: int = SIZE, n_tags: int = N_TAGS, seed: int = 0) -
 
 
 def batch_of(system: System, count: int, size: int = SIZE, seed: int = 0) -> Batch:
-    """`squares` with labels as the system is trained on: for one that learns from cues, most of the grid is unknown.
+    """`squares` with labels as the system is trained on: for one that learns from tags, most of them are unknown.
 
-    Where masks are in play, every second sample is strong, from the first on.
+    Where it learns from masks too, every second sample is strong, from the first on.
     """
     batch = squares(count, size, seed=seed)
-    if not isinstance(system, CueSystem):
-        return batch
-    labels = at_cells(batch.labels, system.network.stride).clone()
-    strong = torch.arange(count) % 2 == 0 if getattr(system.cue_params, "full_weight", 0) else torch.zeros(count) > 0
-    unknown = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed)) > 0.3
-    labels[unknown & ~strong[:, None, None]] = IGNORE
+    module: Any = sys.modules[type(system).__module__]
+    learns = module.supervision(system.params, module.smallest()["labels"])
+    labels = at_cells(batch.labels, system.label_stride).clone()
+    strong = torch.arange(count) % (2 if learns.tags else 1) == 0 if learns.masks else torch.zeros(count) > 0
+    if learns.tags:
+        unknown = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed)) > 0.3
+        labels[unknown & ~strong[:, None, None]] = IGNORE
     return replace(batch, labels=labels, strong=strong)
 
 

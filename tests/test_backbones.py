@@ -14,7 +14,10 @@ from segcore.config import reading
 from segcore.config.networks import BackboneParams
 from segcore.errors import Problem
 from segcore.networks import backbones
-from segcore.networks.backbones import VGG16, VGG16_CHANNELS, Features, Timm, Trunk
+from segcore.networks.normalisation import DecayedBatchNorm2d
+from segcore.networks.timm_trunk import Timm
+from segcore.networks.trunk import LEVELS, Features, Trunk
+from segcore.networks.vgg import VGG16, VGG16_CHANNELS
 from tests.networks import backbone, parameters, squares
 
 SWITCHLESS = ["resnet18", "timm/test_resnet", "timm/test_convnext", "timm/test_mambaout"]
@@ -22,7 +25,9 @@ SWITCHLESS = ["resnet18", "timm/test_resnet", "timm/test_convnext", "timm/test_m
 
 def test_vgg16_is_the_published_network() -> None:
     with torch.device("meta"):
-        trunk = backbones.build(BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=32))
+        trunk = backbones.build(
+            BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=32, finer="dilated")
+        )
         features = trunk(torch.zeros(2, 3, 320, 320))
     assert parameters(trunk) == 14_714_688
     assert features.top.shape == (2, 512, 10, 10)
@@ -62,7 +67,7 @@ def test_switches_undo_the_pooling() -> None:
         assert given is not None
         assert torch.equal(given, switches)
         level += 1
-    assert level == backbones.LEVELS
+    assert level == LEVELS
 
 
 @torch.no_grad()
@@ -179,27 +184,34 @@ def test_picking_copies_the_levels_that_are_read() -> None:
 def test_a_wrong_timm_model_is_a_problem(name: str, words: list[str]) -> None:
     with pytest.raises(Problem) as caught:
         backbones.build(backbone(name))
-    for word in ["backbone.name", *words]:
+    assert str(caught.value).startswith("name: ")
+    for word in words:
         assert word in str(caught.value)
+
+
+def checked(**changes: Any) -> BackboneParams:
+    """A section of a parameters file, with other values."""
+    section = backbone("resnet18").model_dump() | changes
+    return reading.section({"backbone": section}, "backbone", BackboneParams)
 
 
 @pytest.mark.parametrize("name", ["vgg61", "resnet34", "timm/", ""])
 def test_an_unknown_name_is_a_problem_that_lists_the_known(name: str) -> None:
-    section = {"backbone": {"name": name, "weights": "random", "width": 1.0, "frozen_norm": False, "stride": 32}}
     with pytest.raises(Problem) as caught:
-        backbones.build(reading.section(section, "backbone", BackboneParams))
+        checked(name=name)
     assert "backbone.name" in str(caught.value)
     assert "vgg16, vgg16_bn, resnet18, resnet50, resnet101, timm/<model>" in str(caught.value)
 
 
 def test_only_vgg_has_small_versions() -> None:
-    section = {"backbone": {"name": "resnet18", "weights": "random", "width": 0.5, "frozen_norm": False, "stride": 32}}
     with pytest.raises(Problem, match=r"width.*0.5.*only vgg16 and vgg16_bn have small versions"):
-        backbones.build(reading.section(section, "backbone", BackboneParams))
+        checked(width=0.5)
+    with pytest.raises(Problem, match="finer: cut must be dilated for resnet18; only timm's trunks are cut"):
+        checked(finer="cut")
 
 
 def test_weights_that_are_not_there_are_a_problem(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="must be 'random', 'imagenet' or an existing file"):
+    with pytest.raises(Problem, match=r"found 'imagnet'; it must be random, imagenet, .* or an existing file"):
         backbones.build(backbone(weights="imagnet"))
     (tmp_path / "broken.safetensors").write_bytes(b"not a tensor in sight")
     (tmp_path / "broken.pth").write_bytes(b"not a tensor in sight")
@@ -256,9 +268,7 @@ def test_the_weights_of_another_network_are_a_problem(tmp_path: Path) -> None:
     with pytest.raises(Problem, match=r"is not of vgg16 at width 0.0625: 26 arrays are missing \['features.0.weight'"):
         backbones.build(backbone("vgg16", weights=str(tmp_path / "resnet18.safetensors")))
     save_file(state(backbones.build(backbone("vgg16"))), tmp_path / "vgg16.safetensors")
-    wide = BackboneParams(
-        name="vgg16", weights=str(tmp_path / "vgg16.safetensors"), width=0.125, frozen_norm=False, stride=32
-    )
+    wide = backbone("vgg16", weights=str(tmp_path / "vgg16.safetensors")).model_copy(update={"width": 0.125})
     with pytest.raises(Problem, match=r"26 have another shape \['features.0.weight'"):
         backbones.build(wide)
 
@@ -280,8 +290,9 @@ def test_batch_normalisation_is_inserted_around_the_same_convolutions() -> None:
     assert isinstance(plain, VGG16)
     twin = plain.with_batch_norm()
     kinds = [type(layer) for layer in twin.features]
-    assert kinds.count(nn.BatchNorm2d) == kinds.count(nn.Conv2d) == 13
-    assert all(kinds[i + 1 : i + 3] == [nn.BatchNorm2d, nn.ReLU] for i, kind in enumerate(kinds) if kind is nn.Conv2d)
+    assert kinds.count(DecayedBatchNorm2d) == kinds.count(nn.Conv2d) == 13
+    after = [kinds[i + 1 : i + 3] for i, kind in enumerate(kinds) if kind is nn.Conv2d]
+    assert all(pair == [DecayedBatchNorm2d, nn.ReLU] for pair in after)
     ours = [layer for layer in plain.features if isinstance(layer, nn.Conv2d)]
     theirs = [layer for layer in twin.features if isinstance(layer, nn.Conv2d)]
     assert all(torch.equal(a.weight, b.weight) for a, b in zip(ours, theirs, strict=True))
@@ -332,7 +343,9 @@ def test_every_second_place_of_a_dilated_resnet_is_what_it_was(name: str) -> Non
 
 def test_vgg16_at_stride_8_is_the_trunk_of_largefov() -> None:
     with torch.device("meta"):
-        trunk = backbones.build(BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8))
+        trunk = backbones.build(
+            BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8, finer="dilated")
+        )
         assert trunk(torch.zeros(1, 3, 321, 321)).top.shape == (1, 512, 41, 41)
     assert isinstance(trunk, VGG16)
     poolings = [(p.kernel_size, p.stride, p.padding) for p in trunk.features if isinstance(p, nn.MaxPool2d)]
@@ -344,7 +357,7 @@ def test_vgg16_at_stride_8_is_the_trunk_of_largefov() -> None:
 
 @pytest.mark.parametrize("name", ["timm/test_mambaout", "timm/vgg11"])
 def test_a_model_that_keeps_its_stride_is_a_problem(name: str) -> None:
-    with pytest.raises(Problem, match=rf"backbone.stride: {name} cannot be had at stride 8; choose 32 or another"):
+    with pytest.raises(Problem, match=rf"^stride: {name} cannot be had at stride 8; choose 32 or another"):
         backbones.build(backbone(name, stride=8))
 
 

@@ -9,10 +9,12 @@ from PIL import Image
 from scipy import ndimage
 from torch import nn
 
+from segcore.data.geometry import Grid
 from segcore.errors import Problem
 from segcore.localisation import background
 from segcore.networks import backbones
-from segcore.networks.backbones import VGG16, Timm
+from segcore.networks.timm_trunk import Timm
+from segcore.networks.vgg import VGG16
 from tests.networks import squares
 from tests.test_classifiers import stochastic_classifier
 
@@ -59,10 +61,15 @@ def test_but_for_vgg_the_middle_is_the_level_below_the_top(name: str) -> None:
     assert torch.equal(outputs[0].permute(0, 3, 1, 2) if trunk.channels_are_last else outputs[0], level)
 
 
-def test_a_middle_of_another_size_is_averaged_over_the_cells() -> None:
-    values = torch.arange(16.0).view(1, 4, 4)
-    assert background.smooth(values, (1, 1)).tolist() == [[[7.5]]]
-    assert background.smooth(values, (2, 2)).shape == (1, 2, 2)
+def test_a_finer_middle_is_read_at_the_cells_of_the_top_map() -> None:
+    """Of 65 pixels, stride 8 has 9 cells and stride 16 has 5: every second."""
+    values = torch.rand(2, 9, 9)
+    for grid, every in (((9, 9), 1), ((5, 5), 2), ((3, 5), None)):
+        rows, columns = (every, every) if every else (4, 2)
+        expected = [ndimage.median_filter(x[::rows, ::columns].numpy(), 3, mode="nearest") for x in values]
+        np.testing.assert_array_equal(background.smooth(values, grid), np.stack(expected))
+    with pytest.raises(Problem, match="whose 9 cells a side hold every cell of the top map's 4, which they do not"):
+        background.smooth(values, (4, 4))
     coarse = stochastic_classifier("vgg16", stride=32)
     assert background.importance(coarse, squares(1, 64).images)[0].shape == (1, 2, 2)
 
@@ -79,10 +86,15 @@ def grey(path: Path, values: list[list[int]], mode: str = "L") -> Path:
     return path
 
 
-def test_saliency_is_averaged_over_the_cells(tmp_path: Path) -> None:
-    path = grey(tmp_path / "a.png", [[0, 20, 0, 0], [0, 0, 255, 255], [16, 16, 0, 0], [16, 16, 0, 60]])
-    cue = background.saliency_cue(path, (2, 2), 0.06)  # 0.06 of 255 are 15.3
+def test_saliency_is_read_at_the_pixels_of_the_cells(tmp_path: Path) -> None:
+    """9 pixels at stride 8 are 2 cells, at the first pixel and at the last."""
+    values = np.full((9, 9), 255)
+    values[[0, 0, 8, 8], [0, 8, 0, 8]] = [15, 16, 16, 15]
+    path = grey(tmp_path / "a.png", values.tolist())
+    cue = background.saliency_cue(path, Grid(9, 8), 0.06)  # 0.06 of 255 are 15.3
     assert cue.tolist() == [[True, False], [False, True]]
+    wide = grey(tmp_path / "wide.png", np.repeat(values, 3, axis=1).tolist())
+    assert background.saliency_cue(wide, Grid(9, 8), 0.06).tolist() == cue.tolist()
 
 
 def test_missing_saliency_maps_are_listed_together(tmp_path: Path) -> None:
@@ -91,9 +103,9 @@ def test_missing_saliency_maps_are_listed_together(tmp_path: Path) -> None:
     with pytest.raises(Problem, match=r"(?s)lacks the maps of 2 images.*a\.png.*c\.png"):
         background.check_saliency(tmp_path, ["a", "b", "c"])
     with pytest.raises(Problem, match=r"a\.png is not a readable saliency map"):
-        background.saliency_cue(tmp_path / "a.png", (1, 1), 0.1)
+        background.saliency_cue(tmp_path / "a.png", Grid(9, 8), 0.1)
     with pytest.raises(Problem, match="must be a grey 8-bit PNG, found mode RGB"):
-        background.saliency_cue(grey(tmp_path / "d.png", [[1]], "RGB"), (1, 1), 0.1)
+        background.saliency_cue(grey(tmp_path / "d.png", [[1]], "RGB"), Grid(9, 8), 0.1)
 
 
 def test_a_trunk_without_a_layer_to_hold_on_to_is_a_problem() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from segcore.cli import command
-from segcore.commands import show
+from segcore.commands import check_params, show
 from segcore.errors import Problem
 from stages import (
     evaluate,
@@ -24,7 +24,7 @@ from stages import (
     train_classifier,
     train_segmenter,
 )
-from tests.devkit import PROJECT, make_devkit, write_params
+from tests.devkit import PROJECT, make_devkit, voc_section, write_params
 
 MANIFEST = ["--manifest", "data/prepared/manifest.parquet"]
 CLASSES = ["--classes", "data/prepared/classes.json"]
@@ -33,27 +33,28 @@ NOTHING_THERE = ["--model", "data/segmenters/deconvnet/model"]
 
 STAGES: dict[ModuleType, list[str]] = {
     prepare: ["--out", "out"],
-    split: [*MANIFEST, *CLASSES, "--out", "out"],
+    split: [*MANIFEST, *CLASSES, "--out", "out", "--masks", "out"],
     train_classifier: ["--name", "decoupled", *MANIFEST, *CLASSES, *SPLIT, "--out", "out"],
     make_crops: [*MANIFEST, *CLASSES, *SPLIT, "--out", "out"],
     extract_pseudo_labels: [
         *("--name", "ficklenet", *MANIFEST, *CLASSES, *SPLIT),
-        *("--input", "data/classifiers/ficklenet/model", "--out", "out"),
+        *("--input", "data/classifiers/ficklenet", "--out", "out"),
     ],
     train_segmenter: [
-        *("--system", "deconvnet", *MANIFEST, *SPLIT, "--labels", "data/crops/crops.parquet"),
-        *("--start", "data/classifiers/decoupled_str/model", "--out", "out"),
+        *("--system", "deconvnet", *MANIFEST, *CLASSES, *SPLIT, "--labels", "data/crops"),
+        *("--start", "data/classifiers/decoupled_str", "--out", "out"),
     ],
     evaluate: ["--system", "deconvnet", *MANIFEST, *CLASSES, *SPLIT, *NOTHING_THERE, "--out", "out"],
-    report: ["--out", "out"],
+    report: ["--data", "data/none"],
 }
-NAMES = [stage.__name__.removeprefix("stages.") for stage in STAGES]
+CHECKED: dict[ModuleType, list[str]] = {check_params: ["--data", "out"], **STAGES}
+"""Those that read params.yaml: the command that DVC runs first, and the stages, which a person may run by hand."""
 
 Fails = Callable[..., str]
 
 
 def changed(values: dict[str, Any]) -> None:
-    kit: dict[str, Any] = {"dataset.layout": "voc", "dataset.root": "kit", "split.strong_per_class": 1}
+    kit: dict[str, Any] = {"dataset": voc_section("kit"), "split.strong.images": 1}
     write_params(Path("params.yaml"), kit | values)
 
 
@@ -66,7 +67,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_devkit(folder / "kit")
         changed({})
         prepare.main(out=Path("data/prepared"))
-        split.main(manifest=Path(MANIFEST[1]), classes=Path(CLASSES[1]), out=Path(SPLIT[1]))
+        split.main(manifest=Path(MANIFEST[1]), classes=Path(CLASSES[1]), out=Path(SPLIT[1]), masks=Path("data/masks"))
     return folder
 
 
@@ -84,7 +85,7 @@ def fails(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     def go(stage: ModuleType, *options: str) -> str:
         before = files(project)
-        monkeypatch.setattr(sys, "argv", [f"stages.{stage.__name__}", *(options or STAGES[stage])])
+        monkeypatch.setattr(sys, "argv", [stage.__name__, *(options or CHECKED[stage])])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             command.start(stage.main)
@@ -101,19 +102,23 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if ".scratch" not in path.parts}
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=NAMES)
+def name_of(stage: ModuleType) -> str:
+    return stage.__name__.rpartition(".")[2]
+
+
+@pytest.mark.parametrize("stage", CHECKED, ids=name_of)
 def test_a_mistake_in_any_section_stops_every_stage(fails: Fails, stage: ModuleType) -> None:
-    changed({"recipes.segmenter.learnin_rate": 0.1, "systems.decouplednet.threshold": "0.5"})
+    changed({"recipes.segmenter.learnin_rate": 0.1, "systems.decouplednet.prediction.threshold": "0.5"})
     said = fails(stage)
     assert said.startswith("error: params.yaml has a mistake:")
     assert "recipes.segmenter.learnin_rate: unknown key" in said
     assert "did you mean 'learning_rate'?" in said
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=NAMES)
+@pytest.mark.parametrize("stage", CHECKED, ids=name_of)
 def test_a_mistake_in_a_systems_own_part_stops_every_stage(fails: Fails, stage: ModuleType) -> None:
-    changed({"systems.decouplednet.threshold": "0.5"})
-    assert "systems.decouplednet.threshold: found '0.5'; must be a valid number" in fails(stage)
+    changed({"systems.decouplednet.prediction.threshold": "0.5"})
+    assert "systems.decouplednet.prediction.threshold: found '0.5'; must be a valid number" in fails(stage)
 
 
 def test_as_a_process_too(project: Path) -> None:
@@ -126,13 +131,13 @@ def test_as_a_process_too(project: Path) -> None:
     assert ended.stdout.startswith("error: params.yaml has a mistake:\n  - recipes.segmenter.learnin_rate: unknown key")
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=NAMES)
+@pytest.mark.parametrize("stage", CHECKED, ids=name_of)
 def test_params_yaml_is_missing(fails: Fails, stage: ModuleType) -> None:
     Path("params.yaml").unlink()
     assert "error: there is no parameters file params.yaml; start from one of profiles/*.yaml" in fails(stage)
 
 
-@pytest.mark.parametrize("stage", list(STAGES)[1:-1], ids=NAMES[1:-1])
+@pytest.mark.parametrize("stage", list(STAGES)[1:-1], ids=name_of)
 def test_an_input_is_missing(fails: Fails, stage: ModuleType) -> None:
     shutil.rmtree("data")
     said = fails(stage)
@@ -183,7 +188,7 @@ def test_a_picture_that_was_damaged_since(project: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("weights", "imagenett", "found 'imagenett'; it must be 'random', 'imagenet' or an existing file"),
+        ("weights", "imagenett", "found 'imagenett'; it must be random, imagenet, package or an existing file"),
         ("weights", "imagenett", "did you mean 'imagenet'?"),
         ("weights", "gone.safetensors", "found 'gone.safetensors'"),
         ("name", "timm/resnt18", "timm has no model 'resnt18'; near it are "),
@@ -192,17 +197,17 @@ def test_a_picture_that_was_damaged_since(project: Path) -> None:
 def test_no_classifier_is_trained_before_another_s_network_is_found(
     fails: Fails, key: str, value: str, said: str
 ) -> None:
-    small = {"classifiers.decoupled_str.backbone.width": 1.0} if key == "name" else {}
-    changed({f"classifiers.decoupled_str.backbone.{key}": value, **small})
+    small = {"backbones.vgg_fine.width": 1.0} if key == "name" else {}
+    changed({f"backbones.vgg_fine.{key}": value, **small})
     found = fails(train_classifier)
-    assert f"classifiers.decoupled_str.backbone.{key}: " in found
+    assert f"backbones.vgg_fine.{key}: " in found
     assert said in found
 
 
-@pytest.mark.parametrize("stage", [split, report], ids=["split", "report"])
+@pytest.mark.parametrize("stage", [check_params, split, report], ids=name_of)
 def test_only_the_first_process_writes(project: Path, stage: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(sys, "argv", [f"stages.{stage.__name__}", *STAGES[stage]])
+    monkeypatch.setattr(sys, "argv", [stage.__name__, *CHECKED[stage]])
     before = files(project)
     with pytest.raises(SystemExit) as ended:
         command.start(stage.main)
@@ -224,12 +229,12 @@ def test_the_data_set_is_elsewhere(fails: Fails, root: str, said: str) -> None:
 
 
 def test_a_list_of_strong_images_is_missing(fails: Fails) -> None:
-    changed({"split.strong": "list", "split.strong_list": "mine.txt"})
-    assert "split.strong_list: mine.txt cannot be read" in fails(split)
+    changed({"split.strong": {"kind": "list", "file": "mine.txt"}})
+    assert "split.strong.file: mine.txt cannot be read" in fails(split)
 
 
 def test_there_are_not_enough_masks(fails: Fails) -> None:
-    changed({"split.strong_per_class": 50})
+    changed({"split.strong.images": 50})
     said = fails(split)
     assert "circle" in said
     assert "50" in said
@@ -270,8 +275,10 @@ def test_there_are_no_images_to_train_on(fails: Fails) -> None:
 
 
 def test_nothing_to_report_and_nothing_to_show(fails: Fails) -> None:
-    assert "run `dvc repro evaluate@deconvnet`" in fails(report)
-    assert "there is no table of systems yet" in fails(show, "--report", "data/report")
+    for stage, *options in ((report,), (show, "--params", "params.yaml")):
+        said = fails(stage, *options)
+        assert "holds no results of any system yet" in said
+        assert "run `dvc repro evaluate@" in said
 
 
 def test_an_option_is_missing_or_unknown(fails: Fails) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from segcore.config import reading
+from segcore.config import settings
 from segcore.config.networks import BackboneParams, StochasticParams
 from segcore.networks import classifiers, dropout
 from segcore.networks.classifiers import Classifier, FullyConnectedHead, TagScores
@@ -97,8 +97,10 @@ def test_what_is_pre_trained_learns_at_the_rate_of_the_trunk(tmp_path: Path) -> 
     vgg16_file(tmp_path / "vgg16.safetensors", 24)
     head = fully_connected(width=24, kernel=7)
     classifier = classifiers.build(backbone(weights=str(tmp_path / "vgg16.safetensors")), head, 5)
-    recipe = reading.load(PARAMS).recipes["classifier"]
-    groups = parameter_groups(classifier, recipe.model_copy(update={"trunk_multiplier": 0.1, "bias_multiplier": 2.0}))
+    recipe = settings.load(PARAMS).recipes["classifier"]
+    groups = parameter_groups(
+        classifier, recipe.model_copy(update={"multipliers": {"pretrained": 0.1}, "bias_multiplier": 2.0})
+    )
     rates = {id(p): (group["multiplier"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert isinstance(classifier.head, FullyConnectedHead)
     assert rates[id(classifier.head.fc7.weight)] == (0.1, recipe.weight_decay)
@@ -108,7 +110,7 @@ def test_what_is_pre_trained_learns_at_the_rate_of_the_trunk(tmp_path: Path) -> 
 
 
 def test_a_head_that_fits_the_map_of_the_input_size() -> None:
-    params = BackboneParams(name="vgg16", weights="random", width=1 / 16, frozen_norm=False, stride=32)
+    params = BackboneParams(name="vgg16", weights="random", width=1 / 16, frozen_norm=False, stride=32, finer="dilated")
     classifier = classifiers.build(params, fully_connected(width=8, kernel=3), 2).eval()
     assert classifier(torch.zeros(1, 3, SIZE, SIZE)).scores.shape == (1, 2, 1, 1)
 
@@ -126,7 +128,7 @@ def test_the_published_stochastic_classifier_adds_one_kernel_a_tag() -> None:
         kind="stochastic", kernel=9, selection="stochastic", rate=0.9, rescale=False, form="factorised"
     )
     with torch.device("meta"):
-        trunk = BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8)
+        trunk = BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8, finer="dilated")
         classifier = classifiers.build(trunk, params, 20).eval()
         found = classifier(torch.zeros(1, 3, 321, 321))
     assert isinstance(classifier.head, StochasticHead)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segcore.config.sections import CRFParams
+from segcore.config.labels import CRFParams
 from segcore.localisation import crf
 
 

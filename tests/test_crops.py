@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from segcore.data.crops import binary_labels, box_iou, crop_boxes, enclosing_boxes, label_subsets, tight_box
+from segcore.data.crops import box_iou, crop_boxes, enclosing_boxes, label_subsets, tight_box
 from segcore.data.geometry import cut, padded_square
 from segcore.data.manifest import read_manifest, write_manifest
 from segcore.data.pictures import read_image, read_labels, write_labels
-from segcore.data.samples import CropSamples
+from segcore.data.samples import CropSamples, binary_labels
 from segcore.errors import Problem
 from stages import make_crops
 from tests.devkit import make_record, write_params
@@ -161,7 +161,7 @@ def make_project(folder: Path, count: int, most_classes: int = 2) -> dict[str, P
     write_manifest(folder / "manifest.parquet", records)
     (folder / "classes.json").write_text(json.dumps(NAMES))
     (folder / "strong.txt").write_text("".join(f"{record.image_id}\n" for record in reversed(records)))
-    small = {"crops.per_subset": 8, "crops.max_subsets": 31, "crops.edges": "gradient", "crops.edge_model": None}
+    small = {"crops.per_subset": 8, "crops.max_subsets": 31}
     write_params(folder / "params.yaml", small)
     paths = {"manifest": folder / "manifest.parquet", "classes": folder / "classes.json", "split": folder}
     return paths | {"params": folder / "params.yaml"}
@@ -191,14 +191,14 @@ def test_every_strong_image_is_a_sample_as_inference_frames_it(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     paths = make_project(tmp_path, 6, most_classes=6)
     write_labels(tmp_path / "images/image_003_labels.png", np.zeros((60, 80), dtype=np.uint8))
-    write_params(paths["params"], {"crops.per_subset": 8, "crops.max_subsets": 4, "crops.edges": "gradient"})
+    write_params(paths["params"], {"crops.per_subset": 8, "crops.max_subsets": 4})
     make_crops.main(**paths, out=tmp_path / "crops")
     counts = json.loads((tmp_path / "crops/crops.json").read_text())
     assert (counts["whole_images"], counts["images_without_objects"], counts["crops"]) == (6, 1, 8 * (1 + 3 + 4 * 3))
     table = pd.read_parquet(tmp_path / "crops/crops.parquet")
     whole = table.groupby("image_id").first()
     assert whole["labels"].map(list).tolist() == [[1], [1, 2], [1, 2, 3], [], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6]]
-    assert (whole[["x1", "y1", "x2", "y2"]] == [0, 0, 80, 80]).all(axis=None), "80 x 60 pixels, black below"
+    assert (whole[["x1", "y1", "x2", "y2"]].to_numpy() == [0, 0, 80, 80]).all(), "80 x 60 pixels, black below"
     records = read_manifest(paths["manifest"])
     samples = CropSamples(table, records, len(NAMES) - 1, warp=64, input_size=64)
     for row in table.groupby("image_id").head(1).index:

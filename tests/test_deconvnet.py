@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from segcore.data.batches import Batch
 from segcore.errors import Problems
 from segcore.networks import backbones, classifiers
+from segcore.networks.normalisation import DecayedBatchNorm2d
 from segcore.systems.deconvnet import DeconvNet
-from tests.networks import backbone, build, fully_connected, squares, tiny_classifier, vgg16_file
+from tests.networks import backbone, build, fully_connected, predicting, squares, tiny_classifier, vgg16_file
 
 
 def test_frozen_statistics_of_an_encoder_are_not_estimated_anew() -> None:
@@ -27,22 +28,32 @@ def test_frozen_statistics_of_an_encoder_are_not_estimated_anew() -> None:
     assert not any(key.startswith("encoder.") for key in changed)
 
 
-def deconv(**changes: Any) -> tuple[DeconvNet, backbones.Trunk]:
-    classifier = tiny_classifier()
-    system = build("deconvnet", classifier, **changes)
+def deconv(**changes: Any) -> DeconvNet:
+    system = build("deconvnet", tiny_classifier(), **changes)
     assert isinstance(system, DeconvNet)
-    return system, classifier.trunk
+    return system
 
 
-def test_the_encoder_starts_from_the_classifier_or_from_the_backbone() -> None:
-    for start, same in (("classifier", True), ("backbone", False)):
-        system, trunk = deconv(encoder=start)
-        kinds = [type(layer) for layer in system.encoder.modules()]
-        assert kinds.count(nn.BatchNorm2d) == kinds.count(nn.Conv2d) == 13, "VGG-16 gets batch normalisation"
-        ours = next(layer for layer in system.encoder.modules() if isinstance(layer, nn.Conv2d))
-        theirs = next(layer for layer in trunk.modules() if isinstance(layer, nn.Conv2d))
-        assert torch.equal(ours.weight, theirs.weight) == same
-        assert all(p.requires_grad for p in system.parameters())
+@pytest.mark.parametrize("start", ["classifier", "backbone"])
+def test_the_encoder_starts_from_the_classifier_or_from_the_backbone(start: str) -> None:
+    classifier = tiny_classifier()
+    system = build("deconvnet", classifier if start == "classifier" else classifier.backbone)
+    assert isinstance(system, DeconvNet)
+    kinds = [type(layer) for layer in system.encoder.modules()]
+    assert kinds.count(DecayedBatchNorm2d) == kinds.count(nn.Conv2d) == 13, "VGG-16 gets batch normalisation"
+    ours = next(layer for layer in system.encoder.modules() if isinstance(layer, nn.Conv2d))
+    theirs = next(layer for layer in classifier.trunk.modules() if isinstance(layer, nn.Conv2d))
+    assert torch.equal(ours.weight, theirs.weight) == (start == "classifier")
+    assert all(p.requires_grad for p in system.parameters())
+
+
+def test_its_own_fc6_has_the_kernel_of_its_parameters() -> None:
+    """Whatever the classifier has, which need not even have such layers."""
+    for kernel, padding, smallest in ((1, 0, 32), (2, 0, 64), (3, 1, 32)):
+        system = deconv(kernel=kernel, padding=padding)
+        assert system.fc6[0].weight.shape[2:] == (kernel, kernel)  # type: ignore[union-attr]
+        assert system.smallest_input == smallest
+        assert system.eval().predict(squares(1).images).shape[2:] == (96, 96)
 
 
 def test_a_fresh_vgg16_brings_its_own_fc6_and_fc7(tmp_path: Path) -> None:
@@ -51,8 +62,8 @@ def test_a_fresh_vgg16_brings_its_own_fc6_and_fc7(tmp_path: Path) -> None:
     params = backbone(weights=str(tmp_path / "vgg16.safetensors"))
     classifier = classifiers.build(params, fully_connected(width=24, kernel=7), 5)
     state = load_file(tmp_path / "vgg16.safetensors")
-    for start, hidden, taken in (("backbone", 24, True), ("classifier", 24, False), ("backbone", 16, False)):
-        system = build("deconvnet", classifier, encoder=start, width=hidden / 4096)
+    for start, hidden, taken in ((params, 24, True), (classifier, 24, False), (params, 16, False)):
+        system = build("deconvnet", start, network={"width": hidden / 4096}, kernel=7)
         assert isinstance(system, DeconvNet)
         layers = dict(system.named_parameters())
         same = layers["fc7.0.weight"].flatten().equal(state["classifier.3.weight"].flatten())
@@ -62,18 +73,19 @@ def test_a_fresh_vgg16_brings_its_own_fc6_and_fc7(tmp_path: Path) -> None:
 
 
 def test_deconvnet_learns_all_classes_at_once() -> None:
-    system, _ = deconv()
+    system = deconv()
     batch = squares(2)
     term = system.train().losses(batch)["segmentation"]
-    scores = system(batch.images).detach()
+    scores = system(batch).scores.detach()
     expected = F.cross_entropy(scores, batch.labels, ignore_index=255)
     torch.testing.assert_close(term.total / term.weight, expected, rtol=1e-4, atol=1e-5)
     other = Batch(batch.ids, batch.images, 1 - batch.tags, batch.labels)
     torch.testing.assert_close(system.losses(other)["segmentation"].total, term.total, rtol=1e-4, atol=1e-5)
 
 
-def test_deconvnet_asks_for_proposals_where_its_parameters_do() -> None:
-    assert deconv()[0].proposals == 0
-    assert deconv(proposals=7)[0].proposals == 7
-    with pytest.raises(Problems, match="systems.tested.proposals: found -1"):
-        deconv(proposals=-1)
+def test_deconvnet_asks_for_proposals_where_it_is_told_to_predict_so() -> None:
+    system = deconv()
+    assert system.proposals == 0
+    assert predicting(system, proposals=7).proposals == 7
+    with pytest.raises(Problems, match="systems.tested.prediction.proposals: found -1"):
+        predicting(system, proposals=-1)

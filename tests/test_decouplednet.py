@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.data.batches import Batch
-from segcore.networks import backbones
+from segcore.networks.trunk import Features
 from segcore.systems import decouplednet
 from segcore.systems.decouplednet import DecoupledNet
-from tests.networks import N_TAGS, find_exactly, squares, system_of, total
+from segcore.training.optimisation import parameter_groups
+from tests.loop import recipe
+from tests.networks import N_TAGS, find_exactly, predicting, squares, system_of, total
 
 FOUND = [[1, 2, 4, 5], [], [3], [2, 5]]
 """Tags that the classifier is made to find in four pictures."""
@@ -34,6 +36,19 @@ def test_the_classifier_is_frozen_and_stays_in_eval_mode() -> None:
     system.finish([batch])
     assert all(p.grad is None and not p.requires_grad for p in system.classifier.parameters())
     assert all(torch.equal(value, before[key]) for key, value in system.classifier.state_dict().items())
+
+
+def test_normalisation_decays_as_published_and_biases_do_not() -> None:
+    """The prototxt gives layers of type BN no weight_decay, so that Caffe's default of 1 holds; biases have 0."""
+    system = decoupled()
+    norms = {name for name, module in system.segmenter.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert {"bridge.spatial_norm", "bridge.saliency_norm", "bridge.fc6.1"} < norms
+    names = {id(parameter): name for name, parameter in system.segmenter.named_parameters()}
+    for group in parameter_groups(system, recipe(weight_decay=0.01, bias_multiplier=2.0)):
+        for name in (names[id(parameter)] for parameter in group["params"]):
+            is_bias = name.endswith(".bias") and name.removesuffix(".bias") not in norms
+            assert group["weight_decay"] == (0 if is_bias else 0.01), name
+            assert group["multiplier"] == (2 if is_bias else 1), name
 
 
 def test_the_loss_is_the_cross_entropy_of_the_subset_over_known_pixels() -> None:
@@ -65,7 +80,7 @@ def test_the_loss_is_the_cross_entropy_of_the_subset_over_known_pixels() -> None
 
 def ready(trunk: str, found: list[list[int]], **changes: Any) -> tuple[DecoupledNet, Batch]:
     """A system with statistics, which finds `found` in the pictures of the batch."""
-    system, batch = decoupled(trunk, threshold=0.5, **changes), squares(len(found))
+    system, batch = decoupled(trunk, **changes), squares(len(found))
     find_exactly(system.classifier, batch.images, found)
     for module in system.segmenter.modules():  # strong enough for maps that differ from place to place
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -140,7 +155,7 @@ def test_maps_sum_to_one_and_only_found_tags_have_one() -> None:
 def test_where_all_maps_are_zero_background_and_found_tags_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     system, batch = ready("vgg16", [[1, 3]])
 
-    def sure(features: backbones.Features, saliency: Tensor, size: tuple[int, int]) -> Tensor:
+    def sure(features: Features, saliency: Tensor, size: tuple[int, int]) -> Tensor:
         """The joint map (first) finds no background, the single ones no foreground, but in the upper half."""
         scores = torch.zeros(len(saliency), 2, *size)
         scores[0, 1] = scores[1:, 0] = 200
@@ -155,8 +170,8 @@ def test_where_all_maps_are_zero_background_and_found_tags_count_alike(monkeypat
 def test_a_higher_threshold_finds_fewer() -> None:
     system, batch = ready("vgg16", [[1, 2, 5]])
     assert {row for row in range(1, 6) if system.predict(batch.images)[0, row].any()} == {1, 2, 5}
-    strict = decouplednet.DecoupledNet(system.classifier, system.params.model_copy(update={"threshold": 0.85}))
-    shown = {row for row in range(1, 6) if strict.eval().predict(batch.images)[0, row].any()}
+    strict = predicting(system, threshold=0.85)
+    shown = {row for row in range(1, 6) if strict.predict(batch.images)[0, row].any()}
     assert shown == {5}, "0.3 + 0.4 * 5 is a probability of 0.91, 0.3 + 0.4 * 2 one of 0.75"
 
 
@@ -165,11 +180,7 @@ def test_an_uncertain_tag_counts_less() -> None:
     """Each map times the probability of its tag; FOUND has such of 0.67 (tag 1) to 0.91 (tag 5)."""
     system, batch = ready("vgg16", FOUND)
     published = system.predict(batch.images)
-    cautious = decouplednet.DecoupledNet(
-        system.classifier, system.params.model_copy(update={"weigh_by_probability": True})
-    )
-    cautious.load_state_dict(system.state_dict())
-    weighed = cautious.eval().predict(batch.images)
+    weighed = predicting(system, weigh_by_probability=True).predict(batch.images)
 
     logits = torch.tensor([[0.3 + 0.4 * tag for tag in range(1, N_TAGS + 1)]])
     expected = published * torch.cat([torch.ones(1, 1), logits.sigmoid()], 1)[:, :, None, None]

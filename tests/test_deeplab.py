@@ -12,11 +12,13 @@ from torch.nn import functional as F
 
 from segcore.config.networks import BackboneParams
 from segcore.data.batches import Batch
+from segcore.data.geometry import Grid
 from segcore.data.pictures import write_labels
+from segcore.data.splits import MASKS_FILE
 from segcore.errors import Problem, Problems
 from segcore.networks import backbones, classifiers, dropout
 from segcore.networks.classifiers import Classifier
-from segcore.networks.deeplab import DeepLab, LargeFov, at_cells, cells, colours_at_cells, enlarged
+from segcore.networks.deeplab import DeepLab, LargeFov, at_cells, colours_at_cells, enlarged
 from segcore.systems import deeplab
 from segcore.systems.deeplab import DeepLabSystem
 from tests.networks import (
@@ -41,7 +43,9 @@ def system(trunk: str = "vgg16", **changes: Any) -> DeepLabSystem:
 @pytest.mark.parametrize(("branches", "millions"), [((12,), 20.5), ((6, 12, 18, 24), 37.9)])
 def test_the_published_networks_have_the_published_size(branches: tuple[int, ...], millions: float) -> None:
     with torch.device("meta"):
-        trunk = backbones.build(BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8))
+        trunk = backbones.build(
+            BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8, finer="dilated")
+        )
         network = DeepLab(trunk, 21, branches, 1024, 0.5)
     assert round(parameters(network) / 1e6, 1) == millions
 
@@ -80,7 +84,7 @@ def test_over_other_trunks_the_branches_are_dilated_convolutions_to_the_classes(
 
 
 def test_dropout_acts_behind_fc6_and_fc7_in_training_only() -> None:
-    trained, images = system(dropout=0.5).train(), squares(1).images
+    trained, images = system(network={"dropout": 0.5}).train(), squares(1).images
     scores = []
     for key in (1, 1, 2):
         dropout.set_key(trained, key, rank=0, world=1)
@@ -112,7 +116,7 @@ def pretrained_classifier(tmp_path: Path) -> Classifier:
 
 
 def test_fc6_and_fc7_start_from_every_fourth_channel_and_nine_places_of_vgg(tmp_path: Path) -> None:
-    made = build("deeplab", pretrained_classifier(tmp_path), width=4)
+    made = build("deeplab", pretrained_classifier(tmp_path), network={"width": 4})
     assert isinstance(made, DeepLabSystem)
     whole = Published.weights()["classifier.0.weight"].view(16, 32, 7, 7)
     for branch in made.network.branches:
@@ -135,7 +139,7 @@ def test_fc6_and_fc7_start_from_every_fourth_channel_and_nine_places_of_vgg(tmp_
 
 @pytest.mark.parametrize("width", [5, 24])
 def test_a_width_that_does_not_divide_starts_at_random(width: int, tmp_path: Path) -> None:
-    made = build("deeplab", pretrained_classifier(tmp_path), width=width)
+    made = build("deeplab", pretrained_classifier(tmp_path), network={"width": width})
     assert made.pretrained == ("network.trunk.",)
 
 
@@ -143,12 +147,12 @@ def test_a_width_that_does_not_divide_starts_at_random(width: int, tmp_path: Pat
 def test_the_encoder_starts_from_the_classifier_or_from_the_backbone(stride: int) -> None:
     classifier = tiny_classifier()
     first = next(classifier.trunk.parameters())
-    for start, same in (("classifier", True), ("backbone", False)):
-        made = build("deeplab", classifier, encoder=start, stride=stride, dropout=0.0)
+    for start, same in ((classifier, True), (classifier.backbone, False)):
+        made = build("deeplab", start, network={"stride": stride, "dropout": 0.0})
         assert isinstance(made, DeepLabSystem)
         assert torch.equal(next(made.network.trunk.parameters()), first) == same
         assert made.network.trunk.stride == made.input_step == stride
-        assert made.network(squares(1, 97).images).shape[2:] == (cells(97, stride),) * 2
+        assert made.network(squares(1, 97).images).shape[2:] == (Grid(97, stride).cells,) * 2
         assert all(p.requires_grad for p in made.parameters())
     assert next(made.network.trunk.parameters()) is not first
 
@@ -160,7 +164,7 @@ def test_a_cell_lies_at_every_nth_pixel(height: int, width: int, stride: int) ->
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     ramp = (1.0 * rows + 100 * columns).expand(1, 3, -1, -1)
     read = colours_at_cells(ramp, stride)
-    assert read.shape[2:] == (cells(height, stride), cells(width, stride))
+    assert read.shape[2:] == (Grid(height, stride).cells, Grid(width, stride).cells)
     assert torch.equal(at_cells(ramp[:, 0].long(), stride), read[:, 0].long())
     back = enlarged(read, (height, width), stride)
     last = [stride * (side - 1) for side in read.shape[2:]]
@@ -182,11 +186,11 @@ def test_pictures_of_odd_sizes_are_predicted(trunk: str) -> None:
         scores = made.predict(255 * torch.rand(1, 3, *size))
         assert scores.shape == (1, 6, *size)
         at_the_cells = made.network(255 * torch.rand(1, 3, *size))
-        assert at_the_cells.shape[2:] == tuple(cells(side, 8) for side in size)
+        assert at_the_cells.shape[2:] == tuple(Grid(side, 8).cells for side in size)
 
 
 def test_the_loss_is_the_cross_entropy_at_the_cells() -> None:
-    made, batch = system(dropout=0.0).train(), squares(2, 97)
+    made, batch = system(network={"dropout": 0.0}).train(), squares(2, 97)
     term = made.losses(batch)["segmentation"]
     with torch.no_grad():
         log_probabilities = made.network(batch.images).log_softmax(1)
@@ -210,8 +214,11 @@ def test_an_image_of_which_nothing_is_known_teaches_nothing() -> None:
     assert (term.total.item(), term.weight.item()) == (0, 0)
 
 
-@pytest.mark.parametrize(("geometry", "square"), [("stretched", "stretch"), ("crops", "pad")])
-def test_prediction_sees_images_as_training_did(geometry: str, square: str) -> None:
+CROPS = {"kind": "crops", "scales": [1.0, 1.0]}
+
+
+@pytest.mark.parametrize(("geometry", "square"), [({"kind": "stretched"}, "stretch"), (CROPS, "pad")])
+def test_prediction_sees_images_as_training_did(geometry: dict[str, Any], square: str) -> None:
     made = system(geometry=geometry)
     assert (made.square, made.input_step, made.input_offset) == (square, 8, 1)
     assert made.smallest_input <= 33
@@ -220,13 +227,17 @@ def test_prediction_sees_images_as_training_did(geometry: str, square: str) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"input_size": 96}, "input_size 96 must be a multiple of stride 8 and one more, such as 89 or 97"),
-        ({"stride": 16, "input_size": 105}, "input_size 105 must be a multiple of stride 16"),
-        ({"stride": 32}, "stride: found 32"),
-        ({"branches": []}, "branches: found"),
-        ({"branches": [0]}, "branches.0: found 0"),
-        ({"scales": [1.5, 0.5]}, "scales [1.5, 0.5] must be the least factor, then the greatest"),
-        ({"geometry": "squares"}, "geometry: found 'squares'"),
+        (
+            {"network": {"input_size": 96}},
+            "input_size 96 must be a multiple of stride 8 and one more, such as 89 or 97",
+        ),
+        ({"network": {"stride": 16, "input_size": 105}}, "input_size 105 must be a multiple of stride 16"),
+        ({"network": {"stride": 32}}, "network.stride: found 32"),
+        ({"network": {"branches": []}}, "network.branches: found"),
+        ({"network": {"branches": [0]}}, "network.branches.0: found 0"),
+        ({"geometry": CROPS | {"scales": [1.5, 0.5]}}, "scales [1.5, 0.5] must be the least factor, then the greatest"),
+        ({"geometry": {"kind": "squares"}}, "geometry.kind: found 'squares'; allowed are crops, stretched"),
+        ({"geometry": {"scales": [1.0, 1.0]}}, "geometry.scales: unknown key"),
     ],
 )
 def test_parameters_that_cannot_be(changes: dict[str, Any], message: str) -> None:
@@ -235,15 +246,29 @@ def test_parameters_that_cannot_be(changes: dict[str, Any], message: str) -> Non
     assert message in str(caught.value)
 
 
-def test_masks_are_the_labels_where_the_manifest_is_named(tmp_path: Path) -> None:
-    manifest = tmp_path / "manifest.parquet"
-    manifest.touch()
-    samples = deeplab.samples(params_of("deeplab"), inputs(tmp_path, manifest, ["two", "one"]))
+def mask_folder(folder: Path) -> Path:
+    """As `split` leaves it; the masks themselves lie where the records say."""
+    folder.mkdir(exist_ok=True)
+    (folder / MASKS_FILE).write_text("image_id,sha256\n")
+    return folder
+
+
+def test_masks_are_the_labels_where_they_are_named(tmp_path: Path) -> None:
+    folder = mask_folder(tmp_path / "masks")
+    samples = deeplab.samples(params_of("deeplab"), inputs(tmp_path, folder, ["two", "one"]))
     sample = samples.sample(0, 0)
     assert (len(samples), samples.input_size, sample.image_id, sample.strong) == (2, 97, "two", True)
     assert sample.labels.shape == sample.image.shape[1:] == (97, 97)
     with pytest.raises(Problem, match=r"1 of 2 images have no mask, bare first; .*pseudo-labels"):
-        deeplab.samples(params_of("deeplab"), inputs(tmp_path, manifest, ["one", "bare"]))
+        deeplab.samples(params_of("deeplab"), inputs(tmp_path, folder, ["one", "bare"]))
+
+
+def test_weak_images_have_no_masks_to_give(tmp_path: Path) -> None:
+    """`images: weak` with `labels: masks`: records of weak images keep none, even where the manifest has one."""
+    found = inputs(tmp_path, mask_folder(tmp_path / "masks"), ["two"], images="weak")
+    assert found.records["one"].labels is None
+    with pytest.raises(Problem, match=r"2 of 3 images have no mask, bare first; .*`images: strong`"):
+        deeplab.samples(params_of("deeplab"), found)
 
 
 def test_pseudo_labels_are_the_labels_where_their_folder_is_named(tmp_path: Path) -> None:
@@ -252,13 +277,13 @@ def test_pseudo_labels_are_the_labels_where_their_folder_is_named(tmp_path: Path
     (folder / "images.txt").write_text("bare\none\n")
     write_labels(folder / "labels/bare.png", np.full((60, 90), 3, dtype=np.uint8))
     found = inputs(tmp_path, folder, ["bare"])
-    for geometry in ("stretched", "crops"):
+    for geometry in ({"kind": "stretched"}, CROPS):
         samples = deeplab.samples(params_of("deeplab", geometry=geometry), found)
         sample = samples.sample(0, 0)
         assert not sample.strong
         assert set(sample.labels.unique().tolist()) <= {3, 255}
         assert (sample.labels == 3).any()
-        assert bool((sample.labels == 255).any()) == (geometry == "crops"), "90 x 60 pixels do not fill the square"
+        assert bool((sample.labels == 255).any()) == (geometry == CROPS), "90 x 60 pixels do not fill the square"
     with pytest.raises(Problem, match="no pseudo-labels of 1 of 2 images, two first"):
         deeplab.samples(params_of("deeplab"), inputs(tmp_path, folder, ["one", "two"]))
     with pytest.raises(Problem, match="holds no pseudo-labels"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from segcore.config import reading
+from segcore.config import settings
 from segcore.data.batches import Batch
 from segcore.errors import Problem
 from segcore.files import write_atomically
@@ -23,13 +23,13 @@ from segcore.processes import Runtime
 from segcore.training.fit import Fit
 from tests.loop import Net, Pictures, recipe
 from tests.networks import backbone, fully_connected
-from tests.tiny import NAME, RECIPES, arguments, files, run_stages, tiny_dataset, train_stochastic
+from tests.tiny import NAME, arguments, files, run_stages, tiny_dataset, train_stochastic
 
 PROJECT = Path(__file__).parents[1]
 SEMI = {
     "system": "ficklenet_semi",
     "labels": Path("pseudo_labels"),
-    "start": Path("stochastic/model"),
+    "start": Path("stochastic"),
     "out": Path("semi"),
 }
 """Half of a batch of four are weak samples and half are strong: of two processes, each gets one kind."""
@@ -65,7 +65,7 @@ def work(folder: Path) -> None:
     losses = [progress.losses for progress in Fit(model, Pictures(), recipe(**changes), 1, runtime, None)]
     state = {name: value.double().flatten().tolist() for name, value in model.state_dict().items()}
     torch.manual_seed(5)
-    entry = reading.load(folder / "params.yaml").classifiers[NAME]
+    entry = settings.load(folder / "params.yaml").classifiers[NAME]
     deep = classifiers.build(entry.backbone, entry.head, 2).double()
     deep_losses = [p.losses["tags"] for p in Fit(deep, Pictures(size=64), recipe(steps=6), 1, runtime, None)]
     parts = {str(accumulate): with_dropout(runtime, accumulate) for accumulate in (1, 2)}
@@ -95,10 +95,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for processes in (1, 2):
         folder = root / str(processes)
         # AdamW divides by the size of the gradient: where it is 0 but for rounding, rounding would decide.
-        sgd = {
-            f"recipes.{name}.{k}": v for name in RECIPES for k, v in (("optimizer", "sgd"), ("learning_rate", 0.001))
-        }
-        tiny_dataset(folder, **sgd)
+        sgd = {"optimizer": "sgd", "learning_rate": 0.001}
+        tiny_dataset(folder, **{f"recipes.common.{key}": value for key, value in sgd.items()})
         try:
             os.chdir(folder)
             run_stages("prepare", "split")
@@ -184,9 +182,9 @@ def test_the_stages_train_alike(stage: str, terms: list[str], folders: list[Path
 def test_per_image_stages_write_the_same_bytes(folders: list[Path]) -> None:
     one, two = folders
     assert files(one / "crops") == files(two / "crops")
-    assert len(files(one / "crops")) == 3
+    assert len(files(one / "crops")) == 4
     assert files(one / "pseudo_labels") == files(two / "pseudo_labels")
-    assert len(files(one / "pseudo_labels")) == 2 * 9 + 3
+    assert len(files(one / "pseudo_labels")) == 2 * 9 + 4
 
 
 def test_evaluation_of_one_model_writes_the_same_bytes(folders: list[Path], tmp_path: Path) -> None:
@@ -199,7 +197,7 @@ def test_evaluation_of_one_model_writes_the_same_bytes(folders: list[Path], tmp_
     finally:
         os.chdir(here)
     assert files(tmp_path / "results") == files(two / arguments("evaluate")["out"])
-    assert len(files(tmp_path / "results")) == 7
+    assert len(files(tmp_path / "results")) == 8
 
 
 def test_only_the_first_process_speaks(folders: list[Path]) -> None:

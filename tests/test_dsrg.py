@@ -19,12 +19,13 @@ from segcore.systems import deeplab, dsrg
 from segcore.systems.dsrg import DSRG
 from segcore.training.fit import Fit
 from tests.loop import recipe
-from tests.networks import batch_of, build, params_of, squares, system_of, tiny_classifier
-from tests.test_sec import Watched, cue_folder, inputs, part
+from tests.networks import batch_of, build, laid, params_of, squares, system_of, tiny_classifier
+from tests.test_deeplab import mask_folder
+from tests.test_sec import STILL, Watched, cue_folder, inputs, part
 
 
 def system(trunk: str = "vgg16", **changes: Any) -> DSRG:
-    made = system_of("dsrg", trunk, **{"dropout": 0.0, **changes}).train()
+    made = system_of("dsrg", trunk, **laid(STILL, changes)).train()
     assert isinstance(made, DSRG)
     return made
 
@@ -118,13 +119,13 @@ def test_cues_grow_where_the_network_is_sure(
     expected[0, 8, 8] = 2
     assert torch.equal(seen[0], expected)
     assert torch.equal(seen[1], expected), "every step grows the original cues"
-    asleep = system(grow=False)
+    asleep = system(cues={"growing": None})
     asleep.losses(batch)
     assert torch.equal(seen[2], cues)
 
 
 def test_neither_the_crf_nor_growing_takes_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    watched, made = Watched(monkeypatch), system(unary="probability")
+    watched, made = Watched(monkeypatch), system(cues={"unary": "probability"})
     batch = batch_of(made, 4)
     terms = made.losses(batch)
     ((energies, images, _, scale),) = watched.calls
@@ -133,10 +134,10 @@ def test_neither_the_crf_nor_growing_takes_a_gradient(monkeypatch: pytest.Monkey
     assert not energies.requires_grad
     f = losses.floored_softmax(made.network(batch.images[1::2]))
     target = made.refined(f.detach(), batch.images[1::2])
-    (expected,) = torch.autograd.grad(
-        losses.boundary_loss(f, target, (0.05, 20.0)).total, [made.network.branches[0].fc8.weight]
-    )  # type: ignore[union-attr, list-item]
-    (found,) = torch.autograd.grad(terms["boundary"].total, [made.network.branches[0].fc8.weight])  # type: ignore[union-attr, list-item]
+    branch = made.network.branches[0]
+    assert isinstance(branch, LargeFov)
+    (expected,) = torch.autograd.grad(losses.boundary_loss(f, target, (0.05, 20.0)).total, [branch.fc8.weight])
+    (found,) = torch.autograd.grad(terms["boundary"].total, [branch.fc8.weight])
     torch.testing.assert_close(found, expected)
 
 
@@ -183,8 +184,7 @@ def test_masks_are_shrunk_to_the_cells_they_lie_at(tmp_path: Path) -> None:
     folder = cue_folder(tmp_path / "made", ["one"])
     found = inputs(tmp_path, folder, ["two"])
     samples = dsrg.samples(params_of("dsrg"), found)
-    (tmp_path / "manifest.parquet").touch()
-    whole = deeplab.samples(params_of("deeplab"), inputs(tmp_path, tmp_path / "manifest.parquet", ["two"]))
+    whole = deeplab.samples(params_of("deeplab"), inputs(tmp_path, mask_folder(tmp_path / "masks"), ["two"]))
     for seed in range(4):
         shrunk, full = samples.sample(1, seed), whole.sample(0, seed)
         assert torch.equal(shrunk.image, full.image)
@@ -202,7 +202,7 @@ def test_strong_images_that_there_are_not(tmp_path: Path) -> None:
 def test_training_on_both_kinds(tmp_path: Path) -> None:
     folder = cue_folder(tmp_path / "made", ["bare", "one"])
     samples = dsrg.samples(params_of("dsrg"), inputs(tmp_path, folder, ["one", "two"]))
-    made = system(dropout=0.5)
+    made = system(network={"dropout": 0.5})
     steps = list(Fit(made, samples, recipe(steps=3, learning_rate=0.001), 1, Runtime(), None))
     assert len(steps) == 3
     assert all(step.losses.keys() == {"seed", "boundary", "full"} for step in steps)

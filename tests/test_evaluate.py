@@ -12,22 +12,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segcore import systems
-from segcore.config import reading
-from segcore.config.sections import CRFParams
+from segcore import made_of, systems
+from segcore.config import plan, settings
+from segcore.config.labels import CRFParams
+from segcore.config.reading import section
 from segcore.data.pictures import read_image, read_labels, write_labels
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference, scoring
-from segcore.evaluation.metrics import rounded
+from segcore.evaluation.numbers import rounded
 from segcore.models.classifiers import save_classifier
 from segcore.models.systems import save_system
 from segcore.networks import classifiers
+from segcore.networks.origin import Origin
 from segcore.reporting import page, prediction_panels
 from segcore.systems.contract import System
 from stages import evaluate
 from tests.devkit import PARAMS, make_record, write_params
 from tests.invented import NAMES, SHAPES, invented_results, predictor, scenes, write_json
-from tests.networks import CRF
+from tests.networks import laid, squares
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +57,13 @@ def test_evaluation_files(results: Path) -> None:
 
 
 def test_evaluation_is_the_same_in_any_order_of_shares(results: Path, tmp_path: Path) -> None:
-    settings = reading.load(PARAMS).evaluation
+    params = settings.load(PARAMS).evaluation
     records = scenes(tmp_path / "scenes", 8)
     shares = [
-        scoring.score(records[rank::2], predictor(records[rank::2], 0.0), len(NAMES), settings) for rank in range(2)
+        scoring.score(records[rank::2], predictor(records[rank::2], 0.0), len(NAMES), params, False)
+        for rank in range(2)
     ]
-    whole = scoring.score(records, predictor(records, 0.0), len(NAMES), settings)
+    whole = scoring.score(records, predictor(records, 0.0), len(NAMES), params, False)
     for name, scores in (("two", shares[1] + shares[0]), ("one", whole)):
         scoring.write_results(scores, NAMES, tmp_path / name)
         prediction_panels.write_panels(scores.images, {r.image_id: r for r in records}, NAMES, 4, tmp_path / name)
@@ -72,42 +75,43 @@ def test_evaluation_is_the_same_in_any_order_of_shares(results: Path, tmp_path: 
 
 @pytest.fixture
 def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """The inputs of the stage: eight pictures and a DeconvNet with random weights."""
+    """The inputs of the stage: eight pictures and two systems with random weights and statistics of a few batches."""
     monkeypatch.chdir(tmp_path)
-    entry = reading.load(PARAMS).classifiers["decoupled_str"]
-    backbone = entry.backbone.model_copy(update={"width": 0.0625})
-    entry = entry.model_copy(update={"backbone": backbone})
+    given = settings.load(PARAMS)
+    params = given.classifiers["decoupled_str"]
+    params = params.model_copy(update={"backbone": params.backbone.model_copy(update={"width": 0.0625})})
     torch.manual_seed(0)
-    classifier = classifiers.build(entry.backbone, entry.head, len(SHAPES))
-    save_classifier(Path("classifier"), "decoupled_str", entry, SHAPES, classifier)
-    raw = reading.load(PARAMS).raw["systems"]["deconvnet"] | {"width": 0.0625}
-    module = systems.load("deconvnet")
-    system = module.build(
-        reading.section({"systems": {"deconvnet": raw}}, "systems.deconvnet", module.Params), classifier
-    )
-    card = json.loads(Path("classifier/model.json").read_text())
-    save_system(Path("model"), "deconvnet", raw, card, 96, system)
+    classifier = classifiers.build(params.backbone, params.head, len(SHAPES))
+    save_classifier(Path("classifier"), "decoupled_str", params, SHAPES, classifier)
+    for name in ("deconvnet", "decouplednet"):
+        training = laid(given.systems[name].training, {"network": {"width": 0.0625}})
+        module = systems.load(name)
+        into = section({"systems": {name: {"training": training}}}, f"systems.{name}.training", module.Training)
+        system = module.build(into, Origin(SHAPES, params.backbone, classifier))
+        system.finish([squares(3, n_tags=len(SHAPES))])
+        card = json.loads(Path("classifier/model.json").read_text())
+        save_system(Path(name), name, name, training, card, 96, system)
     rows = [asdict(record) | {"image_sha256": "", "labels_sha256": ""} for record in scenes(Path("scenes"), 8)]
     table = pd.DataFrame(rows).astype({"image": str, "labels": str})
     table.to_parquet("manifest.parquet")
     write_json(Path("classes.json"), NAMES)
     Path("val.txt").write_text("".join(f"{image_id}\n" for image_id in table["image_id"]))
-    here = {"manifest": "manifest.parquet", "classes": "classes.json", "split": ".", "model": "model", "out": "out"}
+    here = {"manifest": "manifest.parquet", "classes": "classes.json", "split": ".", "model": "deconvnet", "out": "out"}
     return {name: Path(path) for name, path in here.items()}
 
 
 def test_the_stage_from_a_saved_model_to_its_files(untrained: dict[str, Path]) -> None:
     evaluate.main(system="deconvnet", **untrained, params=PARAMS)
     first = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
-    assert len(first) == 4 + 8
+    assert len(first) == 5 + 8
     assert json.loads(Path("out/metrics.json").read_text())["images"] == 8
     evaluate.main(system="deconvnet", **untrained, params=PARAMS)
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == first
 
 
 def with_crf(path: Path) -> Path:
-    """Our parameters with a CRF in the evaluation."""
-    return write_params(path, {"evaluation.crf": CRF | {"stride": 4}})
+    """Our parameters, by which DeconvNet's predictions are also refined."""
+    return write_params(path, {"crfs.grid.stride": 4, "systems.deconvnet.prediction.crf": "grid"})
 
 
 def test_metrics_with_a_crf_stand_beside_those_without(
@@ -136,12 +140,13 @@ def read_results(untrained: dict[str, Path], params: Path) -> dict[str, Any]:
     """What the stage writes."""
     evaluate.main(system="deconvnet", **untrained, params=params)
     files: dict[str, Any] = {path.name: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    del files[made_of.FILE]  # tells one file of parameters from another
     return files | {"metrics.json": json.loads(files["metrics.json"])}
 
 
 def test_refined_labels_are_scored_as_predictions_are(tmp_path: Path) -> None:
     """In two shares, beside worse predictions."""
-    params = reading.load(with_crf(tmp_path / "params.yaml")).evaluation
+    params = settings.load(with_crf(tmp_path / "params.yaml")).evaluation
     records = scenes(tmp_path / "scenes", 6)
     rough, fine = (
         [one.labels for one in predictor(records, noise)([read_image(record.image) for record in records])]
@@ -151,7 +156,11 @@ def test_refined_labels_are_scored_as_predictions_are(tmp_path: Path) -> None:
     def both(rank: int) -> scoring.Scores:
         pairs = iter(list(zip(rough, fine, strict=True))[rank::2])
         return scoring.score(
-            records[rank::2], lambda images: [scoring.Prediction(*next(pairs)) for _ in images], len(NAMES), params
+            records[rank::2],
+            lambda images: [scoring.Prediction(*next(pairs)) for _ in images],
+            len(NAMES),
+            params,
+            True,
         )
 
     scoring.write_results(both(0) + both(1), NAMES, tmp_path / "both")
@@ -159,10 +168,47 @@ def test_refined_labels_are_scored_as_predictions_are(tmp_path: Path) -> None:
     for labels, found in ((rough, written), (fine, written["with_crf"])):
         alone = iter(labels)
         scores = scoring.score(
-            records, lambda images, alone=alone: [scoring.Prediction(next(alone)) for _ in images], len(NAMES), params
+            records,
+            lambda images, alone=alone: [scoring.Prediction(next(alone)) for _ in images],
+            len(NAMES),
+            params,
+            False,
         )
         assert {name: found[name] for name in page.SCORES} == rounded(scoring.summary(scores))
     assert written["mean_iou"] < written["with_crf"]["mean_iou"]
+
+
+@pytest.mark.parametrize(
+    ("system", "changes"),
+    [
+        ("decouplednet", {"threshold": 0.9}),
+        ("decouplednet", {"weigh_by_probability": True}),
+        ("deconvnet", {"views": "deep"}),
+        ("deconvnet", {"proposals": 3}),
+    ],
+    ids=str,
+)
+def test_how_a_system_predicts_changes_without_training_again(
+    system: str, changes: dict[str, Any], untrained: dict[str, Path], tmp_path: Path
+) -> None:
+    """One finished model, two files of parameters, two results; what training is handed is the same in both."""
+    deep = {"scales": [0.5, 1.0], "flip": True}
+    values = {f"systems.{system}.prediction.{key}": value for key, value in changes.items()}
+    usual = {"systems.decouplednet.prediction.threshold": 0.0, "views.deep": deep}
+    files = [write_params(tmp_path / f"{i}.yaml", usual | more) for i, more in enumerate(({}, values))]
+    tables = []
+    for file in files:
+        before = {path: path.read_bytes() for path in Path(system).iterdir()}
+        evaluate.main(system=system, **untrained | {"model": Path(system)}, params=file)
+        assert {path: path.read_bytes() for path in Path(system).iterdir()} == before
+        tables.append(Path("out/confusion_counts.csv").read_text())
+    assert tables[0] != tables[1]
+    trainings, evaluations = (
+        [plan.plain(stage(settings.load(file), system)) for file in files]
+        for stage in (plan.train_segmenter, plan.evaluate)
+    )
+    assert trainings[0] == trainings[1]
+    assert evaluations[0] != evaluations[1]
 
 
 def test_a_model_for_other_classes_is_refused(untrained: dict[str, Path]) -> None:
@@ -202,5 +248,9 @@ def test_labels_that_do_not_fit_are_named(labels: np.ndarray, message: str, tmp_
     record = make_record("a", tmp_path / "a.png", tmp_path / "labels.png", 4, 4, (), "val")
     with pytest.raises(Problem, match=message):
         scoring.score(
-            [record], lambda _: [scoring.Prediction(np.zeros((4, 4), np.uint8))], 3, reading.load(PARAMS).evaluation
+            [record],
+            lambda _: [scoring.Prediction(np.zeros((4, 4), np.uint8))],
+            3,
+            settings.load(PARAMS).evaluation,
+            False,
         )

@@ -5,18 +5,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segcore.config import reading
-from segcore.config.sections import CRFParams, EvaluationParams
+from segcore.config.labels import CRFParams
+from segcore.config.section import Views
+from segcore.config.systems import Prediction
 from segcore.data.batches import Batch
 from segcore.errors import Problem
 from segcore.evaluation import inference
 from segcore.losses import Term
 from segcore.systems.contract import System
-from tests.devkit import PARAMS
-from tests.networks import CRF
+from tests.networks import CRF, EDGES, views
 
-SETTINGS = reading.load(PARAMS)
 STEP = 50
+ONCE = views()
+MIRRORED = views(flip=True)
 
 
 class ByColour(System):
@@ -25,8 +26,12 @@ class ByColour(System):
     def __init__(self, n_classes: int = 6, proposals: int = 0) -> None:
         super().__init__()
         self.levels = nn.Parameter(STEP * torch.arange(n_classes).float())
-        self.proposals = proposals
+        self.windows = proposals
         self.seen: list[Tensor] = []
+
+    @property
+    def proposals(self) -> int:
+        return self.windows
 
     def losses(self, batch: Batch) -> dict[str, Term]:
         raise NotImplementedError
@@ -36,8 +41,10 @@ class ByColour(System):
         return 100 - (images[:, :1] - self.levels.view(1, -1, 1, 1)).abs()
 
 
-def params(scales: tuple[float, ...] = (1.0,), flip: bool = False) -> EvaluationParams:
-    return SETTINGS.evaluation.model_copy(update={"scales": scales, "flip": flip})
+def predicted(system: System, pictures: list[np.ndarray], size: int, at: Views = ONCE) -> list[np.ndarray]:
+    """What the system's own `prediction` makes of pictures."""
+    system.prediction = Prediction(views=at, crf=None)
+    return inference.predict(system, pictures, size, EDGES)
 
 
 def blocks(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +70,7 @@ def inner(labels: np.ndarray, margin: int) -> np.ndarray:
 def test_a_picture_of_the_input_size_is_recovered_exactly(size: tuple[int, int], flip: bool) -> None:
     picture, labels = blocks(*size)
     system = ByColour()
-    (found,) = inference.predict(system, [picture], 96, params(flip=flip), SETTINGS.crops)
+    (found,) = predicted(system, [picture], 96, views(flip=flip))
     np.testing.assert_array_equal(found, labels)
     (image,) = system.seen[0]
     assert torch.equal(image[:, : size[0], : size[1]], torch.from_numpy(picture).permute(2, 0, 1).float())
@@ -79,7 +86,7 @@ def test_pictures_of_any_size_in_one_batch_come_back_in_place(scales: tuple[floa
     sizes = [(131, 77), (50, 90), (201, 140), (65, 65), (48, 199)]
     pictures, labels = zip(*(blocks(*size, seed) for seed, size in enumerate(sizes)), strict=True)
     system = ByColour()
-    found = inference.predict(system, list(pictures), 96, params(scales, flip=True), SETTINGS.crops)
+    found = predicted(system, list(pictures), 96, views(*scales, flip=True))
     for ours, truth in zip(found, labels, strict=True):
         assert ours.dtype == np.uint8
         assert ours.shape == truth.shape
@@ -99,10 +106,10 @@ def test_scores_of_both_directions_are_averaged() -> None:
             return torch.cat([torch.full_like(across, -0.01), across], dim=1)
 
     picture, _ = blocks(64, 64)
-    (one_way,) = inference.predict(Left(), [picture], 64, params(), SETTINGS.crops)
+    (one_way,) = predicted(Left(), [picture], 64)
     assert (one_way[:, :32] == 1).all()
     assert (one_way[:, 33:] == 0).all()
-    (both,) = inference.predict(Left(), [picture], 64, params(flip=True), SETTINGS.crops)
+    (both,) = predicted(Left(), [picture], 64, views(flip=True))
     assert (both == 1).all(), "0 on average, which is more than -0.01"
 
 
@@ -127,7 +134,7 @@ class Stretching(ByColour):
 def test_scores_are_means_whatever_the_number_of_passes(scales: tuple[float, ...], flip: bool) -> None:
     """Sums would make the probabilities that a CRF starts from ever surer."""
     picture, _ = blocks(50, 70)
-    (scores,) = inference.score_maps(BySize(), [picture], 64, scales, flip, SETTINGS.crops)
+    (scores,) = inference.score_maps(BySize(), [picture], 64, views(*scales, flip=flip), None)
     assert scores.shape == (2, 50, 70)
     torch.testing.assert_close(scores, torch.full((2, 50, 70), 64.0))
 
@@ -136,7 +143,7 @@ def test_scores_are_means_whatever_the_number_of_passes(scales: tuple[float, ...
 def test_a_stretched_picture_comes_back_at_its_own_aspect(size: tuple[int, int]) -> None:
     picture, labels = blocks(*size)
     system = Stretching()
-    (scores,) = inference.score_maps(system, [picture], 97, (1.0,), False, SETTINGS.crops)
+    (scores,) = inference.score_maps(system, [picture], 97, ONCE, None)
     assert scores.shape == (6, *size)
     assert system.seen[0].shape == (1, 3, 97, 97)
     assert system.seen[0][0, :, -1, -1].tolist() == pytest.approx(picture[-1, -1].tolist(), abs=1), "no black border"
@@ -152,14 +159,14 @@ def test_a_stretched_picture_comes_back_at_its_own_aspect(size: tuple[int, int])
 def test_inputs_have_the_nearest_size_that_a_system_takes(system: ByColour, sides: dict[float, int]) -> None:
     system.seen.clear()
     picture, _ = blocks(40, 40)
-    inference.score_maps(system, [picture], 97, tuple(sides), False, SETTINGS.crops)
+    inference.score_maps(system, [picture], 97, views(*sides), None)
     assert [batch.shape[3] for batch in system.seen] == list(sides.values())
 
 
 def test_a_size_below_the_smallest_is_a_problem() -> None:
     picture, _ = blocks(40, 40)
     with pytest.raises(Problem, match=r"scales: 0.1 of 97 makes images of 9 pixels; this system needs at least 33"):
-        inference.score_maps(Stretching(), [picture], 97, (1.0, 0.1), False, SETTINGS.crops)
+        inference.score_maps(Stretching(), [picture], 97, views(1.0, 0.1), None)
 
 
 def halves() -> tuple[np.ndarray, Tensor]:
@@ -176,7 +183,7 @@ def halves() -> tuple[np.ndarray, Tensor]:
 
 def test_a_crf_draws_borders_to_those_of_the_picture() -> None:
     picture, scores = halves()
-    found = inference.refined(ByColour(), scores, picture, CRFParams.model_validate(CRF))
+    found = inference.refined(ByColour(), scores, picture, CRF)
     assert (inference.winners(scores)[:, 12:14] == 0).all()
     np.testing.assert_array_equal(found, np.arange(24)[None].repeat(20, 0) >= 12)
     assert found.dtype == np.uint8
@@ -188,14 +195,13 @@ def test_a_crf_starts_from_what_the_system_calls_probabilities() -> None:
             return scores.flip(1).softmax(1)
 
     picture, scores = halves()
-    params = CRFParams.model_validate(CRF)
-    turned = inference.refined(Own(), scores.flip(0), picture, params)
-    np.testing.assert_array_equal(turned, inference.refined(ByColour(), scores, picture, params))
+    turned = inference.refined(Own(), scores.flip(0), picture, CRF)
+    np.testing.assert_array_equal(turned, inference.refined(ByColour(), scores, picture, CRF))
     nearest = inference.restricted(Own(), scores.flip(0), [0, 1, 2], picture, None)
     np.testing.assert_array_equal(nearest, inference.winners(scores))
 
 
-@pytest.mark.parametrize("crf", [None, CRFParams.model_validate(CRF)])
+@pytest.mark.parametrize("crf", [None, CRF])
 @pytest.mark.parametrize("allowed", [[0, 1, 2], [0, 2], [2, 1], [1]])
 def test_only_allowed_classes_win(allowed: list[int], crf: CRFParams | None) -> None:
     picture, scores = halves()
@@ -210,7 +216,7 @@ def test_only_allowed_classes_win(allowed: list[int], crf: CRFParams | None) -> 
 def with_boxes(monkeypatch: pytest.MonkeyPatch, boxes: list[tuple[int, int, int, int]]) -> list[int]:
     asked: list[int] = []
 
-    def edge_boxes(image: np.ndarray, crops: object, maximum: int) -> np.ndarray:
+    def edge_boxes(image: np.ndarray, edges: object, maximum: int) -> np.ndarray:
         asked.append(maximum)
         return np.array(boxes, dtype=np.int32).reshape(-1, 4)
 
@@ -223,7 +229,7 @@ def test_windows_are_cut_where_the_proposals_are(monkeypatch: pytest.MonkeyPatch
     with_boxes(monkeypatch, [(0, 0, 64, 48), (10, 10, 40, 100), (32, 16, 120, 80), (0, 0, 64, 64)])
     picture, labels = blocks(100, 130)
     system = ByColour(proposals=2)
-    (found,) = inference.predict(system, [picture], 64, params(), SETTINGS.crops)
+    (found,) = predicted(system, [picture], 64)
     assert [batch.shape for batch in system.seen] == [(1, 3, 64, 64)] * 3
     assert system.seen[1][0, 0, 2, 2] == picture[1, 2, 0]
     sure = inner(labels, 5)
@@ -234,13 +240,13 @@ def test_windows_are_mirrored_but_never_scaled(monkeypatch: pytest.MonkeyPatch) 
     with_boxes(monkeypatch, [(0, 0, 64, 48)])
     picture, labels = blocks(100, 130)
     system = ByColour(proposals=2)
-    (found,) = inference.predict(system, [picture], 64, params(flip=True), SETTINGS.crops)
+    (found,) = predicted(system, [picture], 64, views(flip=True))
     assert len(system.seen) == 4
     assert torch.equal(system.seen[1], system.seen[0].flip(3))
     sure = inner(labels, 5)
     np.testing.assert_array_equal(found[sure], labels[sure])
     with pytest.raises(Problem, match=r"found \[0.5, 1.0\] for a system with proposals"):
-        inference.predict(system, [picture], 64, params((0.5, 1.0)), SETTINGS.crops)
+        predicted(system, [picture], 64, views(0.5, 1.0))
 
 
 def test_overlapping_windows_keep_the_greatest_score_from_zero_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +257,7 @@ def test_overlapping_windows_keep_the_greatest_score_from_zero_up(monkeypatch: p
         return torch.tensor(next(scores)).view(1, 3, 1, 1).expand(1, 3, *images.shape[2:])
 
     picture, _ = blocks(60, 80)
-    best = inference.by_proposals(constant, picture, 64, 50, SETTINGS.crops)
+    best = inference.by_proposals(constant, picture, 64, 50, EDGES)
     assert best.shape == (3, 60, 80)
     expected = {(50, 70): [0, 0, 0.5], (5, 5): [0.2, 0, 0.5], (30, 30): [0.2, 4, 0.5], (50, 50): [0, 4, 0.5]}
     for (row, column), scores_there in expected.items():
@@ -261,12 +267,12 @@ def test_overlapping_windows_keep_the_greatest_score_from_zero_up(monkeypatch: p
 def test_without_a_proposal_the_whole_picture_is_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     with_boxes(monkeypatch, [])
     picture, labels = blocks(64, 64)
-    (found,) = inference.predict(ByColour(proposals=5), [picture], 64, params(), SETTINGS.crops)
+    (found,) = predicted(ByColour(proposals=5), [picture], 64)
     np.testing.assert_array_equal(found, labels)
 
 
 def test_real_proposals_of_a_small_picture() -> None:
     picture, labels = blocks(80, 112)
-    (found,) = inference.predict(ByColour(proposals=4), [picture], 64, params(), SETTINGS.crops)
+    (found,) = predicted(ByColour(proposals=4), [picture], 64)
     sure = inner(labels, 5)
     np.testing.assert_array_equal(found[sure], labels[sure])

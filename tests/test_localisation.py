@@ -6,13 +6,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.localisation.saliency import saliency, saliency_autograd
-from segcore.networks.backbones import Features
-from segcore.networks.classifiers import Activations, FullyConnectedHead
-from segcore.systems._crops import fully_connected as fully_connected_head
+from segcore.networks.classifiers import Activations, Classifier, FullyConnectedHead
+from segcore.networks.trunk import Features
 from tests.networks import N_TAGS, fully_connected, squares, tiny_classifier
 
 SUBSETS = [(0, [1]), (0, [1, 3]), (0, [0, 1, 2, 3, 4]), (1, [4]), (1, []), (2, [0, 2]), (0, [2])]
 """Pairs of an image and some of its tags (from 0): several of one image, out of order, one of them empty."""
+
+
+def head_of(classifier: Classifier) -> FullyConnectedHead:
+    assert isinstance(classifier.head, FullyConnectedHead)
+    return classifier.head
 
 
 def pairs(activations: Activations) -> tuple[Tensor, Tensor]:
@@ -29,8 +33,8 @@ def test_the_explicit_pass_is_what_autograd_gives(name: str) -> None:
     activations = classifier(squares(3, 128).images.double())
     assert activations.scores.shape[2:] == (3, 3)
     values, image = pairs(activations)
-    explicit = saliency(fully_connected_head(classifier), activations, values, image)
-    automatic = saliency_autograd(fully_connected_head(classifier), activations, values, image)
+    explicit = saliency(head_of(classifier), activations, values, image)
+    automatic = saliency_autograd(head_of(classifier), activations, values, image)
     assert explicit.shape == (len(SUBSETS), classifier.trunk.channels, 4, 4)
     assert not explicit.requires_grad
     assert not automatic.requires_grad
@@ -43,7 +47,7 @@ def test_the_explicit_pass_is_what_autograd_gives(name: str) -> None:
 
 def test_padding_and_normalisation_of_the_head_go_back_too() -> None:
     classifier = tiny_classifier("vgg16_bn", kernel=3, padding=1, batch_norm=True).double()
-    head = fully_connected_head(classifier)
+    head = head_of(classifier)
     for norm in (head.norm6, head.norm7):
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_mean is not None
@@ -54,8 +58,8 @@ def test_padding_and_normalisation_of_the_head_go_back_too() -> None:
     activations = classifier(squares(3, 128).images.double())
     assert activations.scores.shape[2:] == (4, 4)
     values, image = pairs(activations)
-    explicit = saliency(fully_connected_head(classifier), activations, values, image)
-    automatic = saliency_autograd(fully_connected_head(classifier), activations, values, image)
+    explicit = saliency(head_of(classifier), activations, values, image)
+    automatic = saliency_autograd(head_of(classifier), activations, values, image)
     torch.testing.assert_close(explicit, automatic, rtol=1e-10, atol=1e-12)
     assert explicit.any()
 
@@ -66,7 +70,7 @@ def test_autograd_through_the_whole_network_gives_the_same() -> None:
     images = squares(3, 128).images.double()
     activations = classifier(images)
     values, image = pairs(activations)
-    explicit = saliency(fully_connected_head(classifier), activations, values, image)
+    explicit = saliency(head_of(classifier), activations, values, image)
     for row in range(len(SUBSETS)):
         alone = classifier(images[image[row]][None])
         score = (values[row] * alone.scores.flatten(2).max(2).values[0]).sum()
@@ -79,8 +83,8 @@ def test_maps_add_up_over_tags() -> None:
     classifier = tiny_classifier().double()
     activations = classifier(squares(1).images.double())
     values = torch.eye(N_TAGS, dtype=torch.float64)
-    alone = saliency(fully_connected_head(classifier), activations, values, torch.zeros(N_TAGS, dtype=torch.int64))
-    together = saliency(fully_connected_head(classifier), activations, values.sum(0)[None], torch.tensor([0]))
+    alone = saliency(head_of(classifier), activations, values, torch.zeros(N_TAGS, dtype=torch.int64))
+    together = saliency(head_of(classifier), activations, values.sum(0)[None], torch.tensor([0]))
     torch.testing.assert_close(alone.sum(0), together[0])
 
 
@@ -123,7 +127,7 @@ def test_a_linear_head_would_explain_every_place_alike() -> None:
     torch.testing.assert_close(flat, flat[:, :, :1, :1].expand_as(flat))
     classifier = tiny_classifier()
     activations = classifier(squares(1).images)
-    ours = saliency(fully_connected_head(classifier), activations, torch.eye(N_TAGS)[2:3], torch.tensor([0]))
+    ours = saliency(head_of(classifier), activations, torch.eye(N_TAGS)[2:3], torch.tensor([0]))
     assert ours.std((2, 3)).max() > 0.1 * ours.abs().max()
 
 
@@ -133,5 +137,5 @@ def test_no_gradient_passes_back_through_the_map() -> None:
     values = activations.strongest.sigmoid()
     assert values.requires_grad
     for way in (saliency, saliency_autograd):
-        assert not way(fully_connected_head(classifier), activations, values, torch.tensor([0, 1])).requires_grad
+        assert not way(head_of(classifier), activations, values, torch.tensor([0, 1])).requires_grad
     assert all(parameter.grad is None for parameter in classifier.parameters())

@@ -10,11 +10,10 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from segcore.evaluation.metrics import (
     BoundaryScore,
     ConfusionMatrix,
-    average_precision,
     boundary_f_score,
-    rounded,
-    tag_metrics,
 )
+from segcore.evaluation.numbers import rounded
+from segcore.evaluation.tags import average_precision, tag_metrics
 
 TRUTH = np.array([[0, 0, 1, 1], [0, 2, 2, 255]], dtype=np.uint8)
 PREDICTION = np.array([[0, 1, 1, 1], [0, 2, 0, 2]], dtype=np.uint8)

@@ -6,21 +6,24 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from segcore import systems
-from segcore.config import reading
+from segcore.config import settings
 from segcore.config.networks import BackboneParams, ClassifierParams
 from segcore.errors import Problem
 from segcore.models.classifiers import load_classifier, save_classifier
-from segcore.models.systems import build_on, load_system, save_system
-from segcore.networks import classifiers
+from segcore.models.systems import build_on, load_system, save_backbone, save_system
+from segcore.networks import backbones, classifiers
 from segcore.networks.classifiers import Classifier
+from segcore.networks.origin import Origin
+from segcore.systems import deeplab
 from segcore.systems._grid import GridSystem
-from segcore.systems.contract import System
+from segcore.systems.contract import OpenSystem, System
+from segcore.systems.deeplab import DeepLabSystem
 from tests.devkit import PARAMS
-from tests.networks import backbone, build, entry, squares
+from tests.networks import backbone, build, entry, origin, params_of, squares
 
 CPU = torch.device("cpu")
 TAGS = ["disc", "ring", "square", "star", "moon"]
@@ -29,7 +32,7 @@ TAGS = ["disc", "ring", "square", "star", "moon"]
 def small_classifier(name: str = "vgg16_bn") -> tuple[Classifier, ClassifierParams]:
     """A classifier in eval mode and its parameters, which name a file of weights that is long gone."""
     torch.manual_seed(0)
-    params = reading.load(PARAMS).classifiers["decoupled"]
+    params = settings.load(PARAMS).classifiers["decoupled"]
     head = params.head.model_copy(update={"width": 16, "kernel": 2})
     model = classifiers.build(backbone(name), head, len(TAGS))
     gone = BackboneParams.model_validate(backbone(name).model_dump() | {"weights": "gone/weights.pth"})
@@ -41,16 +44,35 @@ def small_classifier(name: str = "vgg16_bn") -> tuple[Classifier, ClassifierPara
     return model.eval(), params.model_copy(update={"backbone": gone, "head": head})
 
 
-def saved_system(folder: Path, module: str, trunk: str = "vgg16_bn", **changes: Any) -> nn.Module:
+def saved_system(folder: Path, module: str, trunk: str = "vgg16_bn", **changes: Any) -> System:
     """A system with statistics, saved in folder/system and its classifier in folder/classifier."""
     classifier, params = small_classifier(trunk)
     save_classifier(folder / "classifier", "decoupled", params, TAGS, classifier)
-    card = json.loads((folder / "classifier/model.json").read_text())
     classifier.backbone = backbone(trunk)
     system = build(module, classifier, **changes).eval()
     system.finish([squares(3)])
-    save_system(folder / "system", "tested", entry(module, **changes), card, 96, system)
+    save(folder / "system", module, card_in(folder / "classifier"), system, **changes)
     return system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def save(folder: Path, module: str, card: dict[str, Any], system: System, **changes: Any) -> None:
+    """Save a system as the stage does."""
+    save_system(folder, "tested", module, entry(module, training=changes)["training"], card, 96, system)
+
+
+def load(folder: Path, module: str, **changes: Any) -> tuple[System, dict[str, Any]]:
+    """Load a system to predict as its small entry says, or with changes."""
+    return load_system(folder, entry(module, prediction=changes)["prediction"], CPU)
+
+
+def card_in(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "model.json").read_text())
+
+
+def start(folder: Path, module: str, tags: list[str] = TAGS, **changes: Any) -> tuple[System, dict[str, Any]]:
+    """A new system that starts from what is in a folder, and the card of its origin."""
+    built = params_of(module, **changes)
+    return build_on(folder, tags, lambda origin: systems.load(module).build(built, origin))
 
 
 @pytest.mark.parametrize("name", ["vgg16_bn", "timm/test_resnet"])
@@ -72,14 +94,17 @@ def test_a_classifier_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("trunk", ["vgg16_bn", "timm/test_resnet"])
 def test_a_system_comes_back_bit_for_bit(tmp_path: Path, module: str, trunk: str) -> None:
     system = saved_system(tmp_path, module, trunk)
-    loaded, card = load_system(tmp_path / "system", CPU)
+    loaded, card = load(tmp_path / "system", module)
     assert type(loaded) is type(system)
-    assert (card["name"], card["input_size"], card["entry"]["module"]) == ("tested", 96, module)
-    assert card["classifier"]["tags"] == TAGS
+    assert (card["name"], card["input_size"], card["module"]) == ("tested", 96, module)
+    assert card["training"] == entry(module)["training"]
+    assert card["tags"] == card["origin"]["tags"] == TAGS
+    assert loaded.params == system.params
+    assert loaded.prediction == system.prediction
     for key, value in system.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
     images = squares(2, seed=7).images
-    assert torch.equal(loaded.predict(images), system.predict(images))  # type: ignore[operator]
+    assert torch.equal(loaded.predict(images), system.predict(images))
     assert not any(part.training for part in loaded.modules())
 
 
@@ -93,56 +118,166 @@ def test_a_new_system_starts_from_a_classifier(tmp_path: Path) -> None:
     classifier, params = small_classifier()
     params = params.model_copy(update={"backbone": backbone("vgg16_bn")})
     save_classifier(tmp_path, "decoupled", params, TAGS, classifier)
-    system, card = build_on(tmp_path, lambda built: build("deeplab", built))
+    system, card = start(tmp_path, "deeplab")
     assert isinstance(system, GridSystem)
     assert same(system.network.trunk, classifier.trunk)
     assert (card["kind"], card["name"], card["tags"]) == ("classifier", "decoupled", TAGS)
+
+
+@pytest.mark.parametrize("module", sorted({*systems.names()} - {"decouplednet"}))
+def test_a_new_system_starts_from_a_backbone(tmp_path: Path, module: str) -> None:
+    """Its weights are those that the backbone names, in the file; once trained, it needs that file no more."""
+    weights = backbones.build(backbone("vgg16")).state_dict()
+    save_file(weights, tmp_path / "weights.safetensors")
+    params = backbone("vgg16", weights=str(tmp_path / "weights.safetensors"))
+    save_backbone(tmp_path / "backbone", "vgg", params)
+    assert [path.name for path in (tmp_path / "backbone").iterdir()] == ["model.json"]
+    system, card = start(tmp_path / "backbone", module)
+    assert isinstance(system, OpenSystem)
+    ours = [layer.weight for layer in system.trunk.modules() if isinstance(layer, nn.Conv2d)]
+    theirs = [value for name, value in weights.items() if name.endswith(".weight")]
+    assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+    assert (card["kind"], card["name"], card["tags"]) == ("backbone", "vgg", TAGS)
+    system.eval().finish([squares(3)])
+    save(tmp_path / "system", module, card, system)
+    (tmp_path / "weights.safetensors").unlink()
+    loaded, _ = load(tmp_path / "system", module)
+    assert same(loaded, system)
+    # What goes on from it has the same beginning.
+    _, again = start(tmp_path / "system", module)
+    assert again == card
+
+
+def test_a_backbone_whose_weights_are_missing_is_a_problem(tmp_path: Path) -> None:
+    save_backbone(tmp_path, "vgg", backbone("vgg16", weights=str(tmp_path / "gone.safetensors")))
+    with pytest.raises(Problem, match=r"gone\.safetensors"):
+        start(tmp_path, "deeplab")
 
 
 @pytest.mark.parametrize("module", systems.names())
 def test_a_new_system_starts_from_one_of_its_kind(tmp_path: Path, module: str) -> None:
     """The weights are all taken over, and the card names the classifier that was the beginning."""
     first = saved_system(tmp_path, module)
-    second, card = build_on(tmp_path / "system", lambda built: build(module, built))
+    second, card = start(tmp_path / "system", module)
     assert same(first, second)
-    assert card == json.loads((tmp_path / "classifier/model.json").read_text())
-    save_system(tmp_path / "second", "again", entry(module), card, 96, second)
-    assert same(load_system(tmp_path / "second", CPU)[0], first)
+    assert card == card_in(tmp_path / "classifier")
+    save(tmp_path / "second", module, card, second)
+    assert same(load(tmp_path / "second", module)[0], first)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "system"])
+def test_a_start_of_other_tags_is_a_problem(kind: str, tmp_path: Path) -> None:
+    saved_system(tmp_path, "deeplab")
+    for tags in ([*TAGS[:-1], "sun"], TAGS[:-1], TAGS[::-1]):
+        with pytest.raises(
+            Problem, match=rf"{kind} was trained for \['disc', .* but the data set has .*train it again"
+        ):
+            start(tmp_path / kind, "deeplab", tags)
 
 
 def test_a_segmenter_goes_on_from_one_that_learned_otherwise(tmp_path: Path) -> None:
     """DSRG and DeepLab have one network: the step that trains again on what a first one predicts."""
     first = saved_system(tmp_path, "dsrg")
-    again, _ = build_on(tmp_path / "system", lambda built: build("deeplab", built, encoder="backbone"))
+    again, _ = start(tmp_path / "system", "deeplab")
     assert same(first, again)
 
 
+def test_how_a_system_predicts_is_told_when_it_is_loaded(tmp_path: Path) -> None:
+    saved_system(tmp_path, "decouplednet")
+    assert "prediction" not in card_in(tmp_path / "system")
+    images = squares(2, seed=7).images
+    keen, strict = (load(tmp_path / "system", "decouplednet", threshold=t)[0] for t in (0.0, 1.0))
+    assert len(keen.predict(images).sum((0, 2, 3)).nonzero()) == len(TAGS) + 1
+    assert (strict.predict(images).argmax(1) == 0).all()
+    deep = load(tmp_path / "system", "decouplednet", views={"scales": [0.5, 1.0], "flip": True})[0]
+    assert (deep.prediction.views.scales, deep.prediction.views.flip) == ((0.5, 1.0), True)
+    with pytest.raises(Problem, match=r"systems\.tested\.prediction\.threshold: found 2"):
+        load(tmp_path / "system", "decouplednet", threshold=2.0)
+
+
 @pytest.mark.parametrize(
-    ("module", "changes"), [("deeplab", {"width": 8}), ("deeplab", {"branches": [1, 2, 3]}), ("decouplednet", {})]
+    ("module", "changes"),
+    [("deeplab", {"network": {"width": 8}}), ("deeplab", {"network": {"branches": [1, 2, 3]}}), ("decouplednet", {})],
 )
 def test_a_start_with_other_layers_is_a_problem(tmp_path: Path, module: str, changes: dict[str, Any]) -> None:
     saved_system(tmp_path, "deeplab")
     with pytest.raises(Problem, match=r"model.safetensors is damaged or of another model"):
-        build_on(tmp_path / "system", lambda built: build(module, built, **changes))
+        start(tmp_path / "system", module, **changes)
+
+
+class WithHead(DeepLabSystem):
+    """DeepLab with a head that no other system has."""
+
+    may_be_missing = ("head.",)
+
+    def __init__(self, plain: DeepLabSystem, wide: int = 6) -> None:
+        assert isinstance(plain.params, deeplab.Training)
+        super().__init__(plain.network, plain.pretrained[1:], plain.params)
+        self.head = nn.Sequential(nn.Conv2d(wide, 6, 1), nn.BatchNorm2d(6))
+
+
+def with_head(origin: Origin, kind: type[WithHead] = WithHead, wide: int = 6) -> WithHead:
+    torch.manual_seed(1)
+    plain = deeplab.build(params_of("deeplab"), origin)
+    assert isinstance(plain, DeepLabSystem)
+    return kind(plain, wide)
+
+
+@pytest.mark.parametrize("trunk", ["vgg16", "timm/test_resnet"])
+def test_what_may_be_missing_keeps_its_initial_weights(trunk: str, tmp_path: Path) -> None:
+    first = saved_system(tmp_path, "deeplab", trunk)
+    second, card = build_on(tmp_path / "system", TAGS, with_head)
+    assert isinstance(second, WithHead)
+    alone = with_head(origin(small_classifier(trunk)[0]))
+    assert same(second.network, first.network)  # type: ignore[arg-type]
+    assert same(second.head, alone.head)
+    # Where it is there, it is taken over.
+    nn.init.constant_(second.head[1].weight, 3.0)  # type: ignore[arg-type]
+    save(tmp_path / "second", "deeplab", card, second)
+    third, _ = build_on(tmp_path / "second", TAGS, with_head)
+    assert same(third, second)
+
+
+class Strict(WithHead):
+    may_be_missing = ()
+
+
+def test_what_else_is_missing_or_unexpected_is_named(tmp_path: Path) -> None:
+    saved_system(tmp_path, "deeplab")
+    with pytest.raises(Problem, match=r"model.safetensors is .*lacks: head.0.weight, head.0.bias, .*and 2 more; run"):
+        build_on(tmp_path / "system", TAGS, lambda origin: with_head(origin, Strict))
+    more, card = build_on(tmp_path / "system", TAGS, with_head)
+    save(tmp_path / "second", "deeplab", card, more)
+    with pytest.raises(Problem, match=r"it has also: head\.[^;]* and 2 more; run"):
+        start(tmp_path / "second", "deeplab")
+    with pytest.raises(Problem, match=r"size mismatch for head.0.weight"):
+        build_on(tmp_path / "second", TAGS, lambda origin: with_head(origin, wide=8))
+    with pytest.raises(Problem, match=r"it has also: head"):
+        load(tmp_path / "second", "deeplab")
+
+
+@pytest.mark.parametrize("module", systems.names())
+def test_a_finished_model_lacks_nothing(module: str, tmp_path: Path) -> None:
+    """What may be missing at a start may not be when a model is loaded to predict."""
+    system = saved_system(tmp_path, module)
+    weights = load_file(tmp_path / "system/model.safetensors")
+    for name in list(weights)[:1] + [n for n in weights if n.startswith(system.may_be_missing or ("-",))]:
+        save_file({key: value for key, value in weights.items() if key != name}, tmp_path / "system/model.safetensors")
+        with pytest.raises(Problem, match=f"lacks: {name}"):
+            load(tmp_path / "system", module)
 
 
 def test_a_start_that_is_no_model_is_a_problem(tmp_path: Path) -> None:
-    def never(_: Classifier) -> System:
+    def never(_: Origin) -> System:
         raise AssertionError
 
     with pytest.raises(Problem, match="holds no model .*run the stage that trains it"):
-        build_on(tmp_path, never)
+        build_on(tmp_path, TAGS, never)
     (tmp_path / "model.json").write_text(json.dumps({"kind": "picture", "format": 1}))
-    with pytest.raises(Problem, match="found a picture of format 1; wanted a classifier or a system of format 1"):
-        build_on(tmp_path, never)
-
-
-def test_deconvnet_of_a_fresh_backbone_needs_no_weights_to_be_loaded(tmp_path: Path) -> None:
-    system = saved_system(tmp_path, "deconvnet", "vgg16", encoder="backbone", proposals=3)
-    loaded, _ = load_system(tmp_path / "system", CPU)
-    assert loaded.proposals == 3
-    images = squares(1).images
-    assert torch.equal(loaded.predict(images), system.predict(images))  # type: ignore[operator]
+    with pytest.raises(
+        Problem, match="found a picture of format 1; wanted a backbone or a classifier or a system of format 2"
+    ):
+        build_on(tmp_path, TAGS, never)
 
 
 def test_the_same_model_is_the_same_file(tmp_path: Path) -> None:
@@ -155,16 +290,16 @@ def test_the_same_model_is_the_same_file(tmp_path: Path) -> None:
 
 def test_what_is_no_model_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(Problem, match="holds no model .*run the stage that trains it"):
-        load_system(tmp_path, CPU)
+        load(tmp_path, "decouplednet")
     saved_system(tmp_path, "decouplednet")
-    with pytest.raises(Problem, match="found a classifier of format 1; wanted a system of format 1"):
-        load_system(tmp_path / "classifier", CPU)
-    with pytest.raises(Problem, match="found a system of format 1; wanted a classifier"):
+    with pytest.raises(Problem, match="found a classifier of format 2; wanted a system of format 2"):
+        load(tmp_path / "classifier", "decouplednet")
+    with pytest.raises(Problem, match="found a system of format 2; wanted a classifier"):
         load_classifier(tmp_path / "system", CPU)
-    card = json.loads((tmp_path / "system/model.json").read_text())
+    card = card_in(tmp_path / "system")
     (tmp_path / "system/model.json").write_text(json.dumps(card | {"format": 99}))
     with pytest.raises(Problem, match="of format 99"):
-        load_system(tmp_path / "system", CPU)
+        load(tmp_path / "system", "decouplednet")
 
 
 def test_what_is_damaged_is_a_problem(tmp_path: Path) -> None:
@@ -173,16 +308,16 @@ def test_what_is_damaged_is_a_problem(tmp_path: Path) -> None:
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(Problem, match="model.safetensors is damaged"):
-        load_system(tmp_path / "system", CPU)
+        load(tmp_path / "system", "decouplednet")
     weights.write_bytes((tmp_path / "classifier/model.safetensors").read_bytes())
     with pytest.raises(Problem, match="of another model"):
-        load_system(tmp_path / "system", CPU)
+        load(tmp_path / "system", "decouplednet")
     weights.unlink()
     with pytest.raises(Problem, match="model.safetensors"):
-        load_system(tmp_path / "system", CPU)
+        load(tmp_path / "system", "decouplednet")
     (tmp_path / "system/model.json").write_text("{")
     with pytest.raises(Problem, match="model.json is damaged"):
-        load_system(tmp_path / "system", CPU)
+        load(tmp_path / "system", "decouplednet")
 
 
 def test_nothing_but_numbers_and_text_is_stored(tmp_path: Path) -> None:
@@ -190,4 +325,4 @@ def test_nothing_but_numbers_and_text_is_stored(tmp_path: Path) -> None:
     state = load_file(tmp_path / "system/model.safetensors")
     assert any(key.startswith("classifier.") for key in state)
     assert any(key.startswith("segmenter.") for key in state)
-    assert json.loads((tmp_path / "system/model.json").read_text())["format"] == 1
+    assert card_in(tmp_path / "system")["format"] == 2

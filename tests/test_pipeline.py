@@ -1,6 +1,7 @@
-"""The whole pipeline runs, repeats nothing that is done, and gives the same hashes in a second clone.
+"""The pipeline as a user of DVC has it: demo, refused values, another data set, experiments, a queue, another clone.
 
-Takes some two minutes: tiny data and tiny networks, but every stage through DVC in clones of this project.
+Takes some minutes: tiny data and networks, but every stage through DVC, in a clone of this project that the tests use
+one after the other, each as the one before left it.
 """
 
 import json
@@ -17,30 +18,16 @@ import pytest
 from ruamel.yaml import YAML
 
 from segcore.config import reading
+from tests.devkit import PARAMS, changed, make_devkit, voc_section
+from tests.tiny import files, tiny_params
 
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[1]
-SYSTEMS = ["decouplednet", "deconvnet", "ficklenet_semi"]
-CLASSIFIERS = ["decoupled", "decoupled_str", "ficklenet"]
-ALL = {"prepare", "split", "make_crops", "extract_pseudo_labels@ficklenet", "report"}
-ALL |= {f"train_classifier@{name}" for name in CLASSIFIERS}
-ALL |= {f"{stage}@{system}" for stage in ("train_segmenter", "evaluate") for system in SYSTEMS}
-
-TINY = {
-    "dataset.shapes": {"classes": 4, "train_images": 30, "val_images": 10, "size": 64, "max_objects": 2},
-    "split.strong_per_class": 2,
-    "crops.per_subset": 10,
-    "crops.warp": 72,
-    "crops.input_size": 64,
-    "evaluation.panels": 3,
-}
-TINY_RECIPE = {"steps": 4, "batch_size": 4, "accumulate": 1, "warmup_steps": 1, "compile": False, "workers": 0}
-TINY_CLASSIFIER = {"input_size": 64, "resize": 72, "test_size": 64}
-TINY_HEADS = {"fully_connected": {"width": 16, "kernel": 2}, "stochastic": {"kernel": 3}}
-TINY_SYSTEM = {"width": 0.0625, "norm_batches": 2, "norm_batch_size": 4}
-TINY_NET = {"width": 16, "input_size": 65}
-TINY_LABELS = {"input_size": 65, "passes": 5, "batch_size": 4}
+DEMO = re.findall(r"\w+", re.findall(r"^DEMO := (.+)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)[0])
+FIRST = DEMO[0]
+THRESHOLD = f"systems.{FIRST}.prediction.threshold"
+DATA = "data/shapes"
 
 
 class Clone:
@@ -48,8 +35,9 @@ class Clone:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.data = folder / DATA
         self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC_"))},
+            **{key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC_", "MAKE"))},
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
             "DVC_NO_ANALYTICS": "1",
@@ -57,137 +45,191 @@ class Clone:
             **{f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
         }
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, fails: bool = False) -> str:
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        assert (done.returncode != 0) == fails, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr * fails
 
-    def dvc(self, *arguments: str) -> str:
-        return self.run(sys.executable, "-m", "dvc", *arguments)
+    def dvc(self, *arguments: str, fails: bool = False) -> str:
+        return self.run(sys.executable, "-m", "dvc", *arguments, fails=fails)
 
-    def repro(self) -> list[str]:
-        """The stages that ran."""
-        return re.findall(r"Running stage '(.+)':", self.dvc("repro"))
+    def repro(self, *arguments: str) -> list[str]:
+        return ran(self.dvc("repro", *arguments))
+
+    def make(self, *arguments: str) -> str:
+        return self.run("make", *arguments, "READY=", f"BIN={Path(sys.executable).parent}")
+
+    def show(self, fails: bool = False) -> str:
+        return self.run(sys.executable, "-m", "segcore.commands.show", fails=fails)
 
     def change(self, changes: dict[str, Any]) -> None:
-        params = YAML(typ="safe", pure=True).load(self.folder / "params.yaml")
-        for key, value in changes.items():
-            *sections, last = key.split(".")
-            place = params
-            for name in sections:
-                place = place[name]
-            place[last] = value
-        YAML().dump(params, self.folder / "params.yaml")
+        YAML().dump(changed(changes, self.folder / "params.yaml"), self.folder / "params.yaml")
 
-    def copy(self, folder: Path) -> "Clone":
-        shutil.copytree(self.folder, folder)
-        return Clone(folder)
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", message)
 
-    def hashes(self) -> dict[str, Any]:
-        """The outputs of every stage as dvc.lock has them."""
-        lock = YAML(typ="safe", pure=True).load(self.folder / "dvc.lock")
-        return {name: stage["outs"] for name, stage in lock["stages"].items()}
+    def back(self) -> None:
+        """The last commit, its results among the rest."""
+        self.run("git", "reset", "--quiet", "--hard")
+        self.dvc("checkout", "--force")
+
+    def table(self) -> pd.DataFrame:
+        return pd.read_csv(self.data / "report/systems.csv", index_col="system", keep_default_na=False)
+
+    def metrics(self) -> dict[str, Any]:
+        return json.loads(self.dvc("metrics", "show", "--json"))[""]["data"]
+
+
+def ran(output: str) -> list[str]:
+    """The stages that ran."""
+    return re.findall(r"Running stage '(.+)':", output)
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A commit of the project's sources as they are now, with tiny parameters."""
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A commit of the project's sources as they are now, with tiny parameters of the demo's systems."""
     listing = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=PROJECT, capture_output=True
     )
     if listing.returncode:
         pytest.skip("the project is no Git checkout, so its sources cannot be told from its data")
-    folder = tmp_path_factory.mktemp("sources") / "project"
+    folder = tmp_path_factory.mktemp("pipeline") / "project"
     for name in filter(None, listing.stdout.decode().split("\0")):
-        is_data = name.startswith("data/") and not name.startswith("data/shapes/") and not name.endswith(".gitkeep")
+        is_data = name.startswith("data/") and not name.startswith("data/embedded/")
         if (PROJECT / name).is_file() and not is_data and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)
-    shutil.copy(PROJECT / "profiles/shapes.yaml", folder / "params.yaml")
     clone = Clone(folder)
-    settings = reading.load(folder / "params.yaml")
-    clone.change(TINY)
-    clone.change({"systems": {name: settings.raw["systems"][name] for name in SYSTEMS}})
-    clone.change({"pseudo_labels": {"ficklenet": settings.raw["pseudo_labels"]["ficklenet"] | TINY_LABELS}})
-    for name in settings.recipes:
-        clone.change({f"recipes.{name}.{key}": value for key, value in TINY_RECIPE.items()})
-    for name in settings.classifiers:
-        clone.change({f"classifiers.{name}.{key}": value for key, value in TINY_CLASSIFIER.items()})
-        clone.change({f"classifiers.{name}.backbone.name": "vgg16_bn", f"classifiers.{name}.backbone.width": 0.0625})
-        head = TINY_HEADS[settings.classifiers[name].head.kind]
-        clone.change({f"classifiers.{name}.head.{key}": value for key, value in head.items()})
-    for name in SYSTEMS:
-        small = TINY_NET if name == "ficklenet_semi" else TINY_SYSTEM
-        clone.change({f"systems.{name}.{key}": value for key, value in small.items()})
-    clone.run("git", "init", "--quiet")
-    clone.run("git", "add", "--all")
-    clone.run("git", "commit", "--quiet", "--message", "Tiny")
+    shapes = reading.read(PARAMS)
+    small = {"classes": 4, "train_images": 24, "val_images": 8, "size": 64, "max_objects": 2}
+    tiny_params(folder / "params.yaml", dataset=shapes["dataset"] | small)
+    clone.change({f"recipes.{name}.steps": 2 for name in shapes["recipes"] if name != "common"})
+    systems = {name: entry for name, entry in reading.read(folder / "params.yaml")["systems"].items() if name in DEMO}
+    labels = {entry["labels"] for entry in systems.values()}
+    sets = reading.read(folder / "params.yaml")["pseudo_labels"]
+    sets = {name: entry for name, entry in sets.items() if f"pseudo_labels/{name}" in labels}
+    clone.change({"systems": systems, "pseudo_labels": sets, "recipes.common.warmup_steps": 0})
+    clone.run("git", "init", "--quiet", "--initial-branch", "main")
+    clone.dvc("remote", "add", "--default", "storage", str(folder.parent / "storage"))
+    clone.commit("Tiny")
     return clone
 
 
-def cloned(sources: Clone, folder: Path) -> Clone:
-    sources.run("git", "clone", "--quiet", str(sources.folder), str(folder))
-    return Clone(folder)
+def test_the_demo_runs_its_systems_and_shows_them(clone: Clone) -> None:
+    said = clone.make("demo")
+    settings = reading.read(clone.folder / "params.yaml")
+    expected = {"check_params", "prepare", "split", "make_crops", "report"}
+    expected |= {f"train_classifier@{name}" for name in settings["classifiers"]}
+    expected |= {f"extract_pseudo_labels@{name}" for name in settings["pseudo_labels"]}
+    expected |= {f"{stage}@{name}" for stage in ("train_segmenter", "evaluate") for name in DEMO}
+    assert set(ran(said)) == expected
+    assert all(re.search(rf"^ *{name} +current ", said, re.MULTILINE) for name in DEMO)
+    assert f"report: {clone.data / 'report/index.html'}" in said
+    assert set(clone.table()["state"]) == {"current"}
+    assert "not recorded on this machine" not in (clone.data / "report/index.html").read_text()
+    clone.commit("The demo's results")
 
 
-@pytest.fixture(scope="module")
-def finished(sources: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which everything has run; tests change copies of it."""
-    clone = cloned(sources, tmp_path_factory.mktemp("finished") / "project")
-    assert set(clone.repro()) == ALL
-    return clone
+def test_nothing_is_done_twice(clone: Clone) -> None:
+    assert "Data and pipelines are up to date." in clone.dvc("repro")
+    assert clone.run("git", "status", "--porcelain") == ""
 
 
-def test_the_pipeline_makes_the_table_and_the_page(finished: Clone) -> None:
-    table = pd.read_csv(finished.folder / "data/report/systems.csv")
-    assert table["system"].tolist() == SYSTEMS
-    assert table["mean_iou"].between(0, 1).all()
-    page = (finished.folder / "data/report/index.html").read_text()
-    assert "not recorded on this machine" not in page
-    shown = finished.run(sys.executable, "-m", "segcore.commands.show")
-    assert str(finished.folder / "data/report/index.html") in shown
-    assert "ficklenet_semi" in shown
-
-
-def test_metrics_and_plots_are_shown(finished: Clone, tmp_path: Path) -> None:
-    metrics = json.loads(finished.dvc("metrics", "show", "--json"))[""]["data"]
-    assert len(metrics) == len(SYSTEMS) + len(CLASSIFIERS) + 1
-    assert 0 <= metrics["data/pseudo_labels/ficklenet/quality.json"]["data"]["precision"] <= 1
-    assert 0 <= metrics["data/results/decouplednet/metrics.json"]["data"]["mean_iou"] <= 1
-    finished.dvc("plots", "show", "--out", str(tmp_path / "plots"))
+def test_metrics_and_plots_are_shown(clone: Clone, tmp_path: Path) -> None:
+    metrics = clone.metrics()
+    assert 0 <= metrics[f"{DATA}/results/{FIRST}/metrics.json"]["data"]["mean_iou"] <= 1
+    clone.dvc("plots", "show", "--out", str(tmp_path / "plots"))
     plots = (tmp_path / "plots/index.html").read_text()
-    named = YAML(typ="safe", pure=True).load(PROJECT / "dvc.yaml")["plots"]
-    titles = [title for entry in named if isinstance(entry, dict) for title in entry]
-    assert all(title.replace(" ", "_") in plots for title in titles)
-    assert plots.count("var spec") == len(titles)
-    assert "data_pseudo_labels_ficklenet_figure.png" in plots
+    assert f"{DATA}/results/{FIRST}/per_class.csv".replace("/", "_") in plots.replace("/", "_")
 
 
-def test_nothing_is_done_twice(finished: Clone) -> None:
-    assert "Data and pipelines are up to date." in finished.dvc("repro")
-    assert finished.run("git", "status", "--porcelain", "--", "segcore", "stages", "dvc.yaml", "params.yaml") == ""
+def test_a_wrong_value_is_refused_while_every_result_stays(clone: Clone) -> None:
+    def results() -> dict[str, bytes]:
+        of_check_params = ("params/", "backbones/")
+        return {name: content for name, content in files(clone.data).items() if not name.startswith(of_check_params)}
+
+    before = results()
+    clone.change({THRESHOLD: 5})
+    assert f"{THRESHOLD}: found 5" in clone.dvc("repro", fails=True)
+    assert results() == before
+    clone.run("git", "checkout", "params.yaml")  # the value, not the results
+    assert clone.repro() == []
+    assert clone.run("git", "status", "--porcelain") == ""
 
 
-def test_a_systems_parameter_runs_its_two_stages_again(finished: Clone, tmp_path: Path) -> None:
-    clone = finished.copy(tmp_path / "project")
-    clone.change({"systems.deconvnet.norm_batches": 3})
-    assert clone.repro() == ["train_segmenter@deconvnet", "evaluate@deconvnet", "report"]
+def test_an_experiment_runs_what_its_value_concerns(clone: Clone) -> None:
+    before = clone.table()
+    said = clone.dvc("exp", "run", "--name", "lower", "--set-param", f"{THRESHOLD}=0.3")
+    assert ran(said) == ["check_params", f"evaluate@{FIRST}", "report"]
+    assert set(clone.table()["state"]) == {"current"}
+    assert THRESHOLD in clone.dvc("params", "diff")
+    clone.back()
+    assert clone.table().equals(before)
 
 
-def test_a_new_system_is_two_new_stages(finished: Clone, tmp_path: Path) -> None:
-    clone = finished.copy(tmp_path / "project")
-    before = clone.dvc("stage", "list", "--name-only").split()
-    shutil.copy(clone.folder / "segcore/systems/deconvnet.py", clone.folder / "segcore/systems/twin.py")
-    entry = reading.read(clone.folder / "params.yaml")["systems"]["deconvnet"]
-    clone.change({"systems.twin": {**entry, "module": "twin"}})
-    after = clone.dvc("stage", "list", "--name-only").split()
-    assert set(after) - set(before) == {"train_segmenter@twin", "evaluate@twin"}
-    assert clone.repro() == ["train_segmenter@twin", "evaluate@twin", "report"]
-    results = [clone.folder / f"data/results/{name}/confusion_counts.csv" for name in ("deconvnet", "twin")]
-    assert results[0].read_bytes() == results[1].read_bytes()
+def test_an_experiment_that_is_applied_brings_its_results(clone: Clone) -> None:
+    clone.dvc("exp", "apply", "lower")
+    assert reading.read(clone.folder / "params.yaml")["systems"][FIRST]["prediction"]["threshold"] == 0.3
+    said = clone.show()
+    assert "stale" not in said
+    assert "missing" not in said
+    assert "older than these results" in said or "make report" not in said
+    assert clone.repro() == []
+    clone.back()
 
 
-def test_a_second_clone_gives_the_same_hashes(sources: Clone, finished: Clone, tmp_path: Path) -> None:
-    second = cloned(sources, tmp_path / "elsewhere")
-    assert set(second.repro()) == ALL
-    assert second.hashes() == finished.hashes()
+def test_another_clone_pulls_what_was_pushed(clone: Clone, tmp_path: Path) -> None:
+    clone.dvc("push")
+    clone.run("git", "clone", "--quiet", str(clone.folder), str(tmp_path / "other"))
+    other = Clone(tmp_path / "other")
+    other.dvc("pull")
+    assert other.repro() == []
+    mine, theirs = files(clone.data), files(other.data)
+    assert {name for name in mine if name not in theirs} == {"report/index.html"}
+    assert all(mine[name] == content for name, content in theirs.items())
+    assert "`make report` writes it" in other.show()
+
+
+def test_another_data_set_leaves_the_first_one_alone(clone: Clone) -> None:
+    before = files(clone.data)
+    make_devkit(clone.folder / "data/pictures", n_train=9, n_val=3)
+    params = reading.read(clone.folder / "params.yaml")
+    start, labels = params["systems"][FIRST]["start"].split("/")[1], "pseudo_labels"
+    only = {"systems": {FIRST: params["systems"][FIRST]}, labels: {}}
+    only["classifiers"] = {start: params["classifiers"][start]}
+    clone.change(only | {"dataset": voc_section("data/pictures") | {"name": "mine"}})
+    said = clone.show(fails=True)
+    assert "data/mine holds no results of any system yet" in said
+    assert f"dvc repro evaluate@{FIRST}" in said
+    assert not any("mean_iou" in str(entry.get("data")) for entry in clone.metrics().values())
+    stages = {f"train_classifier@{start}", "make_crops", f"train_segmenter@{FIRST}", f"evaluate@{FIRST}"}
+    assert set(clone.repro()) == stages | {"check_params", "prepare", "split", "report"}
+    assert files(clone.data) == before
+    said = clone.show()
+    assert [line.split()[:2] for line in said.splitlines()[1:2]] == [[FIRST, "current"]]
+    assert not any(name in said for name in DEMO[1:] if name != FIRST)
+    assert all(name.startswith("data/mine/") for name in clone.metrics())
+    # the two lines of README: what a queue or another clone shall see is DVC's or Git's
+    clone.dvc("add", "data/pictures")
+    clone.commit("My pictures")
+
+
+def test_a_queue_runs_with_data_inside_the_repository(clone: Clone) -> None:
+    clone.dvc("exp", "run", "--queue", "--name", "queued", "--set-param", f"{THRESHOLD}=0.4")
+    clone.dvc("queue", "start")
+    log = clone.dvc("queue", "logs", "queued", "--follow")
+    status = clone.dvc("queue", "status")
+    assert re.search(r"queued.*Success", status), f"{status}\n{log}"
+    assert ran(log) == ["check_params", f"evaluate@{FIRST}", "report"]
+    clone.dvc("exp", "apply", "queued")
+    assert "stale" not in clone.show()
+    clone.back()
+
+
+def test_the_first_data_set_comes_back_with_its_parameters(clone: Clone) -> None:
+    clone.run("git", "checkout", "HEAD~1", "--", "params.yaml")
+    assert set(clone.repro()) <= {"prepare", "split", "report"}  # what takes long comes from DVC's cache
+    said = clone.show()
+    assert all(re.search(rf"^ *{name} +current ", said, re.MULTILINE) for name in DEMO)
+    assert all(name.startswith(f"{DATA}/") for name in clone.metrics())

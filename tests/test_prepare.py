@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.io import savemat
 
 from segcore.cli import command, provenance
@@ -23,7 +24,7 @@ from segcore.data.manifest import SCHEMA, Record, read_manifest, write_manifest
 from segcore.data.pictures import IGNORE, read_image, read_labels, voc_palette, write_labels
 from segcore.errors import Problem, Problems
 from stages import prepare
-from tests.devkit import make_devkit, real_voc, write_params
+from tests.devkit import make_devkit, real_voc, voc_section, write_params
 from tests.loop import full_disk
 
 Prepare = Callable[..., Path]
@@ -37,12 +38,11 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> Prepare:
-    """Run the stage on the devkit with changes to the section `dataset`; returns the folder with its outputs."""
+    """Run the stage on the devkit with changes to its section, or on another section; gives the folder of outputs."""
     monkeypatch.setattr(provenance, "TIMINGS", tmp_path / "timings")
 
-    def go(**changes: Any) -> Path:
-        dataset = {"layout": "voc", "root": str(root)} | changes
-        params = write_params(tmp_path / "params.yaml", {f"dataset.{key}": value for key, value in dataset.items()})
+    def go(section: dict[str, Any] | None = None, **changes: Any) -> Path:
+        params = write_params(tmp_path / "params.yaml", {"dataset": section or voc_section(root) | changes})
         prepare.main(out=tmp_path / "prepared", params=params)
         return tmp_path / "prepared"
 
@@ -71,6 +71,16 @@ def labels_at(root: Path, image_id: str = "train_000") -> Path:
 
 def list_at(root: Path, split: str = "train") -> Path:
     return root / f"ImageSets/Segmentation/{split}.txt"
+
+
+def csv(file: str) -> dict[str, str]:
+    """The section `dataset.tags` for a table."""
+    return {"kind": "csv", "file": file}
+
+
+def annotations(difficult: str = "count") -> dict[str, str]:
+    """The section `dataset.tags` for annotations."""
+    return {"kind": "annotations", "difficult": difficult}
 
 
 def write_csv(root: Path, tags: dict[str, str]) -> str:
@@ -110,7 +120,7 @@ def test_manifest_describes_every_image(prepared: Prepare, root: Path) -> None:
 def test_a_manifest_is_read_as_it_was_written(prepared: Prepare, root: Path, tmp_path: Path) -> None:
     labels_at(root, "train_001").unlink()
     tags = write_csv(root, true_tags(root) | {"train_001": "square"})
-    path = prepared(tags="csv", tags_file=tags) / "manifest.parquet"
+    path = prepared(tags=csv(tags)) / "manifest.parquet"
     records = read_manifest(path)
     assert records["train_001"].labels is records["train_001"].label_classes is None
     write_manifest(tmp_path / "again.parquet", records.values())
@@ -167,8 +177,8 @@ def test_two_runs_write_the_same_bytes_and_leave_nothing_else(prepared: Prepare,
 
 
 def test_the_embedded_set_goes_through_the_same_reader(prepared: Prepare) -> None:
-    shapes = {"classes": 3, "train_images": 6, "val_images": 3, "size": 64, "max_objects": 2}
-    out = prepared(layout="shapes", shapes=shapes)
+    shapes = {"layout": "shapes", "name": "shapes", "root": "data/embedded", "size": 64}
+    out = prepared(shapes | {"classes": 3, "train_images": 6, "val_images": 3, "max_objects": 2})
     records = read_manifest(out / "manifest.parquet")
     assert len(records) == 9
     record = next(iter(records.values()))
@@ -489,12 +499,18 @@ def test_a_half_turn_cannot_be_proven_and_warns(prepared: Prepare, root: Path) -
     assert json.loads((prepared() / "dataset.json").read_text())["warnings"]["orientation_unproven"] == 1
 
 
+def warnings_of(out: Path) -> dict[str, int]:
+    """The counts of `dataset.json` that are not 0."""
+    counted = json.loads((out / "dataset.json").read_text())["warnings"]
+    return {kind: count for kind, count in counted.items() if count}
+
+
 def test_the_same_bytes_in_both_splits_and_in_one(
     prepared: Prepare, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image_at(root, "train_001").write_bytes(image_at(root, "train_000").read_bytes())
     out = prepared()
-    assert json.loads((out / "dataset.json").read_text())["warnings"]["same_bytes_in_split"] == 1
+    assert warnings_of(out) == {"same_bytes_in_split": 1}
     assert "train_001.jpg (train): holds the same bytes" in capsys.readouterr().out
     image_at(root, "val_000").write_bytes(image_at(root, "train_002").read_bytes())
     labels_at(root, "val_000").unlink()
@@ -504,10 +520,57 @@ def test_the_same_bytes_in_both_splits_and_in_one(
     assert "train_002.jpg (train); what is trained on" in problems[1]
 
 
+@pytest.mark.parametrize(
+    ("kind", "seen"),
+    [
+        ("same_pixels", r"shows the same pixels as .*train_002.jpg \(train\)"),
+        ("alike", r"looks like the picture .*train_002.jpg \(train\), in 2\d\d of 256 bits"),
+        ("mirrored", r"looks like the mirrored picture .*train_002.jpg \(train\), in 2\d\d of 256 bits"),
+    ],
+)
+@pytest.mark.parametrize("copied_to", ["train_005", "val_000"])
+def test_copies_that_are_other_bytes(prepared: Prepare, root: Path, kind: str, seen: str, copied_to: str) -> None:
+    with Image.open(image_at(root, "train_002")) as image:
+        image.load()
+    copy = image_at(root, copied_to)
+    if kind == "same_pixels":
+        comment = b"\xff\xfe\x00\x07mine!"
+        content = image_at(root, "train_002").read_bytes()
+        copy.write_bytes(content[:2] + comment + content[2:])
+        labels_at(root, copied_to).write_bytes(labels_at(root, "train_002").read_bytes())
+    else:
+        turned = ImageOps.mirror if kind == "mirrored" else Image.Image.copy
+        turned(image).resize((96, 80)).save(copy, quality=60)
+        labels = read_labels(labels_at(root, "train_002"))
+        write_labels(labels_at(root, copied_to), np.asarray(turned(Image.fromarray(labels)).resize((96, 80), 0)))
+    name = "alike" if kind == "mirrored" else kind
+    if copied_to == "train_005":
+        assert warnings_of(prepared()) == {f"{name}_in_split": 1}
+        return
+    problem = only_problem(prepared)
+    assert re.search(rf"val_000.jpg \(val\): {seen}.*; what is trained on cannot measure anything", problem)
+    assert problem.endswith("unlist one of them, or keep both by dataset.duplicates: allow")
+    assert warnings_of(prepared(duplicates="allow")) == {f"{name}_across_splits": 1}
+
+
+def test_a_copy_in_another_file_format_shows_the_same_pixels(prepared: Prepare, root: Path) -> None:
+    with Image.open(image_at(root, "train_002")) as image:
+        image.save(image_at(root, "val_000").with_suffix(".png"))
+    image_at(root, "val_000").unlink()
+    labels_at(root, "val_000").write_bytes(labels_at(root, "train_002").read_bytes())
+    assert "val_000.png (val): shows the same pixels as" in only_problem(prepared)
+
+
+def test_plain_pictures_are_not_taken_for_each_other(prepared: Prepare, root: Path) -> None:
+    for image_id, grey in (("train_000", 200), ("val_000", 60)):
+        Image.new("RGB", (48, 40), (grey, grey, grey)).save(image_at(root, image_id))
+    assert warnings_of(prepared()) == {}
+
+
 def test_tags_from_a_csv_also_without_labels(prepared: Prepare, root: Path) -> None:
     tags = true_tags(root) | {"train_000": "circle star"}
     labels_at(root, "train_001").unlink()
-    out = prepared(tags="csv", tags_file=write_csv(root, tags))
+    out = prepared(tags=csv(write_csv(root, tags)))
     records = read_manifest(out / "manifest.parquet")
     assert records["train_000"].tags == (1, 3)
     assert records["train_001"].labels is None
@@ -522,7 +585,7 @@ def test_no_training_image_needs_labels_when_tags_are_given(prepared: Prepare, r
     tags = write_csv(root, true_tags(root))
     for path in (root / "SegmentationClass").glob("train_*"):
         path.unlink()
-    records = read_manifest(prepared(tags="csv", tags_file=tags) / "manifest.parquet")
+    records = read_manifest(prepared(tags=csv(tags)) / "manifest.parquet")
     assert all(record.labels is None for record in records.values() if record.split == "train")
 
 
@@ -532,7 +595,7 @@ def test_what_a_csv_can_get_wrong(prepared: Prepare, root: Path) -> None:
     write_csv(root, tags)
     with (root / "tags.csv").open("a") as file:
         file.write("val_000,circle\n")
-    problems = problems_of(prepared, tags="csv", tags_file="tags.csv")
+    problems = problems_of(prepared, tags=csv("tags.csv"))
     for found in (
         "the id 'train_000' has no line",
         "train_001: names the class 'sqare', which the data set does not have; did you mean 'square'?",
@@ -547,7 +610,7 @@ def test_tags_of_a_csv_are_separated_by_blanks_only(prepared: Prepare, root: Pat
     """A tag in a cell of its own must not be lost."""
     tags = true_tags(root)
     write_csv(root, tags | {"train_000": "star,circle", "train_001": '"star,circle"', "train_002": "star;circle"})
-    problems = problems_of(prepared, tags="csv", tags_file="tags.csv")
+    problems = problems_of(prepared, tags=csv("tags.csv"))
     for found in (
         "'train_000', has more cells than the first line has columns",
         "train_001: found ',' between tags in 'star,circle'; separate them by blanks",
@@ -562,9 +625,9 @@ def test_a_class_whose_name_a_csv_cannot_hold(prepared: Prepare, root: Path) -> 
     (root / "classes.txt").write_text(names.replace("star", "bright star"))
     assert any(
         "the class 'bright star' holds a blank" in problem and "'bright_star'" in problem
-        for problem in problems_of(prepared, tags="csv", tags_file=tags)
+        for problem in problems_of(prepared, tags=csv(tags))
     )
-    prepared(tags="masks")
+    prepared(tags={"kind": "masks"})
 
 
 @pytest.mark.parametrize("ending", [".png", ".jpeg", ".JPG"])
@@ -572,6 +635,35 @@ def test_pictures_of_other_endings_are_found(prepared: Prepare, root: Path, endi
     picture = image_at(root)
     picture.rename(picture.with_suffix(ending))
     assert read_manifest(prepared() / "manifest.parquet")[picture.stem].image.suffix == ending
+
+
+def test_two_pictures_of_one_id_are_both_named(prepared: Prepare, root: Path) -> None:
+    with Image.open(image_at(root)) as image:
+        image.save(image_at(root).with_suffix(".png"))
+    problem = only_problem(prepared)
+    assert problem.startswith("train_000: has 2 pictures in ")
+    assert problem.endswith("JPEGImages, train_000.jpg and train_000.png; remove all but one")
+
+
+def renamed(root: Path, new: str, split: str = "train") -> None:
+    """The first image of the split under another id."""
+    old = f"{split}_000"
+    list_at(root, split).write_text(list_at(root, split).read_text().replace(old, new))
+    image_at(root, old).rename(image_at(root, new))
+    labels_at(root, old).rename(labels_at(root, new))
+
+
+def test_ids_that_differ_in_their_unicode_form_only(prepared: Prepare, root: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    renamed(root, composed)
+    assert composed in read_manifest(prepared() / "manifest.parquet")
+    image_at(root, composed).rename(image_at(root, decomposed))
+    problem = only_problem(prepared)
+    assert "(" + ascii(composed) + ")" in problem
+    assert ascii(f"{decomposed}.jpg") in problem
+    image_at(root, decomposed).rename(image_at(root, composed))
+    renamed(root, decomposed, "val")
+    assert "differ in their Unicode form only; leave one" in only_problem(prepared)
 
 
 def test_an_ending_in_a_list_is_named(prepared: Prepare, root: Path) -> None:
@@ -582,8 +674,8 @@ def test_an_ending_in_a_list_is_named(prepared: Prepare, root: Path) -> None:
 
 def test_a_csv_without_its_columns_and_none_at_all(prepared: Prepare, root: Path) -> None:
     (root / "tags.csv").write_text("id;tags\ntrain_000;circle\n")
-    assert "lacks the column image_id" in only_problem(prepared, tags="csv", tags_file="tags.csv")
-    assert "this file is missing" in only_problem(prepared, tags="csv", tags_file="no.csv")
+    assert "lacks the column image_id" in only_problem(prepared, tags=csv("tags.csv"))
+    assert "this file is missing" in only_problem(prepared, tags=csv("no.csv"))
 
 
 def write_annotations(root: Path) -> None:
@@ -597,8 +689,37 @@ def write_annotations(root: Path) -> None:
 
 def test_tags_from_annotations(prepared: Prepare, root: Path) -> None:
     write_annotations(root)
-    records = read_manifest(prepared(tags="annotations") / "manifest.parquet")
+    records = read_manifest(prepared(tags=annotations()) / "manifest.parquet")
     assert records["train_002"].tags == (1, 3)
+
+
+def test_difficult_objects_count_or_are_skipped(prepared: Prepare, root: Path) -> None:
+    write_annotations(root)
+    path = root / "Annotations/train_002.xml"
+    circle, star = "<object><name>circle</name>{}</object>", "<object><name>star</name>{}</object>"
+    easy, difficult = "<difficult>0</difficult>", "<difficult>1</difficult>"
+    path.write_text(f"<annotation>{circle.format(difficult)}{star.format(easy)}</annotation>")
+    out = prepared(tags=annotations("count"))
+    assert read_manifest(out / "manifest.parquet")["train_002"].tags == (1, 3)
+    assert warnings_of(out) == {}
+    out = prepared(tags=annotations("skip"))
+    record = read_manifest(out / "manifest.parquet")["train_002"]
+    assert (record.tags, record.label_classes) == ((3,), (1, 3))
+    assert warnings_of(out) == {"difficult_in_labels": 1}
+    path.write_text(f"<annotation>{circle.format(difficult)}{circle.format(easy)}{star.format('')}</annotation>")
+    out = prepared(tags=annotations("skip"))
+    assert read_manifest(out / "manifest.parquet")["train_002"].tags == (1, 3), "one of the circles is easy to see"
+    assert warnings_of(out) == {}
+    path.write_text(f"<annotation>{circle.format(difficult)}{star.format(difficult)}</annotation>")
+    out = prepared(tags=annotations("skip"))
+    assert read_manifest(out / "manifest.parquet")["train_002"].tags == ()
+    assert warnings_of(out) == {"difficult_in_labels": 1, "no_tags": 1}
+    path.write_text(f"<annotation>{circle.format('<difficult>yes</difficult>')}{star.format(easy)}</annotation>")
+    problem = only_problem(prepared, tags=annotations("skip"))
+    assert "it marks 'circle' with <difficult>yes</difficult>; allowed are 0 and 1" in problem
+    path.write_text(f"<annotation>{star.format(easy)}</annotation>")
+    problem = only_problem(prepared, tags=annotations("skip"))
+    assert "shows circle, which the tags of train_002 do not name (star)" in problem
 
 
 @pytest.mark.parametrize(
@@ -614,7 +735,7 @@ def test_what_an_annotation_can_get_wrong(prepared: Prepare, root: Path, content
     write_annotations(root)
     path = root / "Annotations/train_000.xml"
     path.unlink() if content is None else path.write_text(content)
-    assert any(found in problem for problem in problems_of(prepared, tags="annotations"))
+    assert any(found in problem for problem in problems_of(prepared, tags=annotations()))
 
 
 def test_an_annotation_in_another_encoding_hides_no_entities(prepared: Prepare, root: Path) -> None:
@@ -622,7 +743,7 @@ def test_an_annotation_in_another_encoding_hides_no_entities(prepared: Prepare, 
     text = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "circle">]><a><object><name>&b;</name></object></a>'
     for encoding in ("utf-16", "utf-16-le"):
         (root / "Annotations/train_000.xml").write_bytes(text.encode(encoding))
-        assert any("cannot be read as a VOC" in problem for problem in problems_of(prepared, tags="annotations"))
+        assert any("cannot be read as a VOC" in problem for problem in problems_of(prepared, tags=annotations()))
 
 
 def test_a_mask_with_background_only_warns(prepared: Prepare, root: Path) -> None:
@@ -674,11 +795,18 @@ def test_without_classes_txt_the_classes_are_those_of_voc(prepared: Prepare, roo
     assert (len(names), names[0], names[15], names[20]) == (21, "background", "person", "tvmonitor")
 
 
-@pytest.mark.parametrize("tags", ["masks", "csv"])
-def test_the_real_photographs_are_in_order(prepared: Prepare, tags: str) -> None:
-    lists = {"train_list": "train", "val_list": "val"}
-    out = prepared(root=str(real_voc()), tags=tags, tags_file="ImageSets/image_tags.csv", **lists)
+@pytest.mark.parametrize("tags", [{"kind": "masks"}, csv("ImageSets/image_tags.csv")], ids=lambda tags: tags["kind"])
+def test_the_real_photographs_are_in_order(prepared: Prepare, tags: dict[str, str]) -> None:
+    out = prepared(root=str(real_voc()), tags=tags)
     counts = json.loads((out / "dataset.json").read_text())
     assert counts["classes"] == 20
     assert counts["images"] == counts["masks"]
     assert not any(counts["conversions"].values())
+    assert {*warnings_of(out)} <= {"tag_not_in_labels"}, "no photograph is there twice"
+
+
+@pytest.mark.parametrize("difficult", ["count", "skip"])
+def test_the_real_annotations(prepared: Prepare, difficult: str) -> None:
+    lists = {"train_list": "train_2007", "val_list": "val_2007"}
+    out = prepared(root=str(real_voc()), tags=annotations(difficult), **lists)
+    assert warnings_of(out).get("difficult_in_labels", 0) == {"count": 0, "skip": 64}[difficult]

@@ -7,23 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segcore.config.sections import CropsParams
+from segcore.config.data import CropsParams, GradientEdges, StructuredEdges
 from segcore.data.crops import box_iou, tight_box
 from segcore.data.pictures import read_image, read_labels
 from segcore.data.proposals import edge_boxes, edge_map, limit_edges
 from segcore.errors import Problem
 from tests.devkit import real_voc
 
+EDGES = GradientEdges(kind="gradient", max_fraction=0.12)
 PARAMS = CropsParams(
     per_subset=200,
     max_subsets=31,
-    edges="gradient",
-    edge_model=None,
-    max_edge_fraction=0.12,
+    edges=EDGES,
     min_overlap=0.7,
     warp=104,
     input_size=96,
 )
+
+
+def structured(model: Path) -> StructuredEdges:
+    """Edges by the forest in a file."""
+    return StructuredEdges(kind="structured", model=str(model), max_fraction=0.12)
 
 
 def disc(height: int = 200, width: int = 260, centre: tuple[int, int] = (120, 90), radius: int = 45) -> np.ndarray:
@@ -48,7 +52,7 @@ def hard_picture(kind: str, height: int = 375, width: int = 500) -> np.ndarray:
 
 
 def test_edges_are_thin_and_oriented_along_their_normal() -> None:
-    edges, orientation = edge_map(disc(), "gradient", None)
+    edges, orientation = edge_map(disc(), EDGES)
     assert edges.dtype == orientation.dtype == np.float32
     assert 0 < edges.max() <= 1
     y, x = np.nonzero(edges)
@@ -62,13 +66,13 @@ def test_edges_are_thin_and_oriented_along_their_normal() -> None:
 
 
 def test_an_object_is_among_the_first_boxes() -> None:
-    boxes = edge_boxes(disc(), PARAMS, 200)
+    boxes = edge_boxes(disc(), EDGES, 200)
     assert box_iou(boxes[:10], (75, 45, 166, 136)).max() > 0.75
 
 
 def test_boxes_lie_within_a_large_picture_and_scale_with_it() -> None:
     large = np.kron(disc(), np.ones((8, 8, 1), dtype=np.uint8))
-    boxes = edge_boxes(large, PARAMS, 200)
+    boxes = edge_boxes(large, EDGES, 200)
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2] <= large.shape[1]).all()
     assert (boxes[:, 3] <= large.shape[0]).all()
@@ -91,19 +95,19 @@ def test_the_guard_empties_a_map_of_one_strength() -> None:
 @pytest.mark.parametrize("kind", ["noise", "flat", "ramp", "checkerboard", "stripes", "rings"])
 def test_no_picture_keeps_edge_boxes_busy(kind: str) -> None:
     begin = time.perf_counter()
-    boxes = edge_boxes(hard_picture(kind), PARAMS, 1000)
+    boxes = edge_boxes(hard_picture(kind), EDGES, 1000)
     assert time.perf_counter() - begin < 5, "unthinned maps take minutes"
     assert boxes.shape[1] == 4
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (15, 15), (16, 17), (20, 5000)])
 def test_tiny_and_very_long_pictures_do_no_harm(size: tuple[int, int]) -> None:
-    boxes = edge_boxes(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8), PARAMS, 100)
+    boxes = edge_boxes(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8), EDGES, 100)
     assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
 def test_boxes_are_the_same_every_time() -> None:
-    np.testing.assert_array_equal(edge_boxes(disc(), PARAMS, 100), edge_boxes(disc(), PARAMS, 100))
+    np.testing.assert_array_equal(edge_boxes(disc(), EDGES, 100), edge_boxes(disc(), EDGES, 100))
 
 
 def tiny_forest(path: Path) -> None:
@@ -125,8 +129,8 @@ def tiny_forest(path: Path) -> None:
 
 def test_a_structured_forest_is_used_when_named(tmp_path: Path) -> None:
     tiny_forest(tmp_path / "model.yml.gz")
-    params = PARAMS.model_copy(update={"edges": "structured", "edge_model": str(tmp_path / "model.yml.gz")})
-    edges, orientation = edge_map(disc(), params.edges, params.edge_model)
+    params = structured(tmp_path / "model.yml.gz")
+    edges, orientation = edge_map(disc(), params)
     y, x = np.nonzero(edges)
     assert len(y) > 50
     assert np.median(np.abs(np.hypot(x - 120, y - 90) - 45)) < 5
@@ -136,7 +140,7 @@ def test_a_structured_forest_is_used_when_named(tmp_path: Path) -> None:
 
 def test_a_missing_edge_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(Problem, match=r"no file .*forest.yml.gz.*crops.edges: gradient"):
-        edge_map(disc(), "structured", str(tmp_path / "forest.yml.gz"))
+        edge_map(disc(), structured(tmp_path / "forest.yml.gz"))
 
 
 # The file's time stamp is part of it, and of the test's name, which all processes of a run must agree on.
@@ -148,14 +152,14 @@ def test_a_file_that_is_no_forest_is_named(tmp_path: Path, content: bytes) -> No
     path = tmp_path / "other.yml.gz"
     path.write_bytes(content)
     with pytest.raises(Problem, match="holds no structured forest"):
-        edge_map(disc(), "structured", str(path))
+        edge_map(disc(), structured(path))
 
 
 def test_a_cut_off_forest_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.yml"
     path.write_text("%YAML:1.0\n---\noptions:\n   numberOfTrees: [ 1, }\n")
     with pytest.raises(Problem, match="could not be read"):
-        edge_map(disc(), "structured", str(path))
+        edge_map(disc(), structured(path))
 
 
 def test_photographs_are_fast_and_their_objects_found() -> None:
@@ -166,7 +170,7 @@ def test_photographs_are_fast_and_their_objects_found() -> None:
         image = read_image(root / f"JPEGImages/{image_id}.jpg")
         labels = read_labels(root / f"SegmentationClass/{image_id}.png")
         begin = time.process_time()
-        boxes = edge_boxes(image, PARAMS, 2000)
+        boxes = edge_boxes(image, EDGES, 2000)
         seconds.append(time.process_time() - begin)
         objects = [label for label in np.unique(labels) if label not in (0, 255)]
         nearest += [box_iou(boxes, tight_box(labels == label)).max() for label in objects]

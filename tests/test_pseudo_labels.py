@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segcore.config.sections import PseudoLabelParams
+from segcore.config.labels import LabelsFromMaps
 from segcore.data import pseudo_labels
 from segcore.data.pseudo_labels import CuesFile
 from segcore.errors import Problem
@@ -21,16 +21,16 @@ from tests.test_classifiers import stochastic_classifier
 CPU = torch.device("cpu")
 
 
-def wanted(**changes: Any) -> PseudoLabelParams:
+GRADIENT, NOTHING = {"kind": "gradient", "fraction": 0.2}, {"kind": "none"}
+
+
+def wanted(**changes: Any) -> LabelsFromMaps:
     values: dict[str, Any] = {
-        "images": "weak", "source": "classifier", "input": "data/classifiers/any/model", "input_size": 65,
-        "batch_size": 4, "selection": "stochastic", "rate": 0.8, "passes": 6, "form": "factorised", "theta": 0.35,
-        "normalise": "map", "background": "gradient", "background_fraction": 0.2, "saliency_root": None,
-        "saliency_threshold": 0.06, "restrict_to_tags": True, "crf": None, "scales": (1.0,), "flip": False,
+        "images": "weak", "source": "classifier", "input": "classifiers/any", "input_size": 65, "batch_size": 4,
+        "selection": "stochastic", "rate": 0.8, "passes": 6, "form": "factorised", "theta": 0.35, "normalise": "map",
+        "background": GRADIENT,
     }  # fmt: skip
-    return PseudoLabelParams.model_validate(
-        {k: v for k, v in values.items() if k in PseudoLabelParams.model_fields} | changes
-    )
+    return LabelsFromMaps.model_validate(values | changes)
 
 
 def test_foreground_wins_over_background_and_the_mean_decides_among_tags() -> None:
@@ -42,18 +42,18 @@ def test_foreground_wins_over_background_and_the_mean_decides_among_tags() -> No
     assert classes_at(members[:0], means[:0], (), cue).tolist() == [[0, 255, 255, 0, 255]]
 
 
-@pytest.mark.parametrize("kind", ["gradient", "none"])
+@pytest.mark.parametrize("kind", [GRADIENT, NOTHING], ids=["gradient", "none"])
 @pytest.mark.parametrize("selection", ["stochastic", "general", "deterministic"])
-def test_an_image_has_its_tags_and_the_background_only(kind: str, selection: str) -> None:
+def test_an_image_has_its_tags_and_the_background_only(kind: dict[str, Any], selection: str) -> None:
     labeller = PseudoLabeller(stochastic_classifier(), wanted(background=kind, selection=selection), 3, CPU)
     tags = [(2, 5), (), (1,)]
     labels = labeller(squares(3, 65).images, tags)
     assert labels.dtype == torch.uint8
     assert labels.shape == (3, 9, 9)
-    ground = {0} if kind == "gradient" else set()
+    ground = {0} if kind == GRADIENT else set()
     for image, some in zip(labels, tags, strict=True):
         assert set(image.unique().tolist()) <= {*some, 255} | ground
-    assert (labels[1] == 0).any() == (kind == "gradient"), "no tags: the background cue only"
+    assert (labels[1] == 0).any() == (kind == GRADIENT), "no tags: the background cue only"
     assert torch.isin(labels[0], torch.tensor([2, 5])).any()
 
 
@@ -76,14 +76,14 @@ def test_maps_that_are_all_zero_label_nothing() -> None:
     with torch.no_grad():
         classifier.head.score.weight[1] = 0
         classifier.head.score.weight[2].abs_().neg_()  # features are positive, so that every map is cut off
-    labels = PseudoLabeller(classifier, wanted(background="none"), 3, CPU)(squares(2, 65).images, [(2,), (3,)])
+    labels = PseudoLabeller(classifier, wanted(background=NOTHING), 3, CPU)(squares(2, 65).images, [(2,), (3,)])
     assert (labels == 255).all()
 
 
 def test_saliency_maps_are_read_by_image_id(tmp_path: Path) -> None:
     for name, value in (("dark", 0), ("bright", 255)):
         Image.fromarray(np.full((20, 30), value, dtype=np.uint8)).save(background.saliency_file(tmp_path, name))
-    params = wanted(background="saliency", saliency_root=str(tmp_path))
+    params = wanted(background={"kind": "saliency", "root": str(tmp_path), "threshold": 0.06})
     labels = PseudoLabeller(stochastic_classifier(), params, 3, CPU)(
         squares(2, 65).images, [(), ()], ["bright", "dark"]
     )
@@ -98,6 +98,12 @@ def test_what_the_classifier_cannot_label_is_a_problem() -> None:
     for tag in (0, N_TAGS + 1):
         with pytest.raises(Problem, match=rf"knows the tags 1\.\.{N_TAGS}, but an image has {tag}"):
             labeller(squares(2, 65).images, [(1,), (2, tag)])
+
+
+def test_a_trunk_whose_cells_lie_between_pixels_cannot_label() -> None:
+    with pytest.raises(Problem, match=r"at backbone.stride 32 the cells of vgg16 lie between pixels.*8 or 16"):
+        PseudoLabeller(stochastic_classifier("vgg16", stride=32), wanted(), 3, CPU)
+    PseudoLabeller(stochastic_classifier("resnet18", stride=32), wanted(), 3, CPU)
 
 
 def cues(path: Path, **changes: Any) -> Path:
@@ -158,13 +164,6 @@ def test_the_folder_of_pseudo_labels(tmp_path: Path) -> None:
     assert pseudo_labels.listed(tmp_path) == ["b", "a"]
 
 
-def test_a_pixel_has_the_label_of_its_cell() -> None:
-    cue = np.array([[1, 2], [3, 255]], dtype=np.uint8)
-    assert pseudo_labels.full_size(cue, 4, 6).tolist() == [[1, 1, 1, 2, 2, 2]] * 2 + [[3, 3, 3, 255, 255, 255]] * 2
-    mirrored = pseudo_labels.full_size(cue[:, ::-1].copy(), 375, 500)
-    assert np.array_equal(mirrored[:, ::-1], pseudo_labels.full_size(cue, 375, 500))
-
-
 def test_quality_of_ten_pixels_by_hand() -> None:
     truth = np.array([[0, 0, 0, 0, 1, 1, 1, 2, 255, 255]], dtype=np.uint8)
     pseudo = np.array([[0, 0, 1, 255, 1, 1, 255, 255, 2, 255]], dtype=np.uint8)
@@ -196,7 +195,7 @@ def test_nothing_measured_is_none() -> None:
 
 def test_labels_that_cannot_be_compared_are_an_error() -> None:
     labels = np.zeros((2, 2), dtype=np.uint8)
-    with pytest.raises(ValueError, match=r"\(2, 2\) but the pseudo-labels are \(2, 1\)"):
+    with pytest.raises(ValueError, match=r"\(2, 2\) but the prediction is \(2, 1\)"):
         Quality(2).update(labels, labels[:, :1])
     with pytest.raises(ValueError, match="the truth holds class 2"):
         Quality(2).update(labels + 2, labels)

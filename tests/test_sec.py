@@ -1,7 +1,8 @@
 """SEC: its three losses put together, what the CRF is given, cues from a folder."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -10,22 +11,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segcore import losses
-from segcore.config import reading
 from segcore.data.batches import Batch, SizedSamples
 from segcore.data.pictures import write_labels
 from segcore.errors import Problem, Problems
 from segcore.localisation import crf
+from segcore.networks.deeplab import LargeFov
 from segcore.systems import sec
-from segcore.systems._cues import CueSystem
+from segcore.systems._grid import CueSystem
 from segcore.systems.contract import Inputs
 from segcore.systems.sec import SEC
-from tests.devkit import PARAMS, make_record
-from tests.networks import CRF, batch_of, build, params_of, system_of, tiny_classifier
+from tests.devkit import make_record
+from tests.networks import CRF, batch_of, build, laid, params_of, system_of, tiny_classifier
 from tests.test_transforms import record
+
+STILL = {"network": {"dropout": 0.0}}
 
 
 def system(**changes: Any) -> SEC:
-    made = system_of("sec", **{"dropout": 0.0, **changes}).train()
+    made = system_of("sec", **laid(STILL, changes)).train()
     assert isinstance(made, SEC)
     return made
 
@@ -42,11 +45,12 @@ def cue_folder(folder: Path, names: list[str], cells: int = 13) -> Path:
     return folder
 
 
-def inputs(folder: Path, labels: Path, names: list[str]) -> Inputs:
-    """Two pictures with masks and one without."""
+def inputs(folder: Path, labels: Path, strong: list[str], images: Literal["strong", "weak"] = "strong") -> Inputs:
+    """Two pictures with masks and one without, all of them weak too; only strong ones keep their masks."""
     records = {name: record(folder, name=name) for name in ("one", "two")}
     records["bare"] = make_record("bare", folder / "one.png", None, 90, 60, (1,), "train")
-    return Inputs(records, names, labels, 5, reading.load(PARAMS).crops)
+    seen = {name: one if name in strong else replace(one, labels=None) for name, one in records.items()}
+    return Inputs(seen, strong, ["bare", "one", "two"], images, labels, 5, None)
 
 
 class Watched:
@@ -67,7 +71,7 @@ def test_the_losses_are_seed_expand_and_boundary_of_the_floored_probabilities() 
     batch = batch_of(made, 3)
     terms = made.losses(batch)
     f = losses.floored_softmax(made.network(batch.images).detach())
-    refined = crf.mean_field(-f.log(), batch.images[:, :, ::8, ::8], params_of("sec").crf, 8.0)
+    refined = crf.mean_field(-f.log(), batch.images[:, :, ::8, ::8], CRF, 8.0)
     expected = {
         "seed": losses.seed_loss(f, batch.labels),
         "expand": losses.expand_loss(f, batch.tags),
@@ -85,12 +89,13 @@ def test_the_losses_are_seed_expand_and_boundary_of_the_floored_probabilities() 
 
 @pytest.mark.parametrize("bounds", [None, [0.5, 2.0]])
 def test_the_boundary_loss_has_the_bounds_of_the_entry(bounds: list[float] | None) -> None:
-    made = system(boundary_ratio=bounds)
-    batch = batch_of(made, 3)
+    made = system(cues={"boundary_ratio": bounds})
+    batch, branch = batch_of(made, 3), made.network.branches[0]
+    assert isinstance(branch, LargeFov)
     with torch.no_grad():
-        made.network.branches[0].fc8.weight.mul_(40)  # so that some ratios lie beyond them
+        branch.fc8.weight.mul_(40)  # so that some ratios lie beyond them
         f = losses.floored_softmax(made.network(batch.images))
-        refined = crf.mean_field(-f.log(), batch.images[:, :, ::8, ::8], params_of("sec").crf, 8.0)
+        refined = crf.mean_field(-f.log(), batch.images[:, :, ::8, ::8], CRF, 8.0)
         got = made.losses(batch)["boundary"].total
     free, bounded = (losses.boundary_loss(f, refined, ratio).total for ratio in (None, (0.5, 2.0)))
     assert not torch.isclose(free, bounded)
@@ -100,7 +105,7 @@ def test_the_boundary_loss_has_the_bounds_of_the_entry(bounds: list[float] | Non
 @pytest.mark.parametrize("bounds", [[2.0, 20.0], [20.0, 0.05], [0.05, 0.5]])
 def test_bounds_that_no_agreement_lies_within_are_a_problem(bounds: list[float]) -> None:
     with pytest.raises(Problem, match="must be a bound below 1, then one above it, or null"):
-        params_of("sec", boundary_ratio=bounds)
+        params_of("sec", cues={"boundary_ratio": bounds})
 
 
 def test_processes_that_share_a_batch_sum_to_the_whole() -> None:
@@ -122,7 +127,7 @@ def part(batch: Batch, index: Tensor) -> Batch:
 @pytest.mark.parametrize("unary", ["log", "probability"])
 def test_the_crf_sees_the_grid_its_colours_and_its_scale(unary: str, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch)
-    made = system(unary=unary, crf_scale=12.0, input_size=97)
+    made = system(cues={"unary": unary, "crf_scale": 12.0})
     batch = batch_of(made, 2, size=97)
     made.losses(batch)
     ((energies, images, params, scale),) = watched.calls
@@ -130,7 +135,7 @@ def test_the_crf_sees_the_grid_its_colours_and_its_scale(unary: str, monkeypatch
     torch.testing.assert_close(energies, -f.log() if unary == "log" else -f)
     corners = F.interpolate(batch.images, (13, 13), mode="bilinear", align_corners=True)
     torch.testing.assert_close(images, corners, rtol=1e-4, atol=1e-3)
-    assert (params.model_dump(), scale) == (CRF, 12.0)
+    assert (params, scale) == (CRF, 12.0)
     assert not energies.requires_grad
 
 
@@ -165,7 +170,7 @@ def test_samples_are_all_images_that_the_folder_lists(tmp_path: Path) -> None:
 
 def test_an_image_without_tags_teaches_its_background(tmp_path: Path) -> None:
     """Nothing about it is special: its cues are background or nothing, and no tag is expanded."""
-    made = build("sec", tiny_classifier(), dropout=0.0).train()
+    made = build("sec", tiny_classifier(), **STILL).train()
     assert isinstance(made, CueSystem)
     batch = batch_of(made, 1)
     cues = torch.where(batch.labels == 0, 0, 255)
@@ -179,12 +184,12 @@ def test_folders_that_cannot_be_learned_from(tmp_path: Path) -> None:
     folder = cue_folder(tmp_path / "made", ["one", "two"])
     found = inputs(tmp_path, folder, ["one"])
     with pytest.raises(Problem, match=r"one\.png has 13 x 13 cells, the network 9 x 9 at input_size 65 and stride 8"):
-        sec.samples(params_of("sec", input_size=65), found)
+        sec.samples(params_of("sec", network={"input_size": 65}), found)
     (folder / "cues/two.png").unlink()
     with pytest.raises(Problem, match=r"two\.png is missing"):
         sec.samples(params_of("sec"), found)
     (folder / "images.txt").write_text("one\nthree\n")
-    with pytest.raises(Problem, match="lists three, which is not in the manifest"):
+    with pytest.raises(Problem, match="three is not in the manifest"):
         sec.samples(params_of("sec"), found)
     with pytest.raises(Problem, match="holds no pseudo-labels"):
         sec.samples(params_of("sec"), inputs(tmp_path, tmp_path, ["one"]))
@@ -192,9 +197,9 @@ def test_folders_that_cannot_be_learned_from(tmp_path: Path) -> None:
 
 def test_the_crf_is_checked_as_a_part_of_the_entry() -> None:
     with pytest.raises(Problems) as caught:
-        params_of("sec", crf=CRF | {"iterations": 0, "colour": 3}, unary="logits", crf_scale=0.0)
+        params_of("sec", cues={"crf": {"iterations": 0, "colour": 3}, "unary": "logits", "crf_scale": 0.0})
     text = str(caught.value)
-    assert "systems.tested.crf.iterations: found 0" in text
-    assert "systems.tested.crf.colour: unknown key" in text
-    assert "systems.tested.unary: found 'logits'" in text
-    assert "systems.tested.crf_scale: found 0" in text
+    assert "systems.tested.training.cues.crf.iterations: found 0" in text
+    assert "systems.tested.training.cues.crf.colour: unknown key" in text
+    assert "systems.tested.training.cues.unary: found 'logits'" in text
+    assert "systems.tested.training.cues.crf_scale: found 0" in text

@@ -2,21 +2,25 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from segcore.config import reading, sections
+from segcore.config import reading
+from segcore.config.data import ShapesParams
 from segcore.data import pictures
 from segcore.errors import Problem, Problems
 from segcore.importers import shapes
 
+SECTION: dict[str, Any] = {"layout": "shapes", "name": "shapes", "root": "data/embedded"}
 
-def _params(**changes: int) -> sections.ShapesParams:
-    values = {"classes": 10, "train_images": 60, "val_images": 10, "size": 96, "max_objects": 4}
-    return sections.ShapesParams(**{**values, **changes})
+
+def _params(**changes: int) -> ShapesParams:
+    values = SECTION | {"classes": 10, "train_images": 60, "val_images": 10, "size": 96, "max_objects": 4}
+    return ShapesParams.model_validate(values | changes)
 
 
 def _files(root: Path) -> dict[str, bytes]:
@@ -130,9 +134,9 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 
 
 def test_unknown_and_impossible_settings_are_rejected() -> None:
-    section = {"classes": 21, "train_images": 0, "val_images": 1, "size": 97, "max_objects": 9, "colour": 1}
+    numbers = {"classes": 21, "train_images": 0, "val_images": 1, "size": 97, "max_objects": 9, "colour": 1}
     with pytest.raises(Problems) as caught:
-        reading.section({"shapes": section}, "shapes", sections.ShapesParams)
+        reading.section({"dataset": SECTION | numbers}, "dataset", ShapesParams)
     text = str(caught.value)
-    assert all(f"shapes.{key}" in text for key in ("classes", "train_images", "size", "max_objects", "colour"))
-    assert "shapes.val_images" not in text
+    assert all(f"dataset.{key}: " in text for key in ("classes", "train_images", "size", "max_objects", "colour"))
+    assert "dataset.val_images" not in text

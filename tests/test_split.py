@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 
 from segcore.cli import provenance
-from segcore.config.sections import SplitParams
+from segcore.config.data import SplitParams
 from segcore.data import splits
-from segcore.data.manifest import Record, Split
+from segcore.data.manifest import Record, Split, read_manifest
+from segcore.data.pictures import IGNORE, read_labels, write_labels
 from segcore.errors import Problem, Problems
 from stages import prepare, split
-from tests.devkit import make_devkit, make_record, write_params
+from tests.devkit import make_devkit, make_record, voc_section, write_params
 
+ALL, LISTED = {"kind": "all"}, {"kind": "list", "file": "ids.txt"}
 CLASSES = ["background", "cat", "dog", "owl"]
 
 
 def params(**changes: Any) -> SplitParams:
-    values = {"strong": "per_class", "strong_per_class": 1, "strong_list": None, "weak_includes_strong": True} | changes
+    values = {"strong": {"kind": "per_class", "images": 1}, "weak_includes_strong": True} | changes
     return SplitParams.model_validate(values)
 
 
@@ -98,7 +100,7 @@ def test_classes_that_lack_images_together_are_named_together() -> None:
 
 
 def test_a_class_without_any_image_leaves_other_ways() -> None:
-    with pytest.raises(Problems, match="split.strong: list or all"):
+    with pytest.raises(Problems, match="split.strong.kind: list or all"):
         splits.per_class({"a": (1,), "b": (2,)}, CLASSES, 1, seed=0)
 
 
@@ -110,13 +112,12 @@ def test_an_image_stands_for_what_its_mask_shows_not_for_its_tags() -> None:
         assert {"c", "d"} <= set(chosen.strong)
 
 
-@pytest.mark.parametrize("strong", ["per_class", "list", "all"])
+@pytest.mark.parametrize("strong", [{"kind": "per_class", "images": 5}, LISTED, ALL], ids=lambda strong: strong["kind"])
 @pytest.mark.parametrize("includes", [True, False])
-def test_val_is_never_trained_on(strong: str, includes: bool) -> None:
+def test_val_is_never_trained_on(strong: dict[str, Any], includes: bool) -> None:
     records = many() | images({"u000": (1,), "u001": (2,)}, labelled=False)
     listed = ["t000", "t001"]
-    changes = {"strong": strong, "weak_includes_strong": includes, "strong_per_class": 5, "strong_list": "ids.txt"}
-    chosen = splits.choose(records, CLASSES, listed, params(**changes), seed=0)
+    chosen = splits.choose(records, CLASSES, listed, params(strong=strong, weak_includes_strong=includes), seed=0)
     assert set(chosen.val) == {image_id for image_id in records if image_id.startswith("v")}
     assert not set(chosen.val) & (set(chosen.strong) | set(chosen.weak))
     assert {records[image_id].split for image_id in (*chosen.strong, *chosen.weak)} == {"train"}
@@ -130,19 +131,19 @@ def test_val_is_never_trained_on(strong: str, includes: bool) -> None:
 def test_everything_strong_leaves_nothing_weak() -> None:
     records = images({"a": (1,), "b": (2,)})
     with pytest.raises(Problem, match="weak_includes_strong"):
-        splits.choose(records, CLASSES, None, params(strong="all", weak_includes_strong=False), 0)
+        splits.choose(records, CLASSES, None, params(strong=ALL, weak_includes_strong=False), 0)
 
 
 def test_no_labels_at_all() -> None:
     records = images({"a": (1,), "b": (2,)}, labelled=False)
     with pytest.raises(Problem, match="no training image has labels"):
-        splits.choose(records, CLASSES, None, params(strong="all"), 0)
+        splits.choose(records, CLASSES, None, params(strong=ALL), 0)
 
 
 def test_a_list_tells_all_its_mistakes() -> None:
     records = many() | images({"u": (1,)}, labelled=False)
     listed = ["t000", "t000", "nobody", "v000", "u"]
-    wanted = params(strong="list", strong_list="ids.txt")
+    wanted = params(strong=LISTED)
     with pytest.raises(Problems) as caught:
         splits.choose(records, CLASSES, listed, wanted, 0)
     assert caught.value.problems == [
@@ -157,7 +158,7 @@ def test_a_list_tells_all_its_mistakes() -> None:
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(provenance, "TIMINGS", tmp_path / "timings")
     make_devkit(tmp_path / "kit", n_train=12)
-    changes = {"dataset.layout": "voc", "dataset.root": str(tmp_path / "kit"), "split.strong_per_class": 2}
+    changes = {"dataset": voc_section(tmp_path / "kit"), "split.strong.images": 2}
     prepare.main(out=tmp_path / "prepared", params=write_params(tmp_path / "params.yaml", changes))
     return tmp_path
 
@@ -167,6 +168,7 @@ def split_of(folder: Path) -> Path:
         manifest=folder / "prepared/manifest.parquet",
         classes=folder / "prepared/classes.json",
         out=folder / "split",
+        masks=folder / "masks",
         params=folder / "params.yaml",
     )
     return folder / "split"
@@ -185,10 +187,38 @@ def test_the_stage_writes_sorted_lists_and_counts(prepared: Path) -> None:
     assert {path.name: path.read_bytes() for path in split_of(prepared).iterdir()} == before
 
 
+def masks_of(folder: Path) -> str:
+    return (folder / "masks" / splits.MASKS_FILE).read_text()
+
+
+def test_the_masks_that_training_may_see_are_those_of_the_strong_images(prepared: Path) -> None:
+    """By their hashes: a stage that trains on masks depends on these alone, not on those of other images."""
+    records = read_manifest(prepared / "prepared/manifest.parquet")
+    strong = (split_of(prepared) / "strong.txt").read_text().split()
+    head, *lines = masks_of(prepared).splitlines()
+    assert head == "image_id,labels_sha256"
+    assert lines == [f"{image_id},{records[image_id].labels_sha256}" for image_id in strong]
+    assert [path.name for path in (prepared / "masks").iterdir()] == [splits.MASKS_FILE]
+
+
+def test_another_mask_shows_only_where_it_is_strong(prepared: Path) -> None:
+    split_of(prepared)
+    before, strong = masks_of(prepared), (prepared / "split/strong.txt").read_text().split()
+    labelled = prepared / "kit/SegmentationClass"
+    weak = next(path.stem for path in sorted(labelled.glob("train_*")) if path.stem not in strong)
+    for image_id, changes_it in ((weak, False), (strong[0], True)):
+        labels = read_labels(labelled / f"{image_id}.png").copy()
+        labels[0, 0] = IGNORE
+        write_labels(labelled / f"{image_id}.png", labels)
+        prepare.main(out=prepared / "prepared", params=prepared / "params.yaml")
+        split_of(prepared)
+        assert (prepared / "split/strong.txt").read_text().split() == strong
+        assert (masks_of(prepared) != before) == changes_it
+
+
 def test_the_stage_reads_a_list(prepared: Path) -> None:
     listed = prepared / "ids.txt"
-    changes = {"split.strong": "list", "split.strong_list": str(listed)}
-    write_params(prepared / "params.yaml", changes)
+    write_params(prepared / "params.yaml", {"split.strong": {"kind": "list", "file": str(listed)}})
     with pytest.raises(Problem, match="cannot be read"):
         split_of(prepared)
     listed.write_text("train_003\r\n\r\ntrain_001\r\n")

@@ -68,7 +68,13 @@ def test_nothing_to_train_on() -> None:
     "changes",
     [
         {},
-        {"optimizer": "adamw", "learning_rate": 0.01, "accumulate": 2, "channels_last": True, "trunk_multiplier": 0.0},
+        {
+            "optimizer": "adamw",
+            "learning_rate": 0.01,
+            "accumulate": 2,
+            "channels_last": True,
+            "multipliers": {"pretrained": 0.0},
+        },
     ],
 )
 def test_stopped_after_any_step_it_goes_on_bit_for_bit(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -161,7 +167,7 @@ def test_a_full_disk_is_a_clear_error_and_the_former_checkpoint_stays(tmp_path: 
 
 def test_frozen_weights_are_not_in_the_checkpoint(tmp_path: Path) -> None:
     checkpoint = tmp_path / "x.pt"
-    list(fit(net(), checkpoint, trunk_multiplier=0.0, steps=4))
+    list(fit(net(), checkpoint, multipliers={"pretrained": 0.0}, steps=4))
     state = checkpoints.load(checkpoint)
     assert isinstance(state, dict)
     assert "trunk.weight" not in state["model"]

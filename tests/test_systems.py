@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,27 +13,33 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from segcore import systems
-from segcore.config import reading
-from segcore.config.networks import StochasticParams
+from segcore.config import settings
+from segcore.config.networks import BackboneParams, StochasticParams
+from segcore.config.systems import Prediction, SystemEntry
 from segcore.data.batches import Batch, Moment, SizedSamples
+from segcore.data.samples import INDEX
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.losses import Term
 from segcore.networks import classifiers, dropout
-from segcore.systems._grid import GridSystem
-from segcore.systems.contract import Inputs, System
+from segcore.networks.classifiers import Classifier
+from segcore.systems.contract import Inputs, Supervision, System
+from segcore.training.optimisation import group_of
 from tests.devkit import PARAMS, make_record
 from tests.networks import (
+    EDGES,
     N_TAGS,
     backbone,
     batch_of,
     build,
     entry,
     params_of,
+    predicting,
     squares,
     system_of,
     tiny_classifier,
     total,
+    views,
 )
 
 TRUNKS = ["vgg16", "timm/test_resnet"]
@@ -64,7 +71,8 @@ def test_every_trained_parameter_gets_a_finite_gradient(module: str, trunk: str)
 def test_the_loss_falls_on_two_samples(module: str, trunk: str) -> None:
     system = system_of(module, trunk).train()
     batch = batch_of(system, 2)
-    rate = 0.002 if isinstance(system, GridSystem) else 0.02  # a VGG-16 without batch normalisation needs the smaller
+    normalised = any(isinstance(part, nn.BatchNorm2d) for part in system.modules())
+    rate = 0.02 if normalised else 0.002
     optimiser = torch.optim.Adam([p for p in system.parameters() if p.requires_grad], lr=rate)
     losses = []
     for step in range(20):
@@ -120,9 +128,8 @@ def test_pictures_of_any_size_get_labels_of_their_size(module: str, trunk: str) 
     system = finished(module, trunk)
     random = np.random.default_rng(0)
     pictures = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(37, 81), (96, 96), (130, 5), (1, 1)]]
-    settings = reading.load(PARAMS)
-    params = settings.evaluation.model_copy(update={"scales": (1.0, 0.5), "flip": True})
-    labels = inference.predict(system, pictures, 96, params, settings.crops)
+    predicting(system, views={"scales": [1.0, 0.5], "flip": True})
+    labels = inference.predict(system, pictures, 96, EDGES)
     assert [found.shape for found in labels] == [picture.shape[:2] for picture in pictures]
     assert all(found.dtype == np.uint8 and found.max() <= N_TAGS for found in labels)
 
@@ -136,10 +143,9 @@ def test_pictures_together_are_scored_as_one_by_one(module: str) -> None:
 
 
 def assert_scored_alike(system: System, pictures: list[np.ndarray]) -> list[Tensor]:
-    crops = reading.load(PARAMS).crops
-    together = inference.score_maps(system, pictures, 96, (1.0,), True, crops)
+    together = inference.score_maps(system, pictures, 96, views(flip=True), EDGES)
     for picture, scores in zip(pictures, together, strict=True):
-        (alone,) = inference.score_maps(system, [picture], 96, (1.0,), True, crops)
+        (alone,) = inference.score_maps(system, [picture], 96, views(flip=True), EDGES)
         assert not scores.requires_grad
         torch.testing.assert_close(alone, scores, rtol=1e-4, atol=1e-4)
     return together
@@ -180,8 +186,9 @@ def test_a_prediction_may_take_gradients() -> None:
     pictures = [random.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(3)]
     still, moved = (assert_scored_alike(Searching(steps).eval(), pictures) for steps in (0, 5))
     assert not torch.allclose(still[0], moved[0])
-    system, settings = Searching(5).eval(), reading.load(PARAMS)
-    assert len(inference.predict(system, pictures, 96, settings.evaluation, settings.crops)) == 3
+    system = Searching(5).eval()
+    system.prediction = Prediction(views=views(), crf=None)
+    assert len(inference.predict(system, pictures, 96, EDGES)) == 3
     assert all(parameter.grad is None for parameter in system.parameters())
 
 
@@ -214,71 +221,176 @@ def test_a_system_says_how_its_scores_become_probabilities(module: str) -> None:
     assert (probabilities >= 0).all()
 
 
-@pytest.mark.parametrize("module", ["decouplednet", "deconvnet"])
-def test_a_head_without_layers_to_go_on_from_is_a_problem(module: str) -> None:
+def stochastic_classifier() -> Classifier:
+    """A classifier with a fine grid and no fully connected layers."""
     head = StochasticParams(
         kind="stochastic", kernel=3, selection="stochastic", rate=0.5, rescale=True, form="factorised"
     )
-    classifier = classifiers.build(backbone(stride=8), head, N_TAGS)
-    with pytest.raises(Problem, match="head.kind: fully_connected"):
-        build(module, classifier)
+    return classifiers.build(backbone(stride=8), head, N_TAGS)
+
+
+STARTS = {"backbone": backbone(), "other backbone": backbone("resnet18"), "other head": stochastic_classifier()}
+
+
+def attempt(module: str, start: Classifier | BackboneParams) -> System | str:
+    """A system, or why there is none."""
+    try:
+        return build(module, start)
+    except Problem as problem:
+        return str(problem)
+
+
+@pytest.mark.parametrize("module", systems.names())
+@pytest.mark.parametrize("start", STARTS)
+def test_a_system_takes_any_start_or_says_which_it_wants(start: str, module: str) -> None:
+    """A backbone, of whatever kind, or a classifier with whatever head."""
+    made = attempt(module, STARTS[start])
+    if isinstance(made, str):
+        assert "set its `start` to " in made
+        return
+    system = made.train()
+    dropout.set_key(system, 0, rank=0, world=1)
+    total(system, batch_of(system, 2)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in system.parameters() if p.requires_grad)
+    assert system.predict(squares(1).images).shape == (1, N_TAGS + 1, 96, 96)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_decouplednet_goes_on_from_fully_connected_layers(start: str) -> None:
+    found = "stochastic head" if start == "other head" else "starts from a backbone"
+    with pytest.raises(Problem, match=f"{found}; .*head.kind: fully_connected"):
+        build("decouplednet", STARTS[start])
+
+
+def inputs(folder: Path, labels: Path, crops: bool = True) -> Inputs:
+    """One strong image, one that is weak only, one to measure on."""
+    records = {
+        name: make_record(name, folder / f"{name}.png", None, 90, 60, (1,), "val" if name == "measured" else "train")
+        for name in ("one", "other", "measured")
+    }
+    params = settings.load(PARAMS).crops if crops else None
+    return Inputs(records, ["one"], ["one", "other"], "strong", labels, N_TAGS, params)
 
 
 @pytest.mark.parametrize("module", ["decouplednet", "deconvnet"])
 def test_crops_come_from_the_index(module: str, tmp_path: Path) -> None:
-    loaded, params, path = systems.load(module), params_of(module), tmp_path / "crops.parquet"
-    record = make_record("one", tmp_path / "one.png", None, 90, 60, (1,), "train")
-    crops = reading.load(PARAMS).crops
-    inputs = Inputs({"one": record}, ["one"], path, N_TAGS, crops)
-    rows = {"image_id": ["one"], "labels": [[1]], "x1": [0], "y1": [0], "x2": [9]}
-    with pytest.raises(Problem, match=r"is no crop index; .*`labels`"):
-        loaded.samples(params, inputs)
+    loaded, params, path = systems.load(module), params_of(module), tmp_path / INDEX
+    given = inputs(tmp_path, tmp_path)
+    rows: dict[str, Any] = {"image_id": ["one"], "labels": [[1]], "x1": [0], "y1": [0], "x2": [9]}
+    with pytest.raises(Problem, match=r"holds no crop index; .*`labels`"):
+        loaded.samples(params, given)
     path.write_text("no parquet")
     with pytest.raises(Problem, match="is no crop index"):
-        loaded.samples(params, inputs)
+        loaded.samples(params, given)
     pd.DataFrame(rows).to_parquet(path)
     with pytest.raises(Problem, match=r"lacks the columns \['y2'\]"):
-        loaded.samples(params, inputs)
+        loaded.samples(params, given)
     pd.DataFrame(rows | {"y2": [9]}).to_parquet(path)
-    samples = loaded.samples(params, inputs)
+    samples = loaded.samples(params, given)
     assert isinstance(samples, SizedSamples)
-    assert (len(samples), samples.input_size) == (1, crops.input_size)
-    with pytest.raises(Problem, match="one is not in the manifest"):
-        loaded.samples(params, Inputs({}, [], path, N_TAGS, crops))
+    assert given.crops is not None
+    assert (len(samples), samples.input_size) == (1, given.crops.input_size)
+    with pytest.raises(Problem, match="holds no crop index"):
+        loaded.samples(params, inputs(tmp_path, tmp_path, crops=False))
+
+
+FOREIGN = {
+    "gone": "is not in the manifest",
+    "measured": "is a validation image, which is never trained on",
+    "other": "is none of the images that this system may learn from",
+}
+
+
+@pytest.mark.parametrize("module", ["decouplednet", "deconvnet"])
+@pytest.mark.parametrize("image_id", FOREIGN)
+def test_crops_of_other_than_strong_images_are_refused_by_name(image_id: str, module: str, tmp_path: Path) -> None:
+    rows = {"image_id": ["one", image_id], "labels": [[1]] * 2, "x1": 0, "y1": 0, "x2": 9, "y2": 9}
+    pd.DataFrame(rows).to_parquet(tmp_path / INDEX)
+    with pytest.raises(Problem, match=f"{image_id} {FOREIGN[image_id]}; make these labels anew"):
+        systems.load(module).samples(params_of(module), inputs(tmp_path, tmp_path))
+
+
+@pytest.mark.parametrize("module", ["sec", "dsrg"])
+@pytest.mark.parametrize("image_id", ["gone", "measured", "extra"])
+def test_cues_of_images_in_no_list_are_refused_by_name(image_id: str, module: str, tmp_path: Path) -> None:
+    found = FOREIGN.get(image_id, FOREIGN["other"])
+    given = inputs(tmp_path, tmp_path, crops=False)
+    given.records["extra"] = given.records["one"]
+    (tmp_path / "images.txt").write_text(f"one\n{image_id}\n")
+    with pytest.raises(Problem, match=f"{image_id} {found}"):
+        systems.load(module).samples(params_of(module), given)
 
 
 @pytest.mark.parametrize("module", ["decouplednet", "deconvnet"])
 def test_a_scale_that_leaves_too_small_a_map_is_a_problem(module: str) -> None:
-    settings = reading.load(PARAMS)
-    params = settings.evaluation.model_copy(update={"scales": (1.0, 0.25)})
     picture = np.zeros((50, 50, 3), dtype=np.uint8)
     with pytest.raises(Problem, match=r"scales: 0.25 of 96 .* 32 pixels.*at least 64"):
-        inference.predict(system_of(module), [picture], 96, params, settings.crops)
+        inference.predict(predicting(system_of(module), views={"scales": [1.0, 0.25]}), [picture], 96, EDGES)
+
+
+@pytest.mark.parametrize("module", systems.names())
+def test_a_module_says_what_it_learns_from(module: str) -> None:
+    loaded, smallest = systems.load(module), entry(module)
+    found = loaded.supervision(params_of(module), smallest["labels"])
+    assert isinstance(found, Supervision)
+    assert found.masks or found.tags
+    assert system_of(module).params == params_of(module)
+
+
+@pytest.mark.parametrize("module", systems.names())
+def test_the_smallest_entry_leaves_nothing_out(module: str) -> None:
+    loaded, smallest = systems.load(module), entry(module)
+    assert smallest["module"] == module
+    assert set(smallest) == set(SystemEntry.model_fields)
+    assert set(smallest["training"]) == {*loaded.Training.model_fields} - {"regularisers"}, "which may be absent"
+    assert set(smallest["prediction"]) == set(loaded.Prediction.model_fields)
+
+
+def test_what_entries_learn_from() -> None:
+    cases: list[tuple[str, dict[str, Any], str, Supervision]] = [
+        ("decouplednet", {}, "crops", Supervision(masks=True, tags=False)),
+        ("deconvnet", {}, "crops", Supervision(masks=True, tags=False)),
+        ("deeplab", {}, "masks", Supervision(masks=True, tags=False)),
+        ("deeplab", {}, "pseudo_labels/mine", Supervision(masks=False, tags=False)),
+        ("sec", {}, "pseudo_labels/mine", Supervision(masks=False, tags=True)),
+        ("dsrg", {}, "pseudo_labels/mine", Supervision(masks=True, tags=True)),
+        ("dsrg", {"full_weight": 0.0}, "pseudo_labels/mine", Supervision(masks=False, tags=True)),
+    ]
+    for module, changes, labels, expected in cases:
+        found = systems.load(module).supervision(params_of(module, **changes), labels)
+        assert found == expected, (module, changes, labels)
+
+
+def checked(**entries: dict[str, Any]) -> None:
+    """Check entries as a stage does."""
+    systems.check({name: SystemEntry.model_validate(content) for name, content in entries.items()})
 
 
 @pytest.mark.parametrize("module", systems.names())
 def test_parameters_are_checked(module: str) -> None:
-    entries = {"mine": entry(module)}
-    systems.check(entries)
-    wrong = entry(module) | {"widht": 0.5}
-    for key in wrong:
-        if key in ("norm_batches", "threshold"):
-            wrong[key] = "many"
-    mistakes = [key for key, value in wrong.items() if value == "many"]
+    loaded, mine = systems.load(module), entry(module)
+    checked(mine=mine)
+    own = list(loaded.Training.model_fields)[-1]
+    odd = own[:-2] + own[:-3:-1]
+    yours = entry(module, training={odd: 0.5, "recipe": 3}, prediction={"views": "many", "viewz": 1})
+    theirs = entry(module)
+    del theirs["prediction"]["crf"]
     with pytest.raises(Problems) as caught:
-        systems.check(entries | {"yours": wrong, "theirs": {**entry(module), "recepi": "x"}})
+        checked(mine=mine, yours=yours, theirs=theirs)
     text = str(caught.value)
-    assert "systems.yours.widht: unknown key" in text
-    assert "did you mean 'width'?" in text
-    assert "systems.theirs.recepi: unknown key" in text
-    for key in mistakes:
-        assert f"systems.yours.{key}: found 'many'" in text
+    assert f"systems.yours.training.{odd}: unknown key" in text
+    assert f"did you mean '{own}'?" in text
+    assert "systems.yours.training.recipe: found 3" in text
+    assert "systems.yours.prediction.views: found 'many'" in text
+    assert "systems.yours.prediction.viewz: unknown key" in text
+    assert "systems.theirs.prediction.crf: this key is missing" in text
     assert "mine" not in text
-    assert systems.load(module).Params.model_config["extra"] == "forbid"
+    for part in (loaded.Training, loaded.Prediction):
+        assert part.model_config["extra"] == "forbid"
 
 
 def test_an_unknown_system_is_a_problem_that_names_those_there_are() -> None:
-    for ask in (lambda: systems.load("fickelnet"), lambda: systems.check({"a": {"module": "fickelnet"}})):
+    for ask in (lambda: systems.load("fickelnet"), lambda: checked(a=entry("dsrg") | {"module": "fickelnet"})):
         with pytest.raises(Problem) as caught:
             ask()
         assert "'fickelnet'" in str(caught.value)
@@ -310,3 +422,12 @@ def test_statistics_are_means_over_batches_of_mean_and_unbiased_variance(module:
         torch.testing.assert_close(norm.running_var.double(), variance, rtol=1e-4, atol=1e-9)
         assert norm.momentum == 0.1, "later training goes on as before"
     assert system.finishing_batches() == (2, 4)
+
+
+@pytest.mark.parametrize(("module", "trunk"), EVERY)
+def test_every_parameter_is_in_one_group_at_most(module: str, trunk: str) -> None:
+    system = system_of(module, trunk)
+    found = group_of(system)
+    assert found.keys() == dict(system.named_parameters()).keys()
+    assert {*system.groups} <= {*found.values()} <= {None, "pretrained", *system.groups}
+    assert ("pretrained" in found.values()) == bool(system.pretrained)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from segcore.config.networks import HeadParams, StochasticParams
+from segcore.config.training import RecipeParams
 from segcore.data.batches import Batch, Stream
 from segcore.data.order import Order
 from segcore.errors import Problem
@@ -23,11 +24,11 @@ from tests.networks import backbone, fully_connected
 
 def test_schedules() -> None:
     steps = range(6)
-    assert [rate(s, recipe(schedule="constant", warmup_steps=0)) for s in steps] == [1] * 6
-    assert [rate(s, recipe(schedule="constant", warmup_steps=4)) for s in steps] == [0.25, 0.5, 0.75, 1, 1, 1]
-    step = recipe(schedule="step", step_every=2, step_factor=0.1, warmup_steps=0)
+    assert [rate(s, recipe(schedule={"kind": "constant"}, warmup_steps=0)) for s in steps] == [1] * 6
+    assert [rate(s, recipe(schedule={"kind": "constant"}, warmup_steps=4)) for s in steps] == [0.25, 0.5, 0.75, 1, 1, 1]
+    step = recipe(schedule={"kind": "step", "every": 2, "factor": 0.1}, warmup_steps=0)
     assert [rate(s, step) for s in steps] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    poly = recipe(schedule="poly", poly_power=0.9, steps=6, warmup_steps=2)
+    poly = recipe(schedule={"kind": "poly", "power": 0.9}, steps=6, warmup_steps=2)
     expected = [0.5 * 1.0, (5 / 6) ** 0.9, (4 / 6) ** 0.9, (3 / 6) ** 0.9, (2 / 6) ** 0.9, (1 / 6) ** 0.9]
     assert [rate(s, poly) for s in steps] == pytest.approx(expected)
 
@@ -37,7 +38,9 @@ def test_groups_of_parameters() -> None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = {
         names[id(parameter)]: (group["multiplier"], group["weight_decay"])
-        for group in parameter_groups(model, recipe(trunk_multiplier=0.5, bias_multiplier=2.0, weight_decay=0.01))
+        for group in parameter_groups(
+            model, recipe(multipliers={"pretrained": 0.5}, bias_multiplier=2.0, weight_decay=0.01)
+        )
         for parameter in group["params"]
     }
     assert groups == {
@@ -52,10 +55,52 @@ def test_groups_of_parameters() -> None:
     }
 
 
+def named(**multipliers: float) -> RecipeParams:
+    return recipe(bias_multiplier=2.0, multipliers=multipliers)
+
+
+class InGroups(Net):
+    groups = {"new": ("pixels.", "tags."), "norms": ("norm.",)}
+
+
+def test_groups_by_name_learn_as_fast_as_the_recipe_says() -> None:
+    model = InGroups()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, named(pretrained=0.1, new=10.0, norms=0.0))
+    rates = {names[id(p)]: group["multiplier"] for group in groups for p in group["params"]}
+    expected = {"trunk.weight": 0.1, "trunk.bias": 0.2}
+    expected |= {"pixels.weight": 10.0, "pixels.bias": 20.0, "tags.weight": 10.0, "tags.bias": 20.0}
+    assert rates == pytest.approx(expected)
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["norm.weight", "norm.bias"]
+    plain = parameter_groups(InGroups(), named())
+    assert {group["multiplier"] for group in plain} == {1.0, 2.0}
+
+
+def test_a_recipe_that_names_a_group_there_is_not_is_a_problem() -> None:
+    with pytest.raises(Problem, match=r"multipliers: found 'nwe'; .* pretrained, new, norms; did you mean 'new'\?"):
+        parameter_groups(InGroups(), named(nwe=10.0))
+    with pytest.raises(Problem, match="found 'new'; this network has the groups pretrained"):
+        parameter_groups(net(), named(new=10.0))
+
+
+def test_groups_that_overlap_or_hold_nothing_are_errors_of_the_system() -> None:
+    class Overlapping(Net):
+        groups = {"new": ("trunk.bias", "tags.")}
+
+    with pytest.raises(ValueError, match=r"trunk.bias belongs to pretrained and new"):
+        parameter_groups(Overlapping(), recipe())
+
+    class Empty(Net):
+        groups = {"heads": ("exits.",)}
+
+    with pytest.raises(ValueError, match="no parameter belongs to heads"):
+        parameter_groups(Empty(), recipe())
+
+
 def test_a_trunk_with_multiplier_zero_stays_as_it_is() -> None:
     model = net()
     before = model.trunk.weight.clone()
-    trained(model, trunk_multiplier=0.0, steps=3)
+    trained(model, multipliers={"pretrained": 0.0}, steps=3)
     assert torch.equal(model.trunk.weight, before)
     assert not torch.equal(model.tags.weight, net().tags.weight)
 
@@ -72,7 +117,7 @@ def test_adamw_takes_its_first_beta_from_the_momentum() -> None:
         {},
         {"accumulate": 2},
         {"clip_norm": 0.05},
-        {"momentum": 0.0, "schedule": "step", "accumulate": 2, "clip_norm": 0.5},
+        {"momentum": 0.0, "schedule": {"kind": "step", "every": 3, "factor": 0.1}, "accumulate": 2, "clip_norm": 0.5},
     ],
 )
 def test_fit_does_what_a_plain_loop_does(changes: dict[str, Any]) -> None:

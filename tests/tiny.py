@@ -1,78 +1,73 @@
 """The pipeline at the smallest size that still has every part: for tests that run its stages."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from segcore.config import reading
-from tests.devkit import PARAMS, make_devkit, write_params
+from segcore.config.settings import COMMON
+from tests.devkit import PARAMS, make_devkit, voc_section, write_params
 
 NAME = "decoupled"
 STOCHASTIC = "ficklenet"
 SYSTEM = "decouplednet"
-RECIPES = tuple(reading.read(PARAMS)["recipes"])
+RECIPES = tuple(name for name in reading.read(PARAMS)["recipes"] if name != COMMON)
 
 
 def tiny_params(path: Path, **changes: Any) -> Path:
     """A parameters file for `make_devkit(root / "voc")`: 64-pixel squares, a VGG of a sixteenth of the width."""
     values: dict[str, Any] = {
-        "dataset.layout": "voc",
-        "dataset.root": "voc",
-        "split.strong_per_class": 2,
+        "dataset": voc_section("voc"),
+        "split.strong.images": 2,
         "crops.per_subset": 6,
         "crops.warp": 72,
         "crops.input_size": 64,
+        "recipes.common.warmup_steps": 2,
+        "recipes.common.checkpoint_every": 2,
+        "backbones.vgg.width": 0.0625,
+        "backbones.vgg_fine.width": 0.0625,
+        "networks.mirror.width": 0.0625,
+        "networks.mirror.norm_batches": 3,
+        "networks.mirror.norm_batch_size": 4,
+        "networks.grid.width": 16,
+        "networks.grid.input_size": 65,
+        "systems.deconvnet.training.kernel": 2,
+        "systems.deconvnet.training.padding": 0,
         "evaluation.batch_size": 2,
         "evaluation.panels": 3,
     }
     for recipe in RECIPES:
-        small = {"steps": 6, "batch_size": 4, "warmup_steps": 2, "checkpoint_every": 2}
-        values |= {f"recipes.{recipe}.{key}": value for key, value in small.items()}
+        values |= {f"recipes.{recipe}.steps": 6, f"recipes.{recipe}.batch_size": 4}
     for name in ("decoupled", "decoupled_str"):
-        entry = f"classifiers.{name}"
-        values |= {f"{entry}.backbone.width": 0.0625, f"{entry}.head.width": 16, f"{entry}.head.kernel": 2}
-        values |= {
-            f"{entry}.head.padding": 0,
-            f"{entry}.input_size": 64,
-            f"{entry}.test_size": 64,
-            f"{entry}.resize": 72,
-        }
-    entry = "classifiers.ficklenet"
-    values |= {f"{entry}.backbone.width": 0.0625, f"{entry}.head.kernel": 3, f"{entry}.resize": 72}
-    values |= {f"{entry}.input_size": 65, f"{entry}.test_size": 65}
+        head = {"head.width": 16, "head.kernel": 2, "head.padding": 0}
+        values |= _below(f"classifiers.{name}", head | {"input_size": 64, "test_size": 64, "resize": 72})
+    values |= _below("classifiers.ficklenet", {"head.kernel": 3, "input_size": 65, "test_size": 65, "resize": 72})
     for name in ("ficklenet", "deterministic"):
-        entry = f"pseudo_labels.{name}"
-        values |= {f"{entry}.input_size": 65, f"{entry}.passes": 5, f"{entry}.batch_size": 2}
-    for system in ("decouplednet", "decouplednet_str", "deconvnet"):
-        entry = f"systems.{system}"
-        values |= {f"{entry}.width": 0.0625, f"{entry}.norm_batches": 3, f"{entry}.norm_batch_size": 4}
-    for system in ("deeplab", "sec", "dsrg", "ficklenet", "ficklenet_semi"):
-        values |= {f"systems.{system}.width": 16, f"systems.{system}.input_size": 65}
+        values |= _below(f"pseudo_labels.{name}", {"input_size": 65, "passes": 5, "batch_size": 2})
     return write_params(path, values | changes)
+
+
+def _below(section: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{key}": value for key, value in values.items()}
 
 
 def arguments(stage: str) -> dict[str, Any]:
     """The keyword arguments of a stage's `main`, with paths from the folder of the tiny pipeline."""
     manifest, classes, split = Path("data/manifest.parquet"), Path("data/classes.json"), Path("split")
-    crops, classifier, model = Path("crops/crops.parquet"), Path("classifier/model"), Path("segmenter/model")
+    known = {"manifest": manifest, "classes": classes, "split": split}
     return {
+        "check_params": {"data": Path()},
         "prepare": {"out": Path("data")},
-        "split": {"manifest": manifest, "classes": classes, "out": split},
-        "train_classifier": {
-            "name": NAME, "manifest": manifest, "classes": classes, "split": split, "out": Path("classifier"),
+        "split": {"manifest": manifest, "classes": classes, "out": split, "masks": Path("masks")},
+        "train_classifier": known | {"name": NAME, "out": Path("classifier")},
+        "make_crops": known | {"out": Path("crops")},
+        "extract_pseudo_labels": known | {
+            "name": STOCHASTIC, "input": Path("stochastic"), "out": Path("pseudo_labels"),
         },
-        "make_crops": {"manifest": manifest, "classes": classes, "split": split, "out": Path("crops")},
-        "extract_pseudo_labels": {
-            "name": STOCHASTIC, "manifest": manifest, "classes": classes, "split": split,
-            "input": Path("stochastic/model"), "out": Path("pseudo_labels"),
+        "train_segmenter": known | {
+            "system": SYSTEM, "labels": Path("crops"), "start": Path("classifier"), "out": Path("segmenter"),
         },
-        "train_segmenter": {
-            "system": SYSTEM, "manifest": manifest, "split": split, "labels": crops, "start": classifier,
-            "out": Path("segmenter"),
-        },
-        "evaluate": {
-            "system": SYSTEM, "manifest": manifest, "classes": classes, "split": split, "model": model,
-            "out": Path("results"),
-        },
+        "evaluate": known | {"system": SYSTEM, "model": Path("segmenter/model"), "out": Path("results")},
     }[stage]  # fmt: skip
 
 
@@ -80,11 +75,13 @@ STAGES = ("prepare", "split", "train_classifier", "make_crops", "train_segmenter
 
 
 def run_stages(*stages: str, **changes: Any) -> None:
-    """Run stages one after the other in the working directory, into the folders that `arguments` names."""
-    from importlib import import_module
+    """Run stages one after the other in the working directory, into the folders that `arguments` names.
 
+    `check_params`, which none of the others needs, writes params/, and backbones/<name> for systems to start from.
+    """
     for stage in stages:
-        import_module(f"stages.{stage}").main(**arguments(stage) | changes)
+        room = "segcore.commands" if stage == "check_params" else "stages"
+        import_module(f"{room}.{stage}").main(**arguments(stage) | changes)
 
 
 def train_stochastic() -> None:

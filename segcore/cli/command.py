@@ -3,14 +3,14 @@
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from segcore.cli.console import console, escaped, say
-from segcore.config import reading
+from segcore.config.settings import Settings, load
 from segcore.errors import Problem
 
 
@@ -53,17 +53,15 @@ def advised(problem: Problem) -> str:
     return f"{text}{chr(10) if chr(10) in text else '; '}run `dvc repro {problem.made_by}`"
 
 
-def settings(params: Path) -> reading.Settings:
+def settings(params: Path) -> Settings:
     """Every section checked, those of the systems' modules too, so that no work starts on a typo."""
-    from segcore import systems
-
-    checked = reading.load(params)
-    systems.check(checked.raw["systems"])
-    return checked
+    return checked(load(params))
 
 
-def chosen(name: str, entries: Mapping[str, object], kind: str) -> str:
-    """`name`, if `params.yaml` has such an entry."""
-    if name not in entries:
-        raise Problem(f"there is no {kind} '{name}' in params.yaml; it has {', '.join(sorted(entries))}")
-    return name
+def checked(settings: Settings) -> Settings:
+    """The settings, once what the modules of systems and regularisers say of them has been checked, too."""
+    from segcore import regularisers, systems
+
+    systems.check(settings.systems)
+    regularisers.check(settings.systems)
+    return settings

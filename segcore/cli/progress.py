@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from segcore.cli import console, provenance
-from segcore.config.sections import RecipeParams
+from segcore.config.training import RecipeParams
 from segcore.errors import Problem
 from segcore.files import fingerprint
 from segcore.processes import Runtime

@@ -32,8 +32,11 @@ def files_in(path: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def timed(stage: str) -> Iterator[None]:
-    """Record the stage's time, peak memory, machine and versions for the report."""
+def timed(stage: str, out: Path = Path()) -> Iterator[None]:
+    """Record the stage's time, peak memory, machine and versions for the report.
+
+    By `out`, where its results lie, times of one data set are told from those of another.
+    """
     begin = time.perf_counter()
     yield
     if not is_main_process():
@@ -47,8 +50,16 @@ def timed(stage: str) -> Iterator[None]:
         "versions": {name: metadata.version(name) for name in ("torch", "torchvision", "dvc", "numpy")},
         "commit": commit(),
     }
-    TIMINGS.mkdir(parents=True, exist_ok=True)
-    write_atomically(TIMINGS / f"{stage}.json", json.dumps(record, indent=2).encode())
+    file = timings_of(out) / f"{stage}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(record, indent=2).encode())
+
+
+def timings_of(folder: Path) -> Path:
+    """Where times are recorded of what lies in a folder."""
+    absolute = folder.resolve()
+    inside = absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else Path(*absolute.parts[1:])
+    return TIMINGS / inside
 
 
 def peak_memory_mb() -> int:

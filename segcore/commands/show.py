@@ -1,8 +1,10 @@
-"""Show the table of systems, best first, and where the report page lies: what `make demo` ends with.
+"""Show the table of systems of today's parameters, best first, and where the report page lies: `make demo` ends so.
 
-Reads `systems.csv` of the report; writes nothing. No stage of the pipeline.
+Reads the results in data/<dataset.name>/, so that none of another data set is among them; writes nothing. Tells what
+is missing or stale, and whether the report is of these results. No stage of the pipeline.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -10,42 +12,63 @@ from rich import box
 from rich.table import Table
 
 from segcore.cli import command, console
-from segcore.errors import Problem
+from segcore.reporting import page
+from segcore.reporting.results import Results
 
 SCORES = {"mean_iou": "mIoU", "pixel_accuracy": "pixel acc.", "mean_accuracy": "mean acc.", "boundary_f": "boundary F"}
-COUNTS = {"masks_per_class": "masks per class", "strong_images": "masks", "tagged_images": "tagged"}
+COUNTS = ("masks per class", "masks", "tagged")
+NONE = "–"
+OLD = "older than these results or of other parameters"
 
 
-def main(*, report: Path = Path("data/report")) -> None:
-    file, page = report / "systems.csv", report / "index.html"
-    if not file.is_file():
-        raise Problem(f"{file}: there is no table of systems yet; `make demo` makes it, or `dvc repro`")
-    table = shown(pd.read_csv(file, dtype=dict.fromkeys(COUNTS, str)))
+def main(*, params: Path = Path("params.yaml")) -> None:
+    settings = command.settings(params)
+    data = params.parent / "data" / settings.dataset.name
+    results = Results(data, settings)
+    table = shown(results)
     if console.console.is_terminal:
         console.console.print(pretty(table))
     else:
         console.say(table.to_string(index=False))
-    console.say(
-        f"report: {page.resolve()}" if page.is_file() else f"report: {page} is not there; `make report` writes it"
-    )
+    for part in results.wanting:
+        console.say(f"{part.path} is {part.state}: `dvc repro {part.stage}`")
+    for line in told(results):
+        console.say(line)
 
 
-def shown(systems: pd.DataFrame) -> pd.DataFrame:
-    """The columns worth a line of a terminal: scores in per cent, best system first."""
-    ranked = systems.sort_values("mean_iou", ascending=False, kind="stable")
-    scores = {title: ranked[name].map(_percent) for name, title in SCORES.items()}
-    counts = {title: ranked[name] for name, title in COUNTS.items()}
-    return pd.DataFrame({"system": ranked["system"]} | scores | counts)
+def shown(results: Results) -> pd.DataFrame:
+    """The columns worth a line of a terminal: scores in per cent, best system first, after it what is stale."""
+    lines: list[dict[str, str]] = []
+    for row in results.ranked:
+        state = f"stale: {row.part.why}" if row.state == "stale" else row.state
+        scores = {title: _percent(row.metrics.get(name)) for name, title in SCORES.items()}
+        counts = (row.masks_per_class or None, row.strong_images, row.tagged_images)
+        texts = (NONE if count is None else str(count) for count in counts)
+        lines.append({"system": row.system, "state": state} | scores | dict(zip(COUNTS, texts, strict=True)))
+    return pd.DataFrame(lines)
 
 
-def _percent(fraction: float) -> str:
-    return "–" if pd.isna(fraction) else f"{100 * fraction:.1f}"
+def told(results: Results) -> Iterator[str]:
+    """Where the report is, and whether it is of these results."""
+    table, html = results.data / "report/systems.csv", results.data / "report/index.html"
+    if not html.is_file():
+        yield f"report: {html} is not there; `make report` writes it"
+    elif f'content="{page.mark(results)}"' not in html.read_text():
+        yield f"report: {html.resolve()} is {OLD}; `make report` writes it anew"
+    else:
+        yield f"report: {html.resolve()}"
+    if table.is_file() and table.read_text() != results.table().to_csv(index=False):
+        yield f"{table} is {OLD}; `dvc repro -s report` writes it anew"
+
+
+def _percent(fraction: float | None) -> str:
+    return NONE if fraction is None else f"{100 * fraction:.1f}"
 
 
 def pretty(table: pd.DataFrame) -> Table:
     drawn = Table(box=box.SIMPLE_HEAD, caption="scores in per cent, on the validation images")
     for number, title in enumerate(table.columns):
-        drawn.add_column(title, justify="right" if number else "left", no_wrap=number == 0)
+        drawn.add_column(title, justify="right" if number > 1 else "left", no_wrap=number == 0)
     for cells in table.itertuples(index=False):
         drawn.add_row(*cells)
     return drawn

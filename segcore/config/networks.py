@@ -1,10 +1,11 @@
-"""The sections of `params.yaml` that make networks: trunks, heads, classifiers."""
+"""The sections that make networks: backbones, heads, classifiers, the networks of segmenters."""
 
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from segcore.config.sections import Count, Name, Positive, Rate, Section, Selection
+from segcore.config.labels import Selection
+from segcore.config.section import Count, GridSize, Name, Positive, Rate, Section
 
 BACKBONES = ("vgg16", "vgg16_bn", "resnet18", "resnet50", "resnet101", "timm/<model>")
 
@@ -21,13 +22,15 @@ class BackboneParams(Section):
     name: Annotated[str, AfterValidator(_known_backbone)]
     """One of `BACKBONES`."""
     weights: str
-    """`random`, `imagenet` (downloaded), or a local `.safetensors` or `.pth` file."""
+    """`random`, `imagenet` (downloaded), `package` (out of an installed one), or a `.safetensors` or `.pth` file."""
     width: Positive
     """Channels over the published number; only VGG has small versions."""
     frozen_norm: bool
     """Batch normalisation keeps the statistics of the pre-training."""
     stride: Literal[8, 16, 32]
-    """Pixels of the image to one cell of the top map; below 32 the last levels are dilated instead of reduced."""
+    """Pixels of the image to one cell of the top map."""
+    finer: Literal["dilated", "cut"]
+    """How a stride below 32 is had: the last levels are dilated instead of reduced, or left out (timm's only)."""
 
     @model_validator(mode="after")
     def _only_vgg_has_small_versions(self) -> "BackboneParams":
@@ -35,6 +38,8 @@ class BackboneParams(Section):
             raise ValueError(
                 f"width {self.width} must be 1.0 for {self.name}; only vgg16 and vgg16_bn have small versions"
             )
+        if self.finer == "cut" and not self.name.startswith("timm/"):
+            raise ValueError(f"finer: cut must be dilated for {self.name}; only timm's trunks are cut")
         return self
 
 
@@ -78,8 +83,47 @@ class StochasticParams(Section):
 HeadParams = Annotated[FullyConnectedParams | StochasticParams, Field(discriminator="kind")]
 
 
+class DeconvolutionParams(Section):
+    """One of `networks`: the mirror image of a trunk (Hong et al. 2015, section 4.3; Noh et al. 2015)."""
+
+    kind: Literal["deconvolution"]
+    width: Positive
+    """Channels of the bridging layers and of the levels without switches, over the published numbers."""
+    output_stride: Literal[1, 2, 4]
+    """Stride of the finest level; the published one has 1."""
+    norm_batches: Count
+    """Batches from which the statistics of batch normalisation are re-estimated after training."""
+    norm_batch_size: Count
+
+
+class GridParams(Section):
+    """One of `networks`: DeepLab's, which scores classes on a fine grid."""
+
+    kind: Literal["grid"]
+    stride: Literal[8, 16]
+    """Pixels of the image to a cell of the grid of scores."""
+    branches: Annotated[tuple[Count, ...], Field(min_length=1)]
+    """Dilations, in cells, of the branches whose scores are summed: (12,) or (6, 12, 18, 24)."""
+    width: Count
+    """Channels of fc6 and fc7 over VGG-16 (published: 1024); other trunks have none."""
+    dropout: Rate
+    """Behind fc6 and fc7."""
+    input_size: GridSize
+    """Side of the training images."""
+
+    @model_validator(mode="after")
+    def _cells_fit(self) -> "GridParams":
+        if (self.input_size - 1) % self.stride:
+            below = self.input_size - (self.input_size - 1) % self.stride
+            raise ValueError(
+                f"input_size {self.input_size} must be a multiple of stride {self.stride} and one more, such as "
+                f"{below} or {below + self.stride}"
+            )
+        return self
+
+
 class ClassifierParams(Section):
-    """One `train_classifier@<name>`."""
+    """One `train_classifier@<name>`; `backbone` is one of `backbones`, `recipe` one of `recipes`."""
 
     images: Literal["weak", "strong"]
     backbone: BackboneParams
@@ -97,11 +141,16 @@ class ClassifierParams(Section):
             raise ValueError(f"resize {self.resize} must be at least input_size {self.input_size}")
         if isinstance(self.head, StochasticParams):
             return self
-        if self.backbone.stride != 32:
-            raise ValueError(f"backbone.stride {self.backbone.stride} must be 32 under a fully connected head")
+        stride = self.backbone.stride
+        if stride == 8:
+            raise ValueError(f"backbone.stride {stride} must be 16 or 32 under a fully connected head")
         for name, size in (("input_size", self.input_size), ("test_size", self.test_size)):
             if size % 32:
                 raise ValueError(f"{name} {size} must be a multiple of 32, as five poolings halve it")
-        if self.head.kernel > self.input_size // 32 + 2 * self.head.padding:
-            raise ValueError(f"head.kernel {self.head.kernel} exceeds the {self.input_size // 32} cells of the top map")
+        if self.head.kernel > self.input_size // stride + 2 * self.head.padding:
+            cells = self.input_size // stride
+            raise ValueError(f"head.kernel {self.head.kernel} exceeds the {cells} cells of the top map")
         return self
+
+
+NetworkParams = Annotated[DeconvolutionParams | GridParams, Field(discriminator="kind")]

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int, Int32, UInt8
-from torch import Tensor
 
-from segcore.config.sections import CropsParams
+from segcore.config.data import CropsParams
 from segcore.data import manifest, pictures, proposals
+from segcore.data.samples import COLUMNS
 from segcore.errors import Problem
 from segcore.seeds import derived_seed
 
@@ -32,12 +32,6 @@ LEAST_IOU = 0.3
 
 SMALLEST_SIDE = 1 / 16
 """Of the longer image side: the least side of a box, so that a speck is not blown up to a blur."""
-
-Box = Sequence[int] | Int[np.ndarray, " 4"]
-"""x1, y1, x2, y2 in pixels, half-open."""
-
-COLUMNS = ("image_id", "labels", "x1", "y1", "x2", "y2")
-"""Of the index of crops; `labels` lists the classes of the subset."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ def image_crops(record: manifest.Record, params: CropsParams, seed: int) -> Imag
     subsets = label_subsets(classes, params.max_subsets, rng)
     boxes = np.zeros((len(subsets), params.per_subset, 4), dtype=np.int32)
     proposed, nearest = [], []
-    found = proposals.edge_boxes(pictures.read_image(record.image), params, MAX_PROPOSALS)
+    found = proposals.edge_boxes(pictures.read_image(record.image), params.edges, MAX_PROPOSALS)
     for row, subset in enumerate(subsets):
         foreground = np.isin(labels, subset)
         boxes[row], chosen = crop_boxes(foreground, params, found, rng)
@@ -122,19 +116,6 @@ def label_subsets(classes: Sequence[int], maximum: int, rng: np.random.Generator
         if member.any():
             have.add(tuple(label for label, is_in in zip(classes, member, strict=True) if is_in))
     return sorted(have, key=lambda subset: (len(subset), subset))
-
-
-def binary_labels(
-    labels: Int[Tensor, "B H W"], subset: Bool[Tensor, "B L"] | Float[Tensor, "B L"]
-) -> Int[Tensor, "B H W"]:
-    """The target z^P: 1 where a pixel's class is in P, 0 for background and every class outside of P, 255 kept.
-
-    Column l - 1 of `subset` is class l (no background); `labels` are 0..255.
-    """
-    table = labels.new_zeros(len(labels), 256)
-    table[:, 1 : subset.shape[1] + 1] = subset.to(table.dtype)
-    table[:, pictures.IGNORE] = pictures.IGNORE
-    return table.gather(1, labels.flatten(1).long()).view_as(labels)
 
 
 def crop_boxes(

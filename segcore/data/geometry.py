@@ -1,14 +1,72 @@
-"""Where pixels go: scaled, cut, padded, warped; image and labels alike."""
+"""Where pixels go: scaled, cut, padded, warped, read at the cells of a grid; image and labels alike.
+
+Pixels have their centres at whole numbers, and a picture of L pixels a side that becomes one of S has its pixel x at
+(x + 1/2) S / L - 1/2, as OpenCV and torch (without aligned corners) resize.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, Int64, Shaped, UInt8
 from torch import Tensor
 
 from segcore.data import pictures
-from segcore.data.crops import Box
 from segcore.data.pictures import IGNORE
+
+Box = Sequence[int] | Int[np.ndarray, " 4"]
+"""x1, y1, x2, y2 in pixels, half-open."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of a network over a picture that was stretched to a square: cell i lies at pixel `stride` * i of it.
+
+    So the networks compute: every reduction on the way up is centred on the first pixel. A cell is a place, no area:
+    the first lies on the border of the picture, and of a side of `stride` * k + 1 pixels the last one, too. Whatever
+    goes from pixels to cells or back follows this one rule, for pictures of any shape.
+
+    Args:
+        size: side of the square in pixels.
+        stride: pixels of the square to a cell.
+    """
+
+    size: int
+    stride: int
+
+    @property
+    def cells(self) -> int:
+        """Cells a side: 41 of 321 pixels at stride 8."""
+        return -(-self.size // self.stride)
+
+    def pixels(self, length: int) -> Int64[np.ndarray, " cells"]:
+        """The pixel nearest to each cell, along a side of the picture that has `length` of them."""
+        # By the stretching itself, so that what lies halfway between two pixels falls to the same side as in training.
+        row = np.arange(length, dtype=np.int32)[None]
+        stretched = cv2.resize(row, (self.size, 1), interpolation=cv2.INTER_NEAREST_EXACT)
+        return stretched[0, :: self.stride].astype(np.int64)
+
+    def nearest(self, length: int) -> Int64[np.ndarray, " length"]:
+        """The cell nearest to each pixel along a side of the picture; halfway between two, the later one."""
+        doubled = (2 * np.arange(length) + 1) * self.size - length  # 2 * length times the place in the square
+        found = (doubled + length * self.stride) // (2 * length * self.stride)
+        return np.clip(found, 0, self.cells - 1)
+
+    def at_cells(self, picture: Shaped[np.ndarray, "H W ..."]) -> Shaped[np.ndarray, "h w ..."]:
+        """What a picture of any size, or its labels, has at the cells."""
+        return picture[np.ix_(self.pixels(picture.shape[0]), self.pixels(picture.shape[1]))]
+
+    def at_pixels(self, cells: Shaped[np.ndarray, "h w ..."], height: int, width: int) -> Shaped[np.ndarray, "H W ..."]:
+        """Each pixel of a picture of that size with what the nearest cell has.
+
+        Raises:
+            ValueError: `cells` are not those of this grid.
+        """
+        if cells.shape[:2] != (self.cells, self.cells):
+            raise ValueError(f"found {cells.shape[:2]} cells, but {self} has {self.cells} a side")
+        return cells[np.ix_(self.nearest(height), self.nearest(width))]
 
 
 def stretched_square(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[Tensor, "3 S S"]:

@@ -1,7 +1,7 @@
 """The images of a data set as `prepare` lists them: records, class names, lists of the split."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import Problem
-from segcore.files import write_atomically
+from segcore.files import fingerprint, write_atomically
 
 Split = Literal["train", "val"]
 
@@ -23,7 +23,8 @@ class Record:
 
     `tags` are the indices (1..L) of the classes that the image-level annotation names; `labels` is the indexed
     PNG with a class per pixel, or None where nobody outlined the image; `label_classes` are the classes 1..L that the
-    labels show, which the tags may exceed (None without labels); `width` and `height` are those of the picture as a
+    labels show, which the tags may exceed (None without labels), or fall short of where difficult objects do not count;
+    `width` and `height` are those of the picture as a
     person sees it, after its EXIF rotation; the hashes are of the files' bytes, so that a stage that depends on the
     manifest depends on the pictures.
     """
@@ -86,7 +87,7 @@ def read_manifest(path: Path) -> dict[str, Record]:
     return {line["image_id"]: _record(line) for line in lines}
 
 
-def _record(line: Mapping[str, Any]) -> Record:
+def _record(line: dict[str, Any]) -> Record:
     labels, label_classes = line["labels"], line["label_classes"]
     changes = {
         "image": Path(line["image"]),
@@ -94,7 +95,7 @@ def _record(line: Mapping[str, Any]) -> Record:
         "tags": tuple(line["tags"]),
         "label_classes": None if label_classes is None else tuple(label_classes),
     }
-    return Record(**(line | changes))
+    return Record(**{**line, **changes})
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -110,6 +111,12 @@ def read_class_names(path: Path) -> list[str]:
     if not (isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)):
         raise Problem(f"{path} holds no list of class names", made_by="prepare")
     return names
+
+
+def data_set_fingerprint(records: Iterable[Record], names: Sequence[str]) -> str:
+    """A short name for what a data set holds, wherever its files lie: equal only for the same images and classes."""
+    lines = [{**asdict(record), "image": None, "labels": None} for record in records]
+    return fingerprint([lines, list(names)], ())
 
 
 def listed(path: Path, records: Mapping[str, Record]) -> list[str]:

@@ -8,13 +8,12 @@ of edge pixels before it comes near EdgeBoxes.
 import functools
 import gzip
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
-from segcore.config.sections import CropsParams
+from segcore.config.data import EdgeParams, StructuredEdges
 from segcore.errors import Problem
 
 WORKING_SIDE = 500
@@ -41,10 +40,10 @@ FAINTEST = 2.0
 Edges = tuple[Float32[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]
 
 
-def edge_boxes(image: UInt8[np.ndarray, "H W 3"], params: CropsParams, maximum: int) -> Int[np.ndarray, "N 4"]:
+def edge_boxes(image: UInt8[np.ndarray, "H W 3"], params: EdgeParams, maximum: int) -> Int[np.ndarray, "N 4"]:
     """At most `maximum` boxes x1, y1, x2, y2 (half-open, pixels, within the image), the likeliest object first.
 
-    The parameters used are `edges`, `edge_model` and `max_edge_fraction`. About 0.1 s for a VOC photograph.
+    About 0.1 s for a VOC photograph.
 
     Raises:
         Problem: the structured-forest model cannot be read.
@@ -58,8 +57,8 @@ def edge_boxes(image: UInt8[np.ndarray, "H W 3"], params: CropsParams, maximum: 
     if min(small.shape[:2]) < SMALLEST_SIDE:
         return np.zeros((0, 4), dtype=np.int32)
 
-    edges, orientation = edge_map(small, params.edges, params.edge_model)
-    edges = limit_edges(edges, params.max_edge_fraction)
+    edges, orientation = edge_map(small, params)
+    edges = limit_edges(edges, params.max_fraction)
     if not edges.any():
         return np.zeros((0, 4), dtype=np.int32)
 
@@ -73,17 +72,17 @@ def edge_boxes(image: UInt8[np.ndarray, "H W 3"], params: CropsParams, maximum: 
     return np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.int32))
 
 
-def edge_map(image: UInt8[np.ndarray, "H W 3"], kind: Literal["gradient", "structured"], model: str | None) -> Edges:
+def edge_map(image: UInt8[np.ndarray, "H W 3"], params: EdgeParams) -> Edges:
     """Thin edges and their orientation.
 
     Edges are 0 to 1. The orientation is the angle of the edge's normal in 0..pi, from the x axis towards y (down), as
     `EdgeBoxes.getBoundingBoxes` wants it.
 
     Raises:
-        Problem: `kind` is structured and `model` is no readable structured-forest file.
+        Problem: `params` are of structured edges and name no readable structured-forest file.
     """
-    if kind == "structured":
-        detector = _structured_forest(str(model))
+    if isinstance(params, StructuredEdges):
+        detector = _structured_forest(params.model)
         strength = detector.detectEdges(image.astype(np.float32) / 255)
         orientation = detector.computeOrientation(strength)
         edges = detector.edgesNms(strength, orientation)
@@ -145,14 +144,14 @@ def _structured_forest(path: str) -> "cv2.ximgproc.StructuredEdgeDetection":
     """The edge detector of Dollar and Zitnick 2013; loading takes seconds, so once a process."""
     advice = "name OpenCV's model.yml.gz (opencv_extra, testdata/cv/ximgproc) or set `crops.edges: gradient`"
     if not Path(path).is_file():
-        raise Problem(f"crops.edge_model: there is no file {path}; {advice}")
+        raise Problem(f"crops.edges.model: there is no file {path}; {advice}")
     # OpenCV divides by the number of trees without a look: a file without it would end the process.
     if not _mentions(path, b"numberOfTrees"):
-        raise Problem(f"crops.edge_model: {path} holds no structured forest; {advice}")
+        raise Problem(f"crops.edges.model: {path} holds no structured forest; {advice}")
     try:
         return cv2.ximgproc.createStructuredEdgeDetection(path)
     except cv2.error as error:
-        raise Problem(f"crops.edge_model: {path} could not be read ({error.err}); {advice}") from error
+        raise Problem(f"crops.edges.model: {path} could not be read ({error.err}); {advice}") from error
 
 
 def _mentions(path: str, word: bytes) -> bool:

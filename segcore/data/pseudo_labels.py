@@ -1,14 +1,14 @@
 """Pseudo-labels on disk: what is known of the pixels of images that have tags only.
 
 A folder of them has `images.txt` (one image id a line), `cues/<id>.png` (the classes at the cells of the grid) and
-`labels/<id>.png` (the same at the size of the image); both are indexed PNGs, 255 where nothing is known.
+`labels/<id>.png` (the same at the size of the image, as `geometry.Grid` has it); both are indexed PNGs, 255 where
+nothing is known.
 """
 
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 
@@ -38,11 +38,6 @@ def listed(folder: Path) -> list[str]:
     if not path.is_file():
         raise Problem(f"{folder} holds no pseudo-labels (there is no {LIST}); run the stage that extracts them")
     return [line for line in path.read_text().splitlines() if line]
-
-
-def full_size(cue: UInt8[np.ndarray, "h w"], height: int, width: int) -> UInt8[np.ndarray, "H W"]:
-    """Labels of a grid at the size of the image: every pixel has the label of the cell that it lies in."""
-    return cv2.resize(cue, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 class CuesFile:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from segcore.data import geometry
@@ -15,12 +15,31 @@ from segcore.data.manifest import Record
 from segcore.data.pictures import IGNORE, read_image, read_labels
 from segcore.errors import Problem
 
+INDEX = "crops.parquet"
+"""The crop index in the folder of crops."""
+
+COLUMNS = ("image_id", "labels", "x1", "y1", "x2", "y2")
+"""Of the index of crops; `labels` lists the classes of the subset."""
+
 
 def tag_vector(tags: tuple[int, ...] | list[int], n_tags: int) -> Float[Tensor, " L"]:
     """Class indices 1..L as 0/1."""
     vector = torch.zeros(n_tags)
     vector[[tag - 1 for tag in tags]] = 1
     return vector
+
+
+def binary_labels(
+    labels: Int[Tensor, "B H W"], subset: Bool[Tensor, "B L"] | Float[Tensor, "B L"]
+) -> Int[Tensor, "B H W"]:
+    """The target z^P: 1 where a pixel's class is in P, 0 for background and every class outside of P, 255 kept.
+
+    Column l - 1 of `subset` is class l (no background); `labels` are 0..255.
+    """
+    table = labels.new_zeros(len(labels), 256)
+    table[:, 1 : subset.shape[1] + 1] = subset.to(table.dtype)
+    table[:, IGNORE] = IGNORE
+    return table.gather(1, labels.flatten(1).long()).view_as(labels)
 
 
 class TaggedImages:

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segcore.config.sections import SplitParams
+from segcore.config.data import SplitParams, StrongAll, StrongList
 from segcore.data.manifest import Record
 from segcore.errors import Problem, Problems
 from segcore.seeds import derived_seed
+
+MASKS_FILE = "masks.csv"
+"""What the folder of masks holds: the images that keep theirs, and the hash of each."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +37,22 @@ def choose(
     """Divide the images of a manifest.
 
     An image stands only for a class that its labels show, which its tags may exceed. `listed` are the lines of
-    `split.strong_list` where that is asked for.
+    `split.strong.file` where that is asked for.
 
     Raises:
         Problem: S cannot be chosen as asked, or W would be empty.
     """
     train = {image_id: record for image_id, record in records.items() if record.split == "train"}
     shown = {image_id: record.label_classes for image_id, record in train.items() if record.label_classes is not None}
-    if params.strong == "list":
+    how = params.strong
+    if isinstance(how, StrongList):
         strong = _listed(listed or (), records, shown)
-    elif params.strong == "all":
+    elif isinstance(how, StrongAll):
         strong = list(shown)
     else:
-        strong = [
-            image_id for picked in per_class(shown, classes, params.strong_per_class, seed) for image_id in picked
-        ]
+        strong = [image_id for picked in per_class(shown, classes, how.images, seed) for image_id in picked]
     if not strong:
-        raise Problem(f"split.strong: {params.strong}: no training image has labels; add masks, or SBD's by sbd_root")
+        raise Problem(f"split.strong.kind: {how.kind}: no training image has labels; add masks, or SBD's by sbd_root")
     weak = set(train) if params.weak_includes_strong else set(train) - set(strong)
     if not weak:
         raise Problem(
@@ -79,9 +81,9 @@ def per_class(shown: Mapping[str, Collection[int]], classes: Sequence[str], n: i
     if not stuck:
         return picked
     most = next(fewer for fewer in range(n - 1, -1, -1) if not _matched(candidates, fewer)[1])
-    advice = f"set split.strong_per_class to at most {most}" if most else "choose S by split.strong: list or all"
+    advice = f"set split.strong.images to at most {most}" if most else "choose S by split.strong.kind: list or all"
     raise Problems(
-        f"split.strong_per_class: {n} images a class, each for one class only, are not there; {advice}, or add labels:",
+        f"split.strong.images: {n} images a class, each for one class only, are not there; {advice}, or add labels:",
         _shortages(candidates, classes[1:], n, stuck),
     )
 
@@ -159,7 +161,7 @@ def _listed(listed: Sequence[str], records: Mapping[str, Record], shown: Collect
     if not listed:
         problems.append("it is empty; write one image id a line")
     if problems:
-        raise Problems("split.strong_list cannot be used; mend the file:", problems)
+        raise Problems("split.strong.file cannot be used; mend the file:", problems)
     return list(listed)
 
 

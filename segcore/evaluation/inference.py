@@ -9,7 +9,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from segcore.config.sections import CRFParams, CropsParams, EvaluationParams
+from segcore.config.data import EdgeParams
+from segcore.config.labels import CRFParams
+from segcore.config.section import Views
 from segcore.data.geometry import padded_square, stretched_square
 from segcore.data.proposals import edge_boxes
 from segcore.errors import Problem
@@ -22,25 +24,26 @@ Predict = Callable[[Float[Tensor, "B 3 S S"]], Float[Tensor, "B K S S"]]
 
 @torch.no_grad()  # not inference_mode, which a system that takes gradients at test time cannot leave
 def score_maps(
-    system: System, images: Sequence[Image], input_size: int, scales: Sequence[float], flip: bool, crops: CropsParams
+    system: System, images: Sequence[Image], input_size: int, views: Views, edges: EdgeParams | None
 ) -> list[Float[Tensor, "K _ _"]]:
     """The system's scores at each pixel of each image, at the image's own size.
 
-    Each image becomes a square, scaled to `input_size` times each of `scales` (rounded to a size that the system
-    takes), predicted as it is and mirrored if `flip`, and the scores are averaged at the size of the square. How it
-    becomes a square is the system's to say: padded with black below and to the right, or stretched. A system that
-    asks for proposals is predicted by EdgeBoxes windows instead, mirrored if `flip`.
+    Each image becomes a square, scaled to `input_size` times each of the scales of `views` (rounded to a size that the
+    system takes), predicted as it is and mirrored if the views say so, and the scores are averaged at the size of the
+    square. How it becomes a square is the system's to say: padded with black below and to the right, or stretched. A
+    system that asks for proposals is predicted by EdgeBoxes windows instead, which want `edges`.
 
     Raises:
         Problem: a scale makes images too small for the system; several scales for one that asks for proposals.
     """
+    scales, flip = views.scales, views.flip
     if system.proposals:
         on_device = _device(system)
 
         if list(scales) != [1.0]:
             raise Problem(
                 f"scales: found {list(scales)} for a system with proposals, whose windows are all predicted at one "
-                "size; set evaluation.scales to [1.0] or the system's proposals to 0"
+                "size; give its prediction views with the scales [1.0], or set its proposals to 0"
             )
 
         def predict_windows(windows: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B K S S"]:
@@ -48,15 +51,20 @@ def score_maps(
             scores = system.predict(windows)
             return (scores + system.predict(windows.flip(3)).flip(3)) / 2 if flip else scores
 
-        return [by_proposals(predict_windows, image, input_size, system.proposals, crops) for image in images]
+        if edges is None:
+            raise ValueError("proposals need the parameters of edges")
+        return [by_proposals(predict_windows, image, input_size, system.proposals, edges) for image in images]
     return _by_squares(system, images, input_size, scales, flip)
 
 
 def predict(
-    system: System, images: Sequence[Image], input_size: int, params: EvaluationParams, crops: CropsParams
+    system: System, images: Sequence[Image], input_size: int, edges: EdgeParams | None
 ) -> list[UInt8[np.ndarray, "_ _"]]:
-    """The class of each pixel of each image, at the image's own size: where `score_maps` are greatest."""
-    return [winners(s) for s in score_maps(system, images, input_size, params.scales, params.flip, crops)]
+    """The class of each pixel of each image, at the image's own size: where `score_maps` are greatest.
+
+    The system's own `prediction` says at which views.
+    """
+    return [winners(s) for s in score_maps(system, images, input_size, system.prediction.views, edges)]
 
 
 def winners(scores: Float[Tensor, "K H W"]) -> UInt8[np.ndarray, "H W"]:
@@ -116,7 +124,7 @@ def _input_size(system: System, wanted: float) -> int:
 
 
 def by_proposals(
-    predict: Predict, image: Image, input_size: int, proposals: int, crops: CropsParams
+    predict: Predict, image: Image, input_size: int, proposals: int, edges: EdgeParams
 ) -> Float[Tensor, "K H W"]:
     """DeconvNet's inference: the pixel-wise maximum, from 0 up, of the scores of EdgeBoxes windows.
 
@@ -125,7 +133,7 @@ def by_proposals(
     not.
     """
     height, width = image.shape[:2]
-    boxes = edge_boxes(image, crops, 20 * proposals)
+    boxes = edge_boxes(image, edges, 20 * proposals)
     large = [b for b in boxes if min(b[2] - b[0], b[3] - b[1]) >= input_size / 2][:proposals]
     best: Tensor | None = None
     for x1, y1, x2, y2 in [(0, 0, width, height), *large]:

@@ -12,11 +12,12 @@ import pandas as pd
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from segcore.config.sections import EvaluationParams
+from segcore.config.labels import EvaluationParams
 from segcore.data.manifest import Record
 from segcore.data.pictures import IGNORE, read_image, read_labels
 from segcore.errors import Problem, Problems
-from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix, rounded
+from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix
+from segcore.evaluation.numbers import rounded
 from segcore.files import write_atomically
 
 Labels = UInt8[np.ndarray, "H W"]
@@ -86,15 +87,19 @@ def score(
     predict: Predict,
     n_classes: int,
     params: EvaluationParams,
+    with_crf: bool,
     watched: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Scores:
-    """Predict and compare, a batch at a time; `watched` may show the first place of each batch as it is dealt out."""
+    """Predict and compare, a batch at a time; with a CRF, what it refined is compared too.
+
+    `watched` may show the first place of each batch as it is dealt out.
+    """
 
     def empty() -> Scores:
         return Scores(ConfusionMatrix(n_classes), BoundaryScore(n_classes, params.boundary_tolerance), [])
 
     scores = empty()
-    scores.with_crf = empty() if params.crf else None
+    scores.with_crf = empty() if with_crf else None
     for first in watched(range(0, len(records), params.batch_size)):
         batch = records[first : first + params.batch_size]
         predictions = predict([read_image(record.image) for record in batch])

@@ -17,7 +17,18 @@ CONVERSIONS = (
 )
 """What may happen to pictures when they are read (see `read_image`) and to labels (see `decoding`)."""
 
-WARNINGS = ("tag_not_in_labels", "no_tags", "orientation_unproven", "same_bytes_in_split")
+WARNINGS = (
+    "tag_not_in_labels",
+    "difficult_in_labels",
+    "no_tags",
+    "orientation_unproven",
+    "same_bytes_in_split",
+    "same_pixels_in_split",
+    "alike_in_split",
+    "same_bytes_across_splits",
+    "same_pixels_across_splits",
+    "alike_across_splits",
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,8 @@ class Entry:
     """What a layout says of an image before anybody opened its files.
 
     `labels` is an indexed PNG or one of SBD's `.mat` files, or None where nobody outlined the image; `tags` are class
-    indices 1..L, or None where those of the labels are to be taken.
+    indices 1..L, or None where those of the labels are to be taken; `skipped` are classes that the labels may show
+    although no tag names them, as all their objects were too difficult to count.
     """
 
     image_id: str
@@ -33,6 +45,7 @@ class Entry:
     image: Path
     labels: Path | None
     tags: tuple[int, ...] | None
+    skipped: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,14 +57,26 @@ class Listing:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """What copies of a picture have in common; see `duplicates`."""
+
+    sha256: str
+    """Of the file's bytes."""
+    pixels: str
+    """SHA-256 of the size and the pixels as a person sees them, in RGB."""
+    looks: bytes | None
+    """32 bytes that hardly change when the picture is compressed or scaled; None for a plain one."""
+
+
 @dataclass
 class Finding:
     """What was found in the files of one entry; `record` is None where there are problems."""
 
     entry: Entry
     record: Record | None = None
-    image_sha256: str | None = None
-    """Of the picture's file, also where other things are wrong."""
+    fingerprint: Fingerprint | None = None
+    """Of the picture, if it could be read, also where other things are wrong."""
     problems: list[str] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
     """Pairs of a kind out of `WARNINGS` and a sentence."""

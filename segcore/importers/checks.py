@@ -1,4 +1,4 @@
-"""Every image of a data set compared with its labels and its tags, and with every other image.
+"""Every image of a data set compared with its labels and its tags.
 
 Nothing is raised on the way: an image's finding holds all that is wrong with it, so that one run shows everything.
 """
@@ -31,19 +31,18 @@ def inspect(entry: Entry, classes: Sequence[str], convert_palette: bool, convert
     """Open the picture and the labels of one entry and compare them with each other and with the tags."""
     finding = Finding(entry)
     picture = open_picture(entry.image, finding)
-    finding.image_sha256 = picture.sha256 if picture is not None else None
+    finding.fingerprint = picture.fingerprint if picture is not None else None
     labels = open_labels(entry.labels, classes, convert_palette, converted, finding) if entry.labels else None
     if picture is not None and labels is not None:
         _compare_sizes(picture, labels, entry, finding)
     if labels is not None and entry.tags is not None:
-        _compare_tags(entry.tags, labels, classes, finding)
+        _compare_tags(entry.tags, entry.skipped, labels, classes, finding)
     tags = entry.tags if entry.tags is not None else labels.classes if labels is not None else ()
     if picture is None or finding.problems:
         return finding
     if not tags:
-        finding.warnings.append(
-            ("no_tags", f"{entry.image}: neither tags nor labels name a class; it serves as background")
-        )
+        why = "all its objects are difficult" if entry.skipped else "neither tags nor labels name a class"
+        finding.warnings.append(("no_tags", f"{entry.image}: {why}; it serves as background"))
     finding.record = Record(
         image_id=entry.image_id,
         image=entry.image,
@@ -52,7 +51,7 @@ def inspect(entry: Entry, classes: Sequence[str], convert_palette: bool, convert
         height=picture.size[1],
         tags=tags,
         split=entry.split,
-        image_sha256=picture.sha256,
+        image_sha256=picture.fingerprint.sha256,
         labels_sha256=labels.sha256 if labels else None,
         label_classes=labels.classes if labels else None,
     )
@@ -79,8 +78,13 @@ def _compare_sizes(picture: Picture, labels: Labels, entry: Entry, finding: Find
     finding.problems.append(message)
 
 
-def _compare_tags(tags: tuple[int, ...], labels: Labels, classes: Sequence[str], finding: Finding) -> None:
-    if untagged := sorted(set(labels.classes) - set(tags)):
+def _compare_tags(
+    tags: tuple[int, ...], skipped: tuple[int, ...], labels: Labels, classes: Sequence[str], finding: Finding
+) -> None:
+    if difficult := sorted(set(labels.classes) & set(skipped)):
+        text = f"{labels.path}: shows {_names(difficult, classes)}, which no tag names as its objects are difficult"
+        finding.warnings.append(("difficult_in_labels", text))
+    if untagged := sorted(set(labels.classes) - set(tags) - set(skipped)):
         finding.problems.append(
             f"{labels.path}: shows {_names(untagged, classes)}, which the tags of {finding.entry.image_id} do not name "
             f"({_names(tags, classes)}); add it to the tags or mend the labels"
@@ -92,21 +96,3 @@ def _compare_tags(tags: tuple[int, ...], labels: Labels, classes: Sequence[str],
 
 def _names(indices: Iterable[int], classes: Sequence[str]) -> str:
     return ", ".join(classes[index] for index in indices) or "nothing"
-
-
-def same_bytes(findings: Iterable[Finding]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Problems and warnings for pictures that are one file, byte by byte: across the splits, and within one."""
-    first_with: dict[str, Entry] = {}
-    problems: list[str] = []
-    warnings: list[tuple[str, str]] = []
-    for finding in findings:
-        entry = finding.entry
-        if finding.image_sha256 is None:
-            continue
-        first = first_with.setdefault(finding.image_sha256, entry)
-        same = f"{entry.image} ({entry.split}): holds the same bytes as {first.image} ({first.split})"
-        if first.split != entry.split:
-            problems.append(f"{same}; what is trained on cannot measure anything: unlist one of them")
-        elif first is not entry:
-            warnings.append(("same_bytes_in_split", same))
-    return problems, warnings

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.ExifTags import Base
 
-from segcore.data.pictures import BROKEN, IGNORE, voc_palette, write_labels
-from segcore.importers import Finding, colours, sbd
+from segcore.data.pictures import BROKEN, IGNORE, to_rgb, voc_palette, write_labels
+from segcore.importers import Finding, Fingerprint, colours, duplicates, sbd
 
 _VOC_PALETTE = voc_palette()
 
@@ -24,7 +24,7 @@ _VOC_PALETTE = voc_palette()
 class Picture:
     """What is remembered of a picture that was decoded without fault."""
 
-    sha256: str
+    fingerprint: Fingerprint
     size: tuple[int, int]
     """Width and height as a person sees it."""
     orientation: int
@@ -77,7 +77,7 @@ def _decode(path: Path, content: bytes, finding: Finding) -> _Decoded | None:
 
 
 def open_picture(path: Path, finding: Finding) -> Picture | None:
-    """The size and hash of the picture at `path`; how `samples.read_image` will convert it goes to the finding."""
+    """The size and hashes of the picture at `path`; how `pictures.read_image` will convert it goes to the finding."""
     content = _read(path, finding)
     decoded = _decode(path, content, finding) if content is not None else None
     if content is None or decoded is None:
@@ -92,8 +92,18 @@ def open_picture(path: Path, finding: Finding) -> Picture | None:
         "turned": orientation != 1,
     }
     finding.conversions += [name for name, holds in reasons.items() if holds]
-    size = (image.height, image.width) if orientation >= 5 else (image.width, image.height)
-    return Picture(hashlib.sha256(content).hexdigest(), size, orientation)
+    try:
+        seen = np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+    except BROKEN as error:
+        finding.problems.append(f"{path}: cannot be converted to RGB ({error}); save it anew as a JPEG or an RGB PNG")
+        return None
+    return Picture(_fingerprint(content, seen), (seen.shape[1], seen.shape[0]), orientation)
+
+
+def _fingerprint(content: bytes, picture: UInt8[np.ndarray, "H W 3"]) -> Fingerprint:
+    pixels = hashlib.sha256(str(picture.shape).encode())
+    pixels.update(np.ascontiguousarray(picture).data)
+    return Fingerprint(hashlib.sha256(content).hexdigest(), pixels.hexdigest(), duplicates.looks_of(picture))
 
 
 def open_labels(

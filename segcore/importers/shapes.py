@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from segcore.config.sections import ShapesParams
+from segcore.config.data import ShapesParams, VocParams
 from segcore.data import pictures
 from segcore.errors import Problem
 from segcore.seeds import derived_seed
@@ -38,6 +38,15 @@ MIN_VISIBLE = 0.5
 MIN_PIXELS = 30
 """Labelled pixels that every object has, its 255 border left out."""
 ATTEMPTS = 50
+
+
+def as_devkit(folder: Path) -> VocParams:
+    """How the generated folder is read: as any other devkit."""
+    return VocParams.model_validate({
+        "layout": "voc", "name": "generated", "root": str(folder), "train_list": "train", "val_list": "val",
+        "tags": {"kind": "masks"}, "sbd_root": None, "convert_palette": False,
+        "duplicates": "refuse",
+    })  # fmt: skip
 
 
 def generate(out: Path, params: ShapesParams, seed: int) -> None:

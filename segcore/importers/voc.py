@@ -4,11 +4,12 @@ Masks that VOC's own set lacks come from `SegmentationClassAug/` or from SBD's `
 unless the root holds a `classes.txt`: one name a line, `background` first.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from segcore.config.sections import DatasetParams
+from segcore.config.data import VocParams
 from segcore.data.manifest import Split
 from segcore.errors import Problem
 from segcore.importers import Entry, Listing, tags
@@ -40,7 +41,7 @@ CLASSES = (
 PICTURE_ENDINGS = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
 
 
-def read(root: Path, params: DatasetParams) -> Listing:
+def read(root: Path, params: VocParams) -> Listing:
     """List the images of both splits with their labels and tags; files are found, not opened.
 
     Raises:
@@ -57,11 +58,13 @@ def read(root: Path, params: DatasetParams) -> Listing:
             "an image that is trained on cannot measure anything: remove it from one of them"
         )
     val = [image_id for image_id in val if image_id not in set(train)]
+    problems += _written_twice([*train, *val])
     tags_of = tags.reader(root, params, classes, problems)
     find_labels = _labels_finder(root, params)
+    pictures = _pictures(root)
     entries = [
-        *_entries(root, "train", train, find_labels, tags_of, problems),
-        *_entries(root, "val", val, lambda image_id: _mask(root, image_id), tags_of, problems),
+        *_entries(root, "train", train, pictures, find_labels, tags_of, problems),
+        *_entries(root, "val", val, pictures, lambda image_id: _mask(root, image_id), tags_of, problems),
     ]
     return Listing(tuple(classes), tuple(entries), tuple(problems))
 
@@ -129,18 +132,59 @@ def _read_lines(path: Path, problems: list[str]) -> list[str]:
         return []
 
 
-def _picture(root: Path, image_id: str) -> Path:
-    """The picture by any ending that cameras and editors write; the devkit's own where there is none."""
-    stem = root / "JPEGImages" / image_id
-    paths = [stem.with_name(image_id + ending) for ending in PICTURE_ENDINGS]
-    return next((path for path in paths if path.is_file()), paths[0])
+def _one_form(name: str) -> str:
+    """The name in the one form of Unicode that all its spellings share: an accent may be a character of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _written_twice(ids: Sequence[str]) -> list[str]:
+    """Problems for ids that only a computer tells apart: some file systems take their files for one."""
+    spellings: defaultdict[str, list[str]] = defaultdict(list)
+    for image_id in ids:
+        spellings[_one_form(image_id)].append(image_id)
+    return [
+        f"the ids {' and '.join(_spelled(image_id) for image_id in same)} differ in their Unicode form only; "
+        "leave one, or rename one with its files"
+        for same in spellings.values()
+        if len(same) > 1
+    ]
+
+
+def _spelled(name: str) -> str:
+    return name if name.isascii() else f"{name} ({ascii(name)})"
+
+
+def _pictures(root: Path) -> dict[str, list[Path]]:
+    """By id, in one form of Unicode, the pictures of any ending that cameras and editors write."""
+    pictures: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in sorted((root / "JPEGImages").iterdir()):
+        if path.suffix in PICTURE_ENDINGS:
+            pictures[_one_form(path.stem)].append(path)
+    return pictures
+
+
+def _picture(root: Path, image_id: str, pictures: Mapping[str, list[Path]], problems: list[str]) -> Path:
+    """The one picture of the id; where there is none, the devkit's own name for it."""
+    found = pictures.get(_one_form(image_id), [])
+    found = [path for path in found if path.stem == image_id] or found
+    if not found:
+        return root / "JPEGImages" / f"{image_id}{PICTURE_ENDINGS[0]}"
+    if len(found) > 1:
+        names = " and ".join(_spelled(path.name) for path in found)
+        problems.append(f"{image_id}: has {len(found)} pictures in {root / 'JPEGImages'}, {names}; remove all but one")
+    elif found[0].stem != image_id:
+        problems.append(
+            f"the id {_spelled(image_id)} and its picture {_spelled(found[0].name)} in {root / 'JPEGImages'} differ in "
+            "their Unicode form; give both the same, and so the labels and tags"
+        )
+    return found[0]
 
 
 def _mask(root: Path, image_id: str) -> Path:
     return root / "SegmentationClass" / f"{image_id}.png"
 
 
-def _labels_finder(root: Path, params: DatasetParams) -> Callable[[str], Path | None]:
+def _labels_finder(root: Path, params: VocParams) -> Callable[[str], Path | None]:
     sbd_root = Path(params.sbd_root).expanduser() if params.sbd_root is not None else None
 
     def find(image_id: str) -> Path | None:
@@ -159,6 +203,7 @@ def _entries(
     root: Path,
     split: Split,
     ids: Sequence[str],
+    pictures: Mapping[str, list[Path]],
     find_labels: Callable[[str], Path | None],
     tags_of: tags.Reader | None,
     problems: list[str],
@@ -171,13 +216,15 @@ def _entries(
                 f"{image_id}: a training image without labels, and tags come from labels; put them at "
                 f"{_mask(root, image_id)}, set dataset.sbd_root, or take dataset.tags from annotations or csv"
             )
+        named = tags_of(image_id) if tags_of is not None else None
         entries.append(
             Entry(
                 image_id=image_id,
                 split=split,
-                image=_picture(root, image_id),
+                image=_picture(root, image_id, pictures, problems),
                 labels=labels,
-                tags=tags_of(image_id) if tags_of is not None else None,
+                tags=named.tags if named is not None else None,
+                skipped=named.skipped if named is not None else (),
             )
         )
     return entries

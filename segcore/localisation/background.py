@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segcore.data.geometry import Grid
 from segcore.errors import Problem, Problems
-from segcore.networks.backbones import Features
 from segcore.networks.classifiers import Classifier
+from segcore.networks.trunk import Features
 
 
 def importance(classifier: Classifier, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B h w"], Features]:
@@ -20,7 +21,7 @@ def importance(classifier: Classifier, images: Float[Tensor, "B 3 H W"]) -> tupl
 
     Ones are sent back from the scores to the layer halfway up the trunk (`Trunk.middle`): conv4_1 of VGG before its
     ReLU, as published; elsewhere the output of the last level but one. Its greatest absolute gradient over the channels
-    is resized to the grid of the top map where that is another (by averages), and smoothed by a 3x3 median.
+    is read at the cells of the top map where that is coarser, and smoothed by a 3x3 median.
 
     The trunk is cut there by a hook, as `Features.levels` cannot be cut: the levels are handed out once the whole graph
     above and below them is made (several times the memory), conv4_1 is none, and where timm orders them B h w C they
@@ -52,11 +53,31 @@ def importance(classifier: Classifier, images: Float[Tensor, "B 3 H W"]) -> tupl
 
 
 def smooth(values: Float[Tensor, "B _ _"], grid: tuple[int, int]) -> Float[Tensor, "B h w"]:
-    """Values at another grid, each the median of its 3x3 neighbourhood, in which the border is repeated."""
-    if values.shape[1:] != grid:
-        values = F.adaptive_avg_pool2d(values[:, None], grid)[:, 0]
+    """Values at a coarser grid, each the median of its 3x3 neighbourhood there, in which the border is repeated.
+
+    Cell i of either grid lies at its stride times i (`geometry.Grid`), so those of the coarser one are every second,
+    fourth ... of the finer.
+
+    Raises:
+        Problem: they are not.
+    """
+    (rows, columns) = (_every(side, target) for side, target in zip(values.shape[1:], grid, strict=True))
+    values = values[:, ::rows, ::columns]
     padded = F.pad(values[:, None], (1, 1, 1, 1), mode="replicate")
     return F.unfold(padded, 3).median(1).values.unflatten(1, grid)
+
+
+def _every(side: int, target: int) -> int:
+    """The power of two of which a grid of `side` cells has to be thinned out to `target`."""
+    every = 1
+    while -(-side // every) > target:
+        every *= 2
+    if -(-side // every) != target:
+        raise Problem(
+            f"background: gradient needs a layer halfway up whose {side} cells a side hold every cell of the top map's "
+            f"{target}, which they do not; take another backbone or size, or background: saliency or none"
+        )
+    return every
 
 
 def lowest(values: Float[Tensor, "B h w"], fraction: float) -> Bool[Tensor, "B h w"]:
@@ -93,10 +114,11 @@ def check_saliency(root: Path, ids: Iterable[str]) -> None:
         )
 
 
-def saliency_cue(path: Path, grid: tuple[int, int], threshold: float) -> Bool[np.ndarray, "h w"]:
-    """The cells of the grid (height, width) whose saliency, averaged and in 0..1, is below `threshold`.
+def saliency_cue(path: Path, grid: Grid, threshold: float) -> Bool[np.ndarray, "h w"]:
+    """The cells whose saliency, in 0..1 at the pixel that each lies at, is below `threshold`.
 
-    DSRG, and FickleNet after it, take 0.06 with the maps of DRFI.
+    The map may have any size; it is stretched as its image is. DSRG, and FickleNet after it, take 0.06 with the maps of
+    DRFI.
 
     Raises:
         Problem: the file is missing or no grey 8-bit PNG.
@@ -105,7 +127,7 @@ def saliency_cue(path: Path, grid: tuple[int, int], threshold: float) -> Bool[np
         with Image.open(path) as image:
             if image.mode != "L":
                 raise Problem(f"{path}: a saliency map must be a grey 8-bit PNG, found mode {image.mode}")
-            values = np.asarray(image.resize((grid[1], grid[0]), Image.Resampling.BOX), dtype=np.float32)
+            values = grid.at_cells(np.asarray(image)).astype(np.float32)
     except OSError as error:
         raise Problem(f"{path} is not a readable saliency map ({error})") from error
     return values / 255 < threshold

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from segcore.config.sections import CRFParams
+from segcore.config.labels import CRFParams
 
 FLOOR = 1e-5
 """Least probability that a whole picture's labels are taken to have."""

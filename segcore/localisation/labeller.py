@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from segcore.config.sections import PseudoLabelParams
+from segcore.config.labels import Gradient, LabelsFromMaps, NoBackground
+from segcore.data.geometry import Grid
 from segcore.data.pictures import IGNORE
 from segcore.errors import Problem
 from segcore.localisation import background
@@ -15,6 +16,7 @@ from segcore.localisation.maps import localise
 from segcore.localisation.mask_bank import MaskBank
 from segcore.networks.classifiers import Classifier
 from segcore.networks.stochastic_head import StochasticHead
+from segcore.networks.vgg import VGG16
 
 
 def classes_at(
@@ -44,16 +46,21 @@ class PseudoLabeller:
     An image without tags gets its background cue only. `deterministic` maps are all the same, so that one is made.
     """
 
-    def __init__(self, classifier: Classifier, params: PseudoLabelParams, seed: int, device: torch.device) -> None:
+    def __init__(self, classifier: Classifier, params: LabelsFromMaps, seed: int, device: torch.device) -> None:
         """`classifier` must be on `device`; it is put into eval mode.
 
         Raises:
-            Problem: its head is not a stochastic one.
+            Problem: its head is not a stochastic one; its cells do not lie where `geometry.Grid` has them.
         """
         if not isinstance(classifier.head, StochasticHead):
             raise Problem(
                 f"{params.input}: a classifier with a fully connected head has no localisation maps of this kind; "
                 "name one whose head is of kind: stochastic"
+            )
+        if isinstance(classifier.trunk, VGG16) and classifier.trunk.stride == 32:
+            raise Problem(
+                f"{params.input}: at backbone.stride 32 the cells of {classifier.backbone.name} lie between pixels, as "
+                "its poolings of 2x2 have no centre; train a classifier of backbone.stride 8 or 16"
             )
         self.classifier = classifier.eval()
         self.head = classifier.head
@@ -104,15 +111,15 @@ class PseudoLabeller:
     ) -> tuple[Float[Tensor, "B K h w"], Sequence[Bool[Tensor, "h w"] | None]]:
         """The top map and the background cue of each image."""
         params = self.params
-        if params.background == "gradient":
+        if isinstance(params.background, Gradient):
             values, features = background.importance(self.classifier, images)
-            return features.top, list(background.lowest(values, params.background_fraction))
+            return features.top, list(background.lowest(values, params.background.fraction))
         top: Tensor = self.classifier.trunk(images).top
-        if params.background == "none":
+        if isinstance(params.background, NoBackground):
             return top, [None] * len(images)
-        files = [background.saliency_file(Path(params.saliency_root or ""), image_id) for image_id in ids]
-        grid = (top.shape[2], top.shape[3])
-        cues = [background.saliency_cue(file, grid, params.saliency_threshold) for file in files]
+        files = [background.saliency_file(Path(params.background.root), image_id) for image_id in ids]
+        grid = Grid(images.shape[2], self.classifier.trunk.stride)
+        cues = [background.saliency_cue(file, grid, params.background.threshold) for file in files]
         return top, [torch.from_numpy(cue).to(self.device) for cue in cues]
 
     def _masks(self, top: Float[Tensor, "B K h w"]) -> MaskBank:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from segcore.config.sections import Selection
+from segcore.config.labels import Selection
 from segcore.localisation.mask_bank import MaskBank
 from segcore.networks import stochastic_head
 from segcore.networks.stochastic_head import StochasticHead

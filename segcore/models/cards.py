@@ -12,15 +12,20 @@ from torch import nn
 from segcore.errors import Problem
 from segcore.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
+AGAIN = "run the stage that writes it again"
+NAMED = 5
+"""Arrays that a message names; it counts the others."""
 
 
-def write(folder: Path, card: dict[str, Any], model: nn.Module) -> None:
+def write(folder: Path, card: dict[str, Any], model: nn.Module | None) -> None:
+    """Write the card and, unless it is of a mere backbone, the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     # Gone first and back last, the card never stands beside the weights of another model.
     (folder / "model.json").unlink(missing_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_atomically(folder / "model.safetensors", save(state))
+    if model is not None:
+        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        write_atomically(folder / "model.safetensors", save(state))
     write_atomically(folder / "model.json", json.dumps({"format": FORMAT, **card}, indent=2).encode())
 
 
@@ -40,12 +45,37 @@ def read_card(folder: Path, *kinds: str) -> dict[str, Any]:
     return card
 
 
-def fill(folder: Path, model: nn.Module, device: torch.device) -> None:
+def made_of(folder: Path) -> dict[str, str]:
+    """What the model in a folder was made of, as far as its card says so."""
+    return read_card(folder, "backbone", "classifier", "system").get("made_of", {})
+
+
+def fill(folder: Path, model: nn.Module, device: torch.device, may_be_missing: tuple[str, ...] = ()) -> None:
+    """Take over the weights in a folder, and put the model on a device in eval mode.
+
+    Args:
+        may_be_missing: prefixes of arrays that keep their values where the file has none of them.
+
+    Raises:
+        Problem: the file cannot be read, arrays are missing or unexpected, or have another shape.
+    """
     path = folder / "model.safetensors"
     try:
-        model.load_state_dict(load_file(path))
+        state = load_file(path)
+        own = model.state_dict()
+        missing = [key for key in own if key not in state and not (may_be_missing and key.startswith(may_be_missing))]
+        unexpected = [key for key in state if key not in own]
+        if missing or unexpected:
+            parts = [f"{what}: {_some(keys)}" for what, keys in (("lacks", missing), ("has also", unexpected)) if keys]
+            raise Problem(f"{path} is damaged or of another model, it {', it '.join(parts)}; {AGAIN}")
+        model.load_state_dict(own | state)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise Problem(f"{path} is damaged or of another model ({error}); run the stage that writes it again") from error
+        raise Problem(f"{path} is damaged or of another model ({error}); {AGAIN}") from error
     # With channels last a CPU predicts in two thirds of the time.
     model.to(device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.eval()
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

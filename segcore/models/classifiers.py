@@ -1,5 +1,6 @@
 """Trained classifiers on disk."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,17 @@ from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
 
 
-def save_classifier(folder: Path, name: str, params: ClassifierParams, tags: list[str], model: Classifier) -> None:
-    """Write a classifier of `tags` (names, without the background)."""
-    write(folder, {"kind": "classifier", "name": name, "params": params.model_dump(mode="json"), "tags": tags}, model)
+def save_classifier(
+    folder: Path,
+    name: str,
+    params: ClassifierParams,
+    tags: list[str],
+    model: Classifier,
+    made_of: Mapping[str, str] | None = None,
+) -> None:
+    """Write a classifier of `tags` (names, without the background), and what it was made of (see `made_of.py`)."""
+    card = {"kind": "classifier", "name": name, "params": params.model_dump(mode="json"), "tags": tags}
+    write(folder, card | {"made_of": dict(made_of or {})}, model)
 
 
 def load_classifier(folder: Path, device: torch.device) -> tuple[Classifier, ClassifierParams, list[str]]:

@@ -1,50 +1,88 @@
-"""Trained systems on disk, and new ones built on finished models."""
+"""Trained systems on disk, and new ones built on backbones and finished models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from segcore import systems
-from segcore.config import reading
+from segcore.config.networks import BackboneParams
+from segcore.config.reading import section
+from segcore.errors import Problem
+from segcore.files import fingerprint
 from segcore.models.cards import fill, read_card, write
 from segcore.models.classifiers import empty_classifier, load_classifier
-from segcore.networks.classifiers import Classifier
+from segcore.networks.origin import Origin
 from segcore.systems.contract import System
 
 
+def save_backbone(folder: Path, name: str, params: BackboneParams) -> None:
+    """Write the card of a backbone, for a system to start from; its weights are where its parameters say."""
+    plain = params.model_dump(mode="json")
+    made_of = {"training": fingerprint(plain, ())}
+    write(folder, {"kind": "backbone", "name": name, "params": plain, "made_of": made_of}, None)
+
+
 def save_system(
-    folder: Path, name: str, entry: dict[str, Any], classifier: dict[str, Any], input_size: int, model: System
+    folder: Path,
+    name: str,
+    module: str,
+    training: dict[str, Any],
+    origin: dict[str, Any],
+    input_size: int,
+    model: System,
+    made_of: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a system: its entry in params.yaml and the card of the classifier that it was built around."""
-    card = {"kind": "system", "name": name, "entry": entry, "classifier": classifier, "input_size": input_size}
+    """Write a system: its module, its training, the card of what it started from, what it was made of.
+
+    How it predicts is no part of it: `load_system` is told.
+    """
+    card = {"kind": "system", "name": name, "module": module, "training": training, "origin": origin}
+    card |= {"tags": origin["tags"], "input_size": input_size, "made_of": dict(made_of or {})}
     write(folder, card, model)
 
 
-def load_system(folder: Path, device: torch.device) -> tuple[System, dict[str, Any]]:
-    """A system in eval mode and its card (name, entry, classifier, input_size)."""
+def load_system(folder: Path, prediction: dict[str, Any], device: torch.device) -> tuple[System, dict[str, Any]]:
+    """A system in eval mode that predicts as told, and its card (name, module, training, origin, tags, input_size)."""
     card = read_card(folder, "system")
-    classifier, _ = empty_classifier(card["classifier"])
-    module = systems.load(card["entry"]["module"])
-    params = reading.section({"systems": {card["name"]: card["entry"]}}, f"systems.{card['name']}", module.Params)
-    model: System = module.build(params, classifier)
+    name, module = card["name"], systems.load(card["module"])
+    content = {"systems": {name: {"training": card["training"], "prediction": prediction}}}
+    params = section(content, f"systems.{name}.training", module.Training)
+    model: System = module.build(params, _without_weights(card["origin"]))
+    model.prediction = section(content, f"systems.{name}.prediction", module.Prediction)
     fill(folder, model, device)
     return model, card
 
 
-def build_on(folder: Path, build: Callable[[Classifier], System]) -> tuple[System, dict[str, Any]]:
-    """A new system that starts from the model in `folder`, and the card of the classifier at its beginning.
+def build_on(folder: Path, tags: list[str], build: Callable[[Origin], System]) -> tuple[System, dict[str, Any]]:
+    """A new system of `tags` that starts from what is in `folder`, and the card of its origin.
 
-    From a classifier, `build` makes the system around it; from a system of the same kind, its weights are taken over.
+    From a backbone or a classifier, `build` makes the system around it; from a system with the same layers, its weights
+    are taken over. What the new one has beyond (`System.may_be_missing`) keeps its initial weights.
 
     Raises:
-        Problem: no model there, or a system with other layers.
+        Problem: no model there, one of other tags, or a system with other layers.
     """
-    card = read_card(folder, "classifier", "system")
+    card = read_card(folder, "backbone", "classifier", "system")
+    if card["kind"] == "backbone":
+        card["tags"] = tags
+        backbone = section({"backbones": {card["name"]: card["params"]}}, f"backbones.{card['name']}", BackboneParams)
+        return build(Origin(tags, backbone, None)), card
+    if card["tags"] != tags:
+        raise Problem(f"{folder} was trained for {card['tags']}, but the data set has {tags}; train it again")
     if card["kind"] == "classifier":
-        classifier, _, _ = load_classifier(folder, torch.device("cpu"))
-        return build(classifier), card
-    model = build(empty_classifier(card["classifier"])[0])
-    fill(folder, model, torch.device("cpu"))
-    return model, card["classifier"]
+        classifier, params, _ = load_classifier(folder, torch.device("cpu"))
+        return build(Origin(tags, params.backbone, classifier)), card
+    model = build(_without_weights(card["origin"]))
+    fill(folder, model, torch.device("cpu"), model.may_be_missing)
+    return model, card["origin"]
+
+
+def _without_weights(card: dict[str, Any]) -> Origin:
+    """An origin of the same shape, for a system whose weights are there already."""
+    if card["kind"] == "classifier":
+        classifier, _ = empty_classifier(card)
+        return Origin(card["tags"], classifier.backbone, classifier)
+    backbone = section({"backbones": {card["name"]: card["params"]}}, f"backbones.{card['name']}", BackboneParams)
+    return Origin(card["tags"], backbone.model_copy(update={"weights": "random"}), None)

@@ -11,9 +11,9 @@ from segcore.config.networks import BackboneParams, FullyConnectedParams, HeadPa
 from segcore.data.batches import Batch
 from segcore.losses import Term
 from segcore.networks import backbones, pretrained
-from segcore.networks.backbones import Features, Trunk
 from segcore.networks.dropout import KeyedDropout
 from segcore.networks.stochastic_head import StochasticHead
+from segcore.networks.trunk import Features, Trunk
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ class Classifier(nn.Module):
         """What the trunk was made from, for a system that wants a fresh one."""
         self.pretrained: tuple[str, ...] = ("trunk.",)
         """Prefixes of the parameters that start from a pre-training."""
+        self.groups: dict[str, tuple[str, ...]] = {}
+        """Further groups of parameters: none."""
 
     @property
     def n_tags(self) -> int:

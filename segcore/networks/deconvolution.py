@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.networks import normalisation
-from segcore.networks.backbones import VGG16_CHANNELS
+from segcore.networks.vgg import VGG16_CHANNELS
 
 OutputStride = Literal[1, 2, 4]
 
@@ -70,7 +70,7 @@ def _merged(block: nn.Module, x: Tensor) -> Tensor:
 
 
 class Deconvolution(nn.Module):
-    """Five levels from the map at 1/32 to the image, then a score for each class.
+    """Levels from the top map, of `stride` 32, 16 or 8, to the image (five, four, three), then a score for each class.
 
     The channels mirror VGG-16: the last deconvolution of a level already has the channels of the next finer one, so
     that the switches, which are per channel, fit. With switches the number of channels is the trunk's; `width` scales
@@ -82,11 +82,18 @@ class Deconvolution(nn.Module):
     """
 
     def __init__(
-        self, switch_channels: tuple[int | None, ...], width: float, n_classes: int, output_stride: OutputStride
+        self,
+        switch_channels: tuple[int | None, ...],
+        width: float,
+        n_classes: int,
+        output_stride: OutputStride,
+        stride: int = 32,
     ) -> None:
         super().__init__()
+        self.stride = stride
+        n_levels = stride.bit_length() - 1
         scaled = [max(1, round(level[-1] * width)) for level in VGG16_CHANNELS]
-        at = [scaled[i] if known is None else known for i, known in enumerate(switch_channels)]
+        at = [scaled[i] if known is None else known for i, known in enumerate(switch_channels[:n_levels])]
         self.inputs = at[-1]
         levels: list[nn.Module] = []
         finest = output_stride.bit_length() - 1
@@ -102,10 +109,12 @@ class Deconvolution(nn.Module):
     def forward(
         self, x: Float[Tensor, "B D h w"], switches: tuple[Int64[Tensor, "B _ _ _"] | None, ...], size: tuple[int, int]
     ) -> Float[Tensor, "B K H W"]:
-        """Scores at `size`, which must be 32 times that of `x`."""
-        if (x.shape[2] * 32, x.shape[3] * 32) != size:
-            raise ValueError(f"a top map of {tuple(x.shape[2:])} is not of an image of {size}; use multiples of 32")
-        for level, switch in zip(self.levels, reversed(switches), strict=False):
+        """Scores at `size`, which must be `stride` times that of `x`."""
+        if (x.shape[2] * self.stride, x.shape[3] * self.stride) != size:
+            raise ValueError(
+                f"a top map of {tuple(x.shape[2:])} is not of an image of {size}; use multiples of {self.stride}"
+            )
+        for level, switch in zip(self.levels, reversed(switches[: self.stride.bit_length() - 1]), strict=False):
             x = level(x, switch)
         scores = self.score(x)
         return scores if scores.shape[2:] == size else F.interpolate(scores, size, mode="bilinear")

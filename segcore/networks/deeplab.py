@@ -4,7 +4,8 @@ Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully
 one branch over VGG-16), and "DeepLab", PAMI 2018 (version 2: four branches). FickleNet and DSRG train this network.
 
 Cell i of the grid lies at pixel `stride` * i of the image, as every reduction on the way is centred on the first
-pixel: labels are read and scores are enlarged by that rule, whatever the size.
+pixel: labels are read and scores are enlarged by that rule, whatever the size. `geometry.Grid` is the same rule for
+pictures that are yet to be stretched.
 """
 
 import torch
@@ -12,8 +13,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.networks.backbones import VGG16, Trunk
 from segcore.networks.dropout import KeyedDropout
+from segcore.networks.trunk import Trunk
+from segcore.networks.vgg import VGG16
 
 KEPT_PLACES = (0, 3, 6)
 """Rows and columns of VGG-16's 7x7 fc6 that become the 3x3 of LargeFOV."""
@@ -68,7 +70,11 @@ class DeepLab(nn.Module):
         self.branches = nn.ModuleList(heads)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K h w"]:
-        top = self.pools(self.trunk(images).top)
+        return self.scores(self.trunk(images).top)
+
+    def scores(self, top: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K h w"]:
+        """The scores of each class from the trunk's top map."""
+        top = self.pools(top)
         scores = self.branches[0](top)
         for branch in self.branches[1:]:
             scores = scores + branch(top)
@@ -105,11 +111,6 @@ def _start_as_published(layer: nn.Module) -> None:
     assert isinstance(layer, nn.Conv2d)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-
-
-def cells(size: int, stride: int) -> int:
-    """Cells of the grid along `size` pixels: 41 of 321 at stride 8."""
-    return -(-size // stride)
 
 
 def at_cells(labels: Int64[Tensor, "B H W"], stride: int) -> Int64[Tensor, "B h w"]:

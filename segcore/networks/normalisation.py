@@ -54,6 +54,14 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
 
 
+class DecayedBatchNorm2d(SharedBatchNorm2d):
+    """One whose scale and shift decay as weights do; those of every other normalisation never decay.
+
+    So they do in the published prototxts of DecoupledNet and DeconvNet, whose layers of type BN name no `weight_decay`:
+    Caffe then takes 1, where their biases name 0.
+    """
+
+
 def share(model: nn.Module) -> None:
     """Turn every `BatchNorm2d` inside `model` into a `SharedBatchNorm2d`, in place; names and values stay.
 
@@ -70,23 +78,23 @@ def share(model: nn.Module) -> None:
             )
 
 
-def batch_norm(channels: int, eps: float = 1e-5) -> SharedBatchNorm2d:
-    """As DecoupledNet and DeconvNet start it: scale 1, shift 0.001.
+def batch_norm(channels: int, eps: float = 1e-5) -> DecayedBatchNorm2d:
+    """As DecoupledNet and DeconvNet start it: scale 1, shift 0.001, both of which decay.
 
     The published epsilon of 1e-9 lets channels that are nearly dead explode, hence torch's 1e-5, except where the
     input itself is tiny, as gradients are.
     """
-    layer = SharedBatchNorm2d(channels, eps=eps)
+    layer = DecayedBatchNorm2d(channels, eps=eps)
     nn.init.constant_(layer.bias, 0.001)
     return layer
 
 
 @torch.no_grad()
-def reestimate(model: nn.Module, layers: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]]) -> None:
+def reestimate(model: nn.Module, layers: nn.Module, batches: Iterable[object]) -> None:
     """Replace the running statistics in `layers` by plain averages over `batches`, as the authors did after training.
 
-    Each item is what `model` is called with. The mean is averaged over batches, and so is the unbiased variance
-    (times m / (m - 1) for m values a channel). Frozen layers (in eval mode) are left alone.
+    Each item is what `model` is called with, a tuple being several arguments. The mean is averaged over batches, and
+    so is the unbiased variance (times m / (m - 1) for m values a channel). Frozen layers (in eval mode) are left alone.
 
     Computes in full precision whatever block it is called in, as systems predict in it: statistics of activations that
     were rounded to bf16 would be those of another network.

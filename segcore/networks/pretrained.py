@@ -10,6 +10,10 @@ from torch import Tensor
 
 from segcore.config.networks import BackboneParams
 from segcore.errors import Problem, hint
+from segcore.networks.package_weights import package_weights
+
+NAMED = ("random", "imagenet", "package")
+"""Weights that are no file of the user's."""
 
 
 def weights_of(params: BackboneParams) -> dict[str, Tensor] | None:
@@ -18,12 +22,14 @@ def weights_of(params: BackboneParams) -> dict[str, Tensor] | None:
         return None
     if params.weights == "imagenet":
         return _download(params.name)
+    if params.weights == "package":
+        return package_weights(params.name.removeprefix("timm/"))
     path = Path(params.weights)
     read: Callable[[Path], dict[str, Tensor]] = load_file if path.suffix == ".safetensors" else _read_pth
     try:
         return {key: value.float() if value.is_floating_point() else value for key, value in read(path).items()}
     except Exception as error:
-        raise Problem(f"backbone.weights: {path} is not a readable weights file ({error})") from error
+        raise Problem(f"weights: {path} is not a readable weights file ({error})") from error
 
 
 def check(params: BackboneParams) -> str | None:
@@ -34,11 +40,11 @@ def check(params: BackboneParams) -> str | None:
         name = params.name.removeprefix("timm/")
         if not timm.is_model(name):
             close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
-            return f"backbone.name: timm has no model '{name}'; near it are {', '.join(close)}"
-    if params.weights not in ("random", "imagenet") and not Path(params.weights).is_file():
+            return f"name: timm has no model '{name}'; near it are {', '.join(close)}"
+    if params.weights not in NAMED and not Path(params.weights).is_file():
         return (
-            f"backbone.weights: found '{params.weights}'; it must be 'random', 'imagenet' or an existing file "
-            f"(.safetensors, or a .pth that holds weights only){hint(params.weights, ('random', 'imagenet'))}"
+            f"weights: found '{params.weights}'; it must be {', '.join(NAMED)} or an existing file "
+            f"(.safetensors, or a .pth that holds weights only){hint(params.weights, NAMED)}"
         )
     return None
 
@@ -55,6 +61,6 @@ def _download(name: str) -> dict[str, Tensor]:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
     except OSError as error:
         raise Problem(
-            f"backbone.weights: the ImageNet weights of {name} could not be downloaded ({error}); "
+            f"weights: the ImageNet weights of {name} could not be downloaded ({error}); "
             "download them elsewhere and name the file in backbone.weights"
         ) from error

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from segcore.data.crops import binary_labels
 from segcore.data.geometry import cut
 from segcore.data.pictures import IGNORE, voc_palette
+from segcore.data.samples import binary_labels
 
 OUTLINE = "#ffd400"
 BOX_PROPOSED, BOX_RANDOM = "#00d0ff", "#ff5cc8"

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Any
 
-from segcore.config import reading
-from segcore.errors import Problem, Problems
+from segcore.config.reading import MISTAKE, section
+from segcore.config.systems import SystemEntry
+from segcore.errors import Problem, Problems, hint
 
 NO_SYSTEM = ("contract",)
 """What lies here and is no system, beside the modules whose names begin with an underscore."""
@@ -30,20 +30,23 @@ def load(name: str) -> ModuleType:
     return import_module(f"{__name__}.{name}")
 
 
-def check(entries: Mapping[str, Any]) -> None:
-    """Check every entry of the section `systems` against its module's `Params`.
+def check(entries: Mapping[str, SystemEntry]) -> None:
+    """Check the training and the prediction of every entry against its module.
 
     Raises:
         Problems: all mistakes of all entries.
     """
     problems: list[str] = []
     for key, entry in entries.items():
-        if entry["module"] not in names():
-            problems.append(f"systems.{key}.module: found '{entry['module']}'; allowed are {', '.join(names())}")
+        if entry.module not in names():
+            allowed = f"allowed are {', '.join(names())}{hint(entry.module, names())}"
+            problems.append(f"systems.{key}.module: found '{entry.module}'; {allowed}")
             continue
-        try:
-            reading.section({"systems": entries}, f"systems.{key}", load(entry["module"]).Params)
-        except Problems as found:
-            problems += found.problems
+        module, content = load(entry.module), {"systems": {key: entry.model_dump(mode="json")}}
+        for part, into in (("training", module.Training), ("prediction", module.Prediction)):
+            try:
+                section(content, f"systems.{key}.{part}", into)
+            except Problems as found:
+                problems += found.problems
     if problems:
-        raise Problems("params.yaml has a mistake:", problems)
+        raise Problems(MISTAKE, problems)

@@ -1,47 +1,101 @@
 """What a system supplies, and what it is handed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from segcore.config.sections import CropsParams
+from segcore.config.data import CropsParams
 from segcore.data.batches import Batch
 from segcore.data.manifest import Record
+from segcore.errors import Problem
 from segcore.losses import Term
+from segcore.networks.trunk import Trunk
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What a system may make its training samples from.
 
-    `images` are the ids of the entry's list of the split; `labels` is what its entry names: the crop index, the
-    manifest (the masks themselves) or a folder of pseudo-labels.
+    `strong` and `weak` are the ids of the split, `images` says which of the two the entry names; `labels` is what it
+    names: a folder with the crop index, of masks, or of pseudo-labels. Only the records of strong images have a mask
+    to give. `crops` are given to systems that learn from crops.
     """
 
     records: dict[str, Record]
-    images: list[str]
+    strong: list[str]
+    weak: list[str]
+    images: Literal["strong", "weak"]
     labels: Path
     n_tags: int
-    crops: CropsParams
+    crops: CropsParams | None
+
+    @property
+    def chosen(self) -> list[Record]:
+        """The records of the entry's list."""
+        return [self.records[image_id] for image_id in (self.strong if self.images == "strong" else self.weak)]
+
+    def check(self, ids: Iterable[str], allowed: Iterable[str]) -> None:
+        """See that labels are of images that may be learned from.
+
+        Raises:
+            Problem: an image is not in the manifest, measures what was learned, or is in none of the system's lists.
+        """
+        known = {*allowed}
+        for image_id in ids:
+            if image_id not in self.records:
+                found = "is not in the manifest"
+            elif self.records[image_id].split != "train":
+                found = "is a validation image, which is never trained on"
+            elif image_id not in known:
+                found = "is none of the images that this system may learn from"
+            else:
+                continue
+            raise Problem(f"{self.labels}: {image_id} {found}; make these labels anew, of the images of this split")
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What an entry learns from, beside what the model that it starts from and its pseudo-labels have seen."""
+
+    masks: bool
+    """Masks that people made: of its list of images, or cut into crops."""
+    tags: bool
+    """The tags of its images, by a loss or a step of its own."""
 
 
 class System(nn.Module, ABC):
     """What a method supplies; training and evaluation ask for nothing else.
 
-    A module of this package has `Params` (its entry in `params.yaml`), a subclass of this class,
-    `build(params, classifier) -> System` and `samples(params, inputs) -> SizedSamples`.
+    A module of this package has
+
+    * `Training` and `Prediction`, the two parts of its entry in `params.yaml`, and a subclass of this class;
+    * `build(params, origin) -> System` and `samples(params, inputs) -> SizedSamples`, with `params` a `Training`;
+    * `supervision(params, labels) -> Supervision`, what such an entry learns from, `labels` being what it names;
+    * `smallest() -> dict[str, Any]`, an entry as cheap as can be, complete: what every test of the contract uses.
     """
 
-    pretrained: tuple[str, ...] = ()
-    """Prefixes of the parameters that start from a pre-training and learn `trunk_multiplier` times as fast."""
+    params: Any
+    """What it was made from, a `Training` of its module."""
 
-    proposals: int = 0
-    """Object proposals an image is predicted by; 0 predicts it whole."""
+    prediction: Any
+    """How it is to predict, a `Prediction` of its module; set when a finished model is loaded."""
+
+    pretrained: tuple[str, ...] = ()
+    """Prefixes of the parameters that start from a pre-training: the group `pretrained` of a recipe's multipliers."""
+
+    groups: Mapping[str, tuple[str, ...]] = {}
+    """Further groups of parameters with a learning rate of their own, by the prefixes of their names; none overlap."""
+
+    may_be_missing: tuple[str, ...] = ()
+    """Prefixes of the parameters and statistics that a system it starts from need not have, such as a further head."""
+
+    label_stride: int = 1
+    """Pixels of the image to a label of its training batches, each way: 1, or those to a cell of its grid."""
 
     smallest_input: int = 32
     """Side of the smallest image it can predict, in pixels."""
@@ -52,6 +106,11 @@ class System(nn.Module, ABC):
     input_step: int = 32
     input_offset: int = 0
     """Its squares have sides of `input_step` * k + `input_offset` pixels."""
+
+    @property
+    def proposals(self) -> int:
+        """Object proposals an image is predicted by; 0 predicts it whole."""
+        return 0
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Term]:
@@ -81,3 +140,39 @@ class System(nn.Module, ABC):
     def finishing_batches(self) -> tuple[int, int]:
         """How many batches of how many samples `finish` asks for."""
         return 0, 0
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network computes on the way to its losses.
+
+    `levels` are its trunk's maps, finest first, with the channels and strides that the trunk says; `scores` are those
+    of each class, background first, before the softmax, on the network's own grid.
+    """
+
+    levels: Sequence[Float[Tensor, "B _ _ _"]]
+    scores: Float[Tensor, "B K h w"]
+
+
+class OpenSystem(System):
+    """A system that shows what its network computes, so that a regulariser may add terms without running it again.
+
+    Its losses are `terms` of what `forward` gives. A system whose scores are not those of all classes, such as
+    DecoupledNet, is none, and is trained without regularisers.
+    """
+
+    @property
+    @abstractmethod
+    def trunk(self) -> Trunk:
+        """The trunk whose levels `forward` hands out."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Outputs:
+        """The network's pass over a training batch."""
+
+    @abstractmethod
+    def terms(self, batch: Batch, outputs: Outputs) -> dict[str, Term]:
+        """The terms of that pass, as `losses` has them."""
+
+    def losses(self, batch: Batch) -> dict[str, Term]:
+        return self.terms(batch, self(batch))

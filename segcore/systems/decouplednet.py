@@ -8,42 +8,42 @@ convolutions.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.config.sections import Count, Fraction, Positive, SystemEntry
+from segcore.config import systems
+from segcore.config.networks import DeconvolutionParams
+from segcore.config.section import Fraction
 from segcore.data.batches import Batch
-from segcore.data.crops import binary_labels
-from segcore.data.samples import CropSamples
+from segcore.data.samples import CropSamples, binary_labels
 from segcore.localisation.saliency import saliency
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.networks import normalisation
-from segcore.networks.backbones import Features
 from segcore.networks.classifiers import Activations, Classifier, FullyConnectedHead
 from segcore.networks.deconvolution import Deconvolution, OutputStride, deconvolution_block
-from segcore.systems._crops import crop_samples, fully_connected
-from segcore.systems.contract import Inputs, System
+from segcore.networks.origin import Origin
+from segcore.networks.trunk import Features
+from segcore.systems._crops import SMALLEST, crop_samples
+from segcore.systems.contract import Inputs, Supervision, System
 
 BRIDGE_CHANNELS = 2048
 PAIRS_AT_ONCE = 32
 """Pairs of image and label that inference runs through the network together: bounds its memory."""
 
 
-class Params(SystemEntry):
-    """An entry of `systems` with `module: decouplednet`."""
+class Training(systems.Training):
+    """What training a system with `module: decouplednet` depends on."""
 
-    model_config = {"extra": "forbid"}
+    network: DeconvolutionParams
 
-    width: Positive
-    """Channels of the bridging layers and of the levels without switches, over the published numbers."""
-    output_stride: OutputStride
-    """Stride of the finest level of the deconvolution network; the published one has 1."""
-    norm_batches: Count
-    """Batches from which the statistics of batch normalisation are re-estimated after training."""
-    norm_batch_size: Count
+
+class Prediction(systems.Prediction):
+    """How a system with `module: decouplednet` predicts."""
+
     threshold: Fraction
     """Probability above which a tag counts as found."""
     weigh_by_probability: bool
@@ -73,9 +73,11 @@ class Segmenter(nn.Module):
 
     def __init__(self, classifier: Classifier, width: float, output_stride: OutputStride) -> None:
         super().__init__()
-        self.deconvolution = Deconvolution(classifier.trunk.switch_channels, width, 2, output_stride)
-        head, inputs = fully_connected(classifier), self.deconvolution.inputs
-        self.bridge = Bridge(classifier.trunk.channels, width, head.kernel, head.padding, inputs)
+        trunk = classifier.trunk
+        self.deconvolution = Deconvolution(trunk.switch_channels, width, 2, output_stride, trunk.stride)
+        head, inputs = classifier.head, self.deconvolution.inputs
+        assert isinstance(head, FullyConnectedHead)  # as `build` sees to
+        self.bridge = Bridge(trunk.channels, width, head.kernel, head.padding, inputs)
 
     def forward(
         self, features: Features, saliency: Float[Tensor, "P C h w"], size: tuple[int, int]
@@ -86,17 +88,20 @@ class Segmenter(nn.Module):
 class DecoupledNet(System):
     """The whole network. The classifier is frozen and always in eval mode."""
 
-    def __init__(self, classifier: Classifier, params: Params) -> None:
+    prediction: Prediction
+
+    def __init__(self, classifier: Classifier, params: Training) -> None:
         super().__init__()
         self.classifier = classifier.requires_grad_(False).eval()
-        self.segmenter = Segmenter(classifier, params.width, params.output_stride)
+        self.segmenter = Segmenter(classifier, params.network.width, params.network.output_stride)
         self.params = params
-        self.smallest_input = 32 * self.head.smallest_map
+        self.smallest_input = classifier.trunk.stride * self.head.smallest_map
 
     @property
     def head(self) -> FullyConnectedHead:
         """The head of the classifier, which the saliency maps go back through."""
-        return fully_connected(self.classifier)
+        assert isinstance(self.classifier.head, FullyConnectedHead)  # as `build` sees to
+        return self.classifier.head
 
     def train(self, mode: bool = True) -> "DecoupledNet":
         super().train(mode)
@@ -119,7 +124,7 @@ class DecoupledNet(System):
         return activations.features.top_only(), maps, (height, width)
 
     def finishing_batches(self) -> tuple[int, int]:
-        return self.params.norm_batches, self.params.norm_batch_size
+        return self.params.network.norm_batches, self.params.network.norm_batch_size
 
     def finish(self, batches: Iterable[Batch]) -> None:
         """Re-estimate the statistics of batch normalisation, as the authors did after training."""
@@ -140,7 +145,7 @@ class DecoupledNet(System):
         """
         activations: Activations = self.classifier(images)
         probabilities = activations.decision.sigmoid()
-        found = probabilities > self.params.threshold
+        found = probabilities > self.prediction.threshold
         image, values, tag = _pairs(probabilities * found, found)
         height, width = images.shape[2:]
         maps = images.new_zeros(len(images), found.shape[1] + 1, height, width)
@@ -151,7 +156,7 @@ class DecoupledNet(System):
             scores = self.segmenter(activations.features.pick(at), explained, (height, width))
             is_tag = (tag[pairs] > 0).long()
             maps[at, tag[pairs]] = F.softmax(scores.float(), dim=1)[torch.arange(len(at)), is_tag].to(maps.dtype)
-        if self.params.weigh_by_probability:
+        if self.prediction.weigh_by_probability:
             maps[:, 1:] *= probabilities[:, :, None, None].to(maps.dtype)
         empty = maps.sum(1, keepdim=True) == 0
         present = torch.cat([torch.ones_like(found[:, :1]), found], dim=1)
@@ -177,11 +182,22 @@ def _pairs(
     )
 
 
-def build(params: Params, classifier: Classifier) -> DecoupledNet:
+def build(params: Training, origin: Origin) -> DecoupledNet:
     """The system around a trained classifier, whose head must be fully connected."""
-    return DecoupledNet(classifier, params)
+    return DecoupledNet(origin.fully_connected(), params)
 
 
-def samples(params: Params, inputs: Inputs) -> CropSamples:
+def samples(params: Training, inputs: Inputs) -> CropSamples:
     """Combinatorial crops of the strong images."""
     return crop_samples(inputs)
+
+
+def supervision(params: Training, labels: str) -> Supervision:
+    """Masks; what its classifier knows, which finds the classes, comes with its start."""
+    return Supervision(masks=True, tags=False)
+
+
+def smallest() -> dict[str, Any]:
+    """An entry for tests."""
+    own = {"threshold": 0.5, "weigh_by_probability": False}
+    return SMALLEST | {"module": "decouplednet", "prediction": SMALLEST["prediction"] | own}

@@ -5,66 +5,94 @@ with the pseudo-labels of a trained segmenter it is the second step of DSRG and 
 over several scales of the input (version 2) is not repeated.
 """
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from segcore.config.sections import Positive
+from segcore.config.section import Positive, Section
+from segcore.config.systems import MASKS, PSEUDO_LABELS, Prediction
 from segcore.data import pseudo_labels
 from segcore.data.batches import Batch
 from segcore.data.samples import LabelledImages
+from segcore.data.splits import MASKS_FILE
 from segcore.errors import Problem
 from segcore.losses import Term, pixel_cross_entropy
-from segcore.networks.classifiers import Classifier
 from segcore.networks.deeplab import DeepLab, at_cells
-from segcore.systems._grid import GridSystem, NetworkParams, masks_of, network_of
-from segcore.systems.contract import Inputs
+from segcore.networks.origin import Origin
+from segcore.systems._grid import SMALLEST_PREDICTION, SMALLEST_TRAINING, GridSystem, GridTraining, masks_of, network_of
+from segcore.systems.contract import Inputs, Outputs, Supervision
 
 
-class Params(NetworkParams):
-    """An entry of `systems` with `module: deeplab`."""
+class Stretched(Section):
+    """Images are stretched to the square; so is prediction."""
 
-    geometry: Literal["stretched", "crops"]
-    """Images stretched to the square, or random squares cut from them; prediction then stretches or pads."""
+    kind: Literal["stretched"]
+
+
+class Crops(Section):
+    """Random squares are cut from scaled images; prediction pads."""
+
+    kind: Literal["crops"]
     scales: tuple[Positive, Positive]
-    """crops: the least and the greatest factor that images are scaled by before."""
+    """The least and the greatest factor that images are scaled by before."""
 
     @model_validator(mode="after")
-    def _scales_are_ordered(self) -> "Params":
+    def _scales_are_ordered(self) -> "Crops":
         if self.scales[0] > self.scales[1]:
             raise ValueError(f"scales {list(self.scales)} must be the least factor, then the greatest")
         return self
 
 
+class Training(GridTraining):
+    """What training a system with `module: deeplab` depends on."""
+
+    geometry: Annotated[Stretched | Crops, Field(discriminator="kind")]
+
+
+__all__ = ["Prediction", "Training"]
+
+
 class DeepLabSystem(GridSystem):
     """The network and the cross-entropy of its scores."""
 
-    def __init__(self, network: DeepLab, borrowed: tuple[str, ...], params: Params) -> None:
-        super().__init__(network, borrowed)
-        self.square = "stretch" if params.geometry == "stretched" else "pad"
+    def __init__(self, network: DeepLab, borrowed: tuple[str, ...], params: Training) -> None:
+        super().__init__(network, borrowed, params)
+        self.square = "stretch" if isinstance(params.geometry, Stretched) else "pad"
 
-    def losses(self, batch: Batch) -> dict[str, Term]:
+    def terms(self, batch: Batch, outputs: Outputs) -> dict[str, Term]:
         """Softmax cross-entropy at the cells of the grid, over those whose label is known."""
         labels = at_cells(batch.labels, self.network.stride)
-        return {"segmentation": pixel_cross_entropy(self.network(batch.images), labels)}
+        return {"segmentation": pixel_cross_entropy(outputs.scores, labels)}
 
 
-def build(params: Params, classifier: Classifier) -> DeepLabSystem:
-    """The system with the trunk of a trained classifier, or a fresh one, whatever the classifier's head."""
-    return DeepLabSystem(*network_of(params, classifier), params)
+def build(params: Training, origin: Origin) -> DeepLabSystem:
+    """The system with the trunk of a trained classifier, whatever its head, or with a fresh one."""
+    return DeepLabSystem(*network_of(params.network, origin), params)
 
 
-def samples(params: Params, inputs: Inputs) -> LabelledImages:
+def samples(params: Training, inputs: Inputs) -> LabelledImages:
     """The images of the list, with their masks or with their pseudo-labels at full size."""
-    records = [inputs.records[image_id] for image_id in inputs.images]
-    scales = None if params.geometry == "stretched" else params.scales
-    if inputs.labels.is_file():
-        masks = masks_of(records)
-        return LabelledImages(records, masks, inputs.n_tags, params.input_size, scales)
-    if missing := sorted({*inputs.images} - {*pseudo_labels.listed(inputs.labels)}):
+    records, size = inputs.chosen, params.network.input_size
+    scales = params.geometry.scales if isinstance(params.geometry, Crops) else None
+    if (inputs.labels / MASKS_FILE).is_file():
+        return LabelledImages(records, masks_of(records), inputs.n_tags, size, scales)
+    ids = [record.image_id for record in records]
+    if missing := sorted({*ids} - {*pseudo_labels.listed(inputs.labels)}):
         raise Problem(
             f"{inputs.labels} has no pseudo-labels of {len(missing)} of {len(records)} images, {missing[0]} first; "
             "extract them of the list that this system names in `images`"
         )
-    labels = [pseudo_labels.label_file(inputs.labels, image_id) for image_id in inputs.images]
-    return LabelledImages(records, labels, inputs.n_tags, params.input_size, scales, strong=False)
+    labels = [pseudo_labels.label_file(inputs.labels, image_id) for image_id in ids]
+    return LabelledImages(records, labels, inputs.n_tags, size, scales, strong=False)
+
+
+def supervision(params: Training, labels: str) -> Supervision:
+    """Masks, or the pseudo-labels of another model alone."""
+    return Supervision(masks=not labels.startswith(PSEUDO_LABELS), tags=False)
+
+
+def smallest() -> dict[str, Any]:
+    """An entry for tests."""
+    training = SMALLEST_TRAINING | {"geometry": {"kind": "stretched"}}
+    sources = {"start": "classifiers/any", "images": "strong", "labels": MASKS}
+    return {"module": "deeplab", **sources, "training": training, "prediction": SMALLEST_PREDICTION}

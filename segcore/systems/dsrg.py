@@ -6,50 +6,58 @@ start from. Departures from the published code: the CRF's result takes no gradie
 probability unless `unary: probability` asks for theirs.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from segcore.config.sections import NotNegative, Threshold
+from segcore.config.section import NotNegative
+from segcore.config.systems import Prediction
 from segcore.data.batches import Batch, Mixed
 from segcore.data.pictures import IGNORE
 from segcore.data.samples import CueSamples, LabelledImages
 from segcore.errors import Problem
 from segcore.localisation import region_growing
 from segcore.losses import Term, balanced_seed_loss, boundary_loss, floored_softmax, pixel_cross_entropy
-from segcore.networks.classifiers import Classifier
 from segcore.networks.deeplab import DeepLab
-from segcore.systems._cues import CueParams, CueSystem, cue_samples
-from segcore.systems._grid import masks_of, network_of
-from segcore.systems.contract import Inputs
+from segcore.networks.origin import Origin
+from segcore.systems._grid import (
+    SMALLEST_CUES,
+    SMALLEST_PREDICTION,
+    SMALLEST_TRAINING,
+    CueSystem,
+    CueTraining,
+    cue_samples,
+    masks_of,
+    network_of,
+)
+from segcore.systems.contract import Inputs, Outputs, Supervision
 
 
-class Params(CueParams):
-    """An entry of `systems` with `module: dsrg`."""
+class Training(CueTraining):
+    """What training a system with `module: dsrg` depends on; `cues.growing: null` leaves the cues as they are."""
 
-    grow: bool
-    """Whether cues grow; without, the seed loss sees them as they are."""
-    theta_foreground: Threshold
-    """Probability above which a pixel may join a region of a tag (published: 0.85)."""
-    theta_background: Threshold
-    """Probability that the background must exceed as well (published: 0.99); below `theta_foreground` idle."""
     full_weight: NotNegative
     """Alpha, the weight of the loss of the masks of `images` (published: 2); at 0 the system sees tags only."""
+
+
+__all__ = ["Prediction", "Training"]
 
 
 class DSRG(CueSystem):
     """The network and its losses: balanced seed, boundary, and full where there are masks."""
 
-    def __init__(self, network: DeepLab, borrowed: tuple[str, ...], params: Params) -> None:
+    def __init__(self, network: DeepLab, borrowed: tuple[str, ...], params: Training) -> None:
         super().__init__(network, borrowed, params)
-        self.params = params
+        self.full_weight = params.full_weight
 
-    def losses(self, batch: Batch) -> dict[str, Term]:
+    def terms(self, batch: Batch, outputs: Outputs) -> dict[str, Term]:
         """Seed and boundary loss of the weak samples, each averaged over them, and the full loss of the strong ones.
 
         A batch, or one process's share of it, may have samples of one kind only; the others' terms then weigh nothing.
         """
-        scores = self.scores(batch)
+        scores = self.scores(batch, outputs)
         weak = (~batch.strong).nonzero().flatten()
         with torch.autocast(scores.device.type, enabled=False):
             probabilities = floored_softmax(scores[weak])
@@ -57,38 +65,54 @@ class DSRG(CueSystem):
             cues = self._grown(batch.labels[weak], refined, batch.tags[weak])
             terms = {
                 "seed": balanced_seed_loss(probabilities, cues),
-                "boundary": boundary_loss(probabilities, refined, self.params.boundary_ratio),
+                "boundary": boundary_loss(probabilities, refined, self.cues.boundary_ratio),
             }
-            if self.params.full_weight:
+            if self.full_weight:
                 masks = batch.labels.masked_fill(~batch.strong[:, None, None], IGNORE)
                 full = pixel_cross_entropy(scores, masks)
-                terms["full"] = Term(full.total * self.params.full_weight, full.weight)
+                terms["full"] = Term(full.total * self.full_weight, full.weight)
         return terms
 
     def _grown(
         self, cues: Int64[Tensor, "B h w"], refined: Float[Tensor, "B K h w"], tags: Float[Tensor, "B L"]
     ) -> Int64[Tensor, "B h w"]:
-        params = self.params
-        if not params.grow:
+        growing = self.cues.growing
+        if growing is None:
             return cues
-        return region_growing.grow_batch(cues, refined, tags, params.theta_foreground, params.theta_background)
+        return region_growing.grow_batch(cues, refined, tags, growing.theta_foreground, growing.theta_background)
 
 
-def build(params: Params, classifier: Classifier) -> DSRG:
-    """The system with the trunk of a trained classifier, or a fresh one, whatever the classifier's head."""
-    return DSRG(*network_of(params, classifier), params)
+def build(params: Training, origin: Origin) -> DSRG:
+    """The system with the trunk of a trained classifier, whatever its head, or with a fresh one."""
+    return DSRG(*network_of(params.network, origin), params)
 
 
-def samples(params: Params, inputs: Inputs) -> CueSamples | Mixed:
+def samples(params: Training, inputs: Inputs) -> CueSamples | Mixed:
     """All images that the folder of pseudo-labels lists; with masks in play, as many strong images beside them.
 
     An image may be both: its cues then teach as those of a weak one, its mask as that of a strong one.
     """
-    weak = cue_samples(params, inputs)
+    weak = cue_samples(params.network, inputs)
     if not params.full_weight:
         return weak
-    records = [inputs.records[image_id] for image_id in inputs.images]
+    records = inputs.chosen
     if not records:
         raise Problem("there are no strong images; full_weight: 0.0 learns from tags alone")
-    masks = masks_of(records)
-    return Mixed(weak, LabelledImages(records, masks, inputs.n_tags, params.input_size, every=params.stride))
+    masks, network = masks_of(records), params.network
+    return Mixed(weak, LabelledImages(records, masks, inputs.n_tags, network.input_size, every=network.stride))
+
+
+def supervision(params: Training, labels: str) -> Supervision:
+    """Cues and tags, by which the cues grow; masks too, unless their loss weighs nothing."""
+    return Supervision(masks=params.full_weight > 0, tags=True)
+
+
+def smallest() -> dict[str, Any]:
+    """An entry for tests."""
+    cues = SMALLEST_CUES | {
+        "boundary_ratio": [0.05, 20.0],
+        "growing": {"theta_foreground": 0.85, "theta_background": 0.99},
+    }
+    training = SMALLEST_TRAINING | {"cues": cues, "full_weight": 2.0}
+    sources = {"start": "classifiers/any", "images": "strong", "labels": "pseudo_labels/any"}
+    return {"module": "dsrg", **sources, "training": training, "prediction": SMALLEST_PREDICTION}

@@ -11,7 +11,7 @@ from typing import NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from segcore.config.sections import RecipeParams
+from segcore.config.training import RecipeParams
 from segcore.data.batches import Batch, Moment, Samples, Stream
 from segcore.data.order import Order
 from segcore.errors import Problem

@@ -1,0 +1,42 @@
+"""Check `params.yaml` before any stage runs, and write what each stage is handed of it.
+
+DVC clears the outputs of a stage before it runs it. All stages depend on what this command writes, so a mistake stops
+it, and them, while nothing else was touched; and a stage runs again only when the values that it uses have changed.
+
+Writes `<data>/params/<stage>.json`, and `<data>/backbones/<name>/model/model.json` for systems to start from.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from segcore import regularisers
+from segcore.cli import command, console
+from segcore.config import plan
+from segcore.files import fingerprint, write_atomically
+from segcore.models.systems import save_backbone
+
+
+def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
+    """Write the files of all stages into `data`, the data set's folder."""
+    settings = command.settings(params)
+    if not console.is_main_process():
+        return
+    for name, content in plan.files(settings):
+        if files := [Path(str(regularisers.load(n).__file__)) for n in _regularisers(content)]:
+            content["code"] = fingerprint("regularisers", files)  # DVC cannot name what only some entries have
+        file = data / f"params/{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    for name, backbone in plan.backbones(settings):
+        save_backbone(data / f"backbones/{name}/model", name, backbone)
+    console.say(f"{params} is in order")
+
+
+def _regularisers(content: dict[str, Any]) -> list[str]:
+    entry = content.get("entry", {})
+    return sorted(entry.get("training", {}).get("regularisers", {}))
+
+
+if __name__ == "__main__":
+    command.start(main)

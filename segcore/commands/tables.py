@@ -1,0 +1,166 @@
+"""Fill the tables of README.md and docs/results.md from files, so that no number in them is typed by hand.
+
+A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`. `docs/tables/NAME.csv` holds it as shown,
+the header first; `embedded` comes from the report on the embedded data set. `docs/tables/NAME.json`, where there is
+one, tells command, commit and machine, and becomes the line below the table. `--check` writes nothing and exits with 1
+if a table is not what the files say. No stage of the pipeline.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import typer
+
+from segcore.cli import command, console
+from segcore.errors import Problem, hint
+from segcore.files import write_atomically
+
+DOCUMENTS = ("README.md", "docs/results.md")
+TABLES = "docs/tables"
+EMBEDDED = "embedded"
+SYSTEMS = "data/shapes/report/systems.csv"
+
+PLACE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n)(?P<content>.*?)(?P<end><!-- end -->)", re.DOTALL)
+OPENING = re.compile(r"<!-- table:.*")
+NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?")
+NOTHING = ("", "-", "none")
+"""Cells that may stand in a column of numbers."""
+
+SCORES = {"mean_iou": "mIoU", "pixel_accuracy": "pixel accuracy", "boundary_f": "boundary F"}
+COUNTS = {"masks_per_class": "masks per class", "tagged_images": "tagged images"}
+STATE, CURRENT, MISSING = "state", "current", "missing"
+ABOUT = {"command": "`{}`", "commit": "commit {}", "machine": "{}"}
+"""What the line below a table tells, in this order."""
+
+
+def main(*, root: Path = Path(), check: bool = False) -> None:
+    """Fill every marked table of the project in `root`, or see whether all are filled as the files say."""
+    stale = []
+    for name in DOCUMENTS:
+        document = root / name
+        text = document.read_text()
+        filled = fill(text, root, name)
+        if filled == text:
+            continue
+        stale.append(name)
+        if not check:
+            write_atomically(document, filled.encode())
+            console.say(f"{name}: tables written")
+    if not stale:
+        console.say("every table is what the files say")
+    elif check:
+        console.say(f"{', '.join(stale)}: tables are not what the files say; run `python -m segcore.commands.tables`")
+        raise typer.Exit(1)
+
+
+def fill(text: str, root: Path, where: str) -> str:
+    """A document with the content of every marked table; `where` is what messages call it.
+
+    Raises:
+        Problem: a table has no end, or no file.
+    """
+    opened, closed = len(OPENING.findall(text)), len(PLACE.findall(text))
+    if opened != closed:
+        raise Problem(
+            f"{where}: {opened} lines open a table, {closed} tables have a beginning and an end; "
+            "write <!-- table: NAME -->, a line break, and further down <!-- end -->"
+        )
+
+    def content(match: re.Match[str]) -> str:
+        if OPENING.search(match["content"]):
+            raise Problem(f"{where}: the table '{match['name']}' does not end before the next one; add <!-- end -->")
+        found = table(match["name"], root, where)
+        return match[0] if found is None else f"{match[1]}\n{found}\n{match['end']}"
+
+    return PLACE.sub(content, text)
+
+
+def table(name: str, root: Path, where: str) -> str | None:
+    """A table in Markdown with the line below it; None where its file is made by a run that is still to come."""
+    file = root / TABLES / f"{name}.csv"
+    if name == EMBEDDED:
+        systems = root / SYSTEMS
+        if not systems.is_file():
+            console.say(f"{where}: '{name}' stays as it is, as {SYSTEMS} is not there; `make demo` makes it")
+            return None
+        rows = of_systems(pd.read_csv(systems, dtype=dict.fromkeys([*COUNTS, STATE], str), keep_default_na=False))
+    elif file.is_file():
+        with file.open(newline="") as lines:
+            rows = [row for row in csv.reader(lines) if row]
+    else:
+        known = sorted({EMBEDDED, *(other.stem for other in file.parent.glob("*.csv"))})
+        raise Problem(f"{where}: found the table '{name}'; there are {', '.join(known)}{hint(name, known)}")
+    if len({len(row) for row in rows}) != 1:
+        raise Problem(f"{file}: it must hold a header, and rows with as many cells")
+    return markdown(rows) + about(file.with_suffix(".json"))
+
+
+def of_systems(systems: pd.DataFrame) -> list[list[str]]:
+    """The rows of the report's table, scores in per cent, best system first, after it what is stale.
+
+    Systems without a result are left out, and the states too, where all are current.
+    """
+    if STATE in systems:
+        systems = systems.loc[systems[STATE] != MISSING]
+    ranked = systems.assign(**{name: pd.to_numeric(systems[name], errors="coerce") for name in SCORES})
+    ranked = ranked.sort_values("mean_iou", ascending=False, kind="stable")
+    told = STATE in ranked and {*ranked[STATE]} != {CURRENT}
+    if told:
+        ranked = ranked.sort_values(STATE, key=lambda states: states != CURRENT, kind="stable")
+    columns = [ranked["system"], *(ranked[name].map(_percent) for name in SCORES)]
+    columns += [ranked[name].map(_grouped) for name in COUNTS]
+    header = ["system", *SCORES.values(), *COUNTS.values()]
+    if told:
+        columns.append(ranked[STATE])
+        header.append(STATE)
+    return [header, *map(list, zip(*columns, strict=True))]
+
+
+def _percent(fraction: float) -> str:
+    return "-" if pd.isna(fraction) else f"{100 * fraction:.1f}"
+
+
+def _grouped(count: str) -> str:
+    return f"{int(count):,}" if count.isdigit() else count
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a table, the header first; columns of numbers lie to the right."""
+    header, *body = rows
+    columns = list(zip(*body, strict=True)) or [()] * len(header)
+    lines = [header, ["---:" if _numbers(column) else "---" for column in columns], *body]
+    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
+
+
+def _numbers(column: Sequence[str]) -> bool:
+    told = [cell.strip("*") for cell in column if cell not in NOTHING]
+    return bool(told) and all(NUMBER.fullmatch(cell) for cell in told)
+
+
+def about(file: Path) -> str:
+    """The line below a table: what made it; nothing where there is no such file.
+
+    Raises:
+        Problem: the file holds anything else.
+    """
+    if not file.is_file():
+        return ""
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise Problem(f"{file} is not valid JSON: {error}") from error
+    if not (isinstance(content, dict) and content.keys() <= ABOUT.keys() and all(map(_is_text, content.values()))):
+        raise Problem(f"{file}: it must hold texts under {', '.join(ABOUT)}, and nothing else")
+    return "\n" + "; ".join(form.format(content[key]) for key, form in ABOUT.items() if key in content) + ".\n"
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+if __name__ == "__main__":
+    command.start(main)

@@ -1,0 +1,156 @@
+"""The sections that make data: the data set, the split, the crops."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from segcore.config.section import Count, Fraction, InputSize, Name, Section
+
+EMBEDDED = "shapes"
+"""The name that only the embedded data set has."""
+
+
+class TagsFromMasks(Section):
+    """The tags of an image are the classes that its mask shows."""
+
+    kind: Literal["masks"]
+
+
+class TagsFromAnnotations(Section):
+    """The tags of an image are the objects that `Annotations/<id>.xml` names."""
+
+    kind: Literal["annotations"]
+    difficult: Literal["count", "skip"]
+    """Whether objects that are marked as difficult are tags; see `segcore.importers.tags`."""
+
+
+class TagsFromTable(Section):
+    """The tags of an image stand in a CSV file."""
+
+    kind: Literal["csv"]
+    file: str
+    """Columns image_id,tags; meant from the data set's root or from the project."""
+
+
+TagsParams = Annotated[TagsFromMasks | TagsFromAnnotations | TagsFromTable, Field(discriminator="kind")]
+
+
+class ShapesParams(Section):
+    """The embedded data set; see `segcore.importers.shapes`."""
+
+    layout: Literal["shapes"]
+    name: Name
+    """Everything that is made of the data set lies in `data/<name>/`."""
+    root: str
+    """A folder that is there: DVC wants a dependency; the pictures are generated."""
+    classes: Annotated[int, Field(ge=2, le=20)]
+    train_images: Count
+    val_images: Count
+    size: InputSize
+    max_objects: Annotated[int, Field(ge=1, le=8)]
+
+    @model_validator(mode="after")
+    def _is_the_embedded_one(self) -> "ShapesParams":
+        if self.name != EMBEDDED:
+            raise ValueError(f"name: found '{self.name}'; the embedded data set is called '{EMBEDDED}'")
+        return self
+
+
+class VocParams(Section):
+    """A data set in the layout of the VOC devkit."""
+
+    layout: Literal["voc"]
+    name: Name
+    """Everything that is made of the data set lies in `data/<name>/`."""
+    root: str
+    """The folder that holds JPEGImages/."""
+    train_list: str
+    """ImageSets/Segmentation/<name>.txt"""
+    val_list: str
+    tags: TagsParams
+    sbd_root: str | None
+    """A folder with SBD's cls/*.mat, where the masks are not PNGs."""
+    convert_palette: bool
+    """Convert masks that hold colours instead of class indices."""
+    duplicates: Literal["refuse", "allow"]
+    """Whether a validation picture may be a copy of a training picture."""
+
+    @model_validator(mode="after")
+    def _has_a_name_of_its_own(self) -> "VocParams":
+        if self.name == EMBEDDED:
+            raise ValueError(
+                f"name: found '{EMBEDDED}', which is the embedded data set's; give yours a name of its own, "
+                "as its results go to data/<name>/"
+            )
+        return self
+
+
+DatasetParams = Annotated[ShapesParams | VocParams, Field(discriminator="layout")]
+
+
+class StrongPerClass(Section):
+    """S is so many images of each class (Hong et al. 2015, section 6.1)."""
+
+    kind: Literal["per_class"]
+    images: Count
+
+
+class StrongList(Section):
+    """S stands in a text file, one image id a line."""
+
+    kind: Literal["list"]
+    file: str
+
+
+class StrongAll(Section):
+    """S is every image that has a mask."""
+
+    kind: Literal["all"]
+
+
+class SplitParams(Section):
+    """Which training images keep their masks (S) and which are used by their tags (W)."""
+
+    strong: Annotated[StrongPerClass | StrongList | StrongAll, Field(discriminator="kind")]
+    weak_includes_strong: bool
+
+
+class GradientEdges(Section):
+    """Edges by the gradient of the picture: built in."""
+
+    kind: Literal["gradient"]
+    max_fraction: Fraction
+    """More edge pixels than this share make EdgeBoxes take minutes; the weakest are dropped."""
+
+
+class StructuredEdges(Section):
+    """Edges by a structured forest, as published."""
+
+    kind: Literal["structured"]
+    model: str
+    """Path of OpenCV's model file."""
+    max_fraction: Fraction
+
+
+EdgeParams = Annotated[GradientEdges | StructuredEdges, Field(discriminator="kind")]
+
+
+class CropsParams(Section):
+    """Combinatorial crops (Hong et al. 2015, section 5)."""
+
+    per_subset: Count
+    max_subsets: Count
+    edges: EdgeParams
+    min_overlap: Fraction
+    """Share of a subset's foreground that a proposal must hold. The paper's sub-images enclose the foreground (section
+    5): 1. Anything less is a departure, by which proposals may cut objects; there are more of them then."""
+    warp: Count
+    """Side of the square that a box is warped to."""
+    input_size: InputSize
+    """Side of the random square cut from the warped box."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "CropsParams":
+        if self.warp < self.input_size:
+            raise ValueError(f"warp {self.warp} must be at least input_size {self.input_size}")
+        return self

@@ -1,0 +1,128 @@
+"""How the images of one `pseudo_labels` entry are labelled: by maps, by a segmenter's predictions, or as in a file."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from segcore.config.labels import (
+    LabelsFromFile,
+    LabelsFromMaps,
+    LabelsFromPredictions,
+    LabelsParams,
+    Saliency,
+)
+from segcore.config.plan import ExtractPseudoLabels
+from segcore.data.geometry import Grid, stretched_square
+from segcore.data.manifest import Record
+from segcore.data.pictures import read_image
+from segcore.data.pseudo_labels import CuesFile
+from segcore.errors import Problem
+from segcore.evaluation import inference
+from segcore.localisation import background
+from segcore.localisation.labeller import PseudoLabeller
+from segcore.models.classifiers import load_classifier
+from segcore.models.systems import load_system
+from segcore.processes import Runtime
+from segcore.seeds import derived_seed
+
+Labels = UInt8[np.ndarray, "_ _"]
+Extract = Callable[[Sequence[Record]], list[tuple[Labels, Labels]]]
+"""The cues at the grid and the labels at full size of some images."""
+
+STRIDE = 8
+"""Pixels of an input to a cell of the grid: 321 give 41."""
+
+
+def check(records: Sequence[Record], entry: LabelsParams) -> list[Path]:
+    """See what can be wrong before work starts; gives the files of the saliency maps, if such are used.
+
+    Raises:
+        Problem: no images, or a folder of saliency maps that lacks some.
+    """
+    if not records:
+        raise Problem(f"the list of {entry.images} images is empty", made_by="split")
+    if not (isinstance(entry, LabelsFromMaps) and isinstance(entry.background, Saliency)):
+        return []
+    root, ids = Path(entry.background.root), [record.image_id for record in records]
+    background.check_saliency(root, ids)
+    return [background.saliency_file(root, image_id) for image_id in ids]
+
+
+def extractor(
+    plan: ExtractPseudoLabels, path: Path, names: list[str], chosen: Sequence[Record], device: Runtime
+) -> Extract:
+    """How the entry's source, a file or the folder of a finished model, labels the chosen images.
+
+    Raises:
+        Problem: no such source, or one of other classes or of another grid.
+    """
+    entry = plan.entry
+    if isinstance(entry, LabelsFromFile):
+        return from_cues(CuesFile(path), entry, names, chosen)
+    if isinstance(entry, LabelsFromPredictions):
+        return from_segmenter(plan, entry, path / "model", names, device)
+    path = path / "model"
+    classifier, _, tags = load_classifier(path, device.device)
+    _same_classes(path, tags, names)
+    label = PseudoLabeller(classifier, entry, derived_seed(plan.seed, "pseudo-labels"), device.device)
+    grid = Grid(entry.input_size, classifier.trunk.stride)
+
+    def extract(records: Sequence[Record]) -> list[tuple[Labels, Labels]]:
+        squares = [stretched_square(read_image(record.image), entry.input_size) for record in records]
+        images = torch.stack(squares).float().to(device.device)
+        cues = label(images, [r.tags for r in records], [r.image_id for r in records]).cpu().numpy()
+        return [(c, grid.at_pixels(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
+
+    return extract
+
+
+def from_cues(file: CuesFile, entry: LabelsFromFile, names: list[str], chosen: Sequence[Record]) -> Extract:
+    """Published cues, as they are.
+
+    Raises:
+        Problem: an image lacks cues, or they are of another grid or of other classes.
+    """
+    file.check([record.image_id for record in chosen], len(names))
+    grid = Grid(entry.input_size, STRIDE)
+    cells = grid.cells
+    height, width = file.labels(chosen[0].image_id).shape
+    if (height, width) != (cells, cells):
+        raise Problem(
+            f"{file.path}: found cues of {width} x {height} cells; an input_size of {entry.input_size} has "
+            f"{cells} x {cells}; set input_size to {STRIDE * height - 7}"
+        )
+
+    def extract(records: Sequence[Record]) -> list[tuple[Labels, Labels]]:
+        cues = [file.labels(record.image_id) for record in records]
+        return [(c, grid.at_pixels(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
+
+    return extract
+
+
+def from_segmenter(
+    plan: ExtractPseudoLabels, entry: LabelsFromPredictions, path: Path, names: list[str], device: Runtime
+) -> Extract:
+    """A system's predictions, refined by a CRF if asked for, restricted to the tags of the image if asked for."""
+    system, card = load_system(path, plan.prediction or {}, device.device)
+    _same_classes(path, card["tags"], names)
+    grid = Grid(entry.input_size, STRIDE)
+
+    def extract(records: Sequence[Record]) -> list[tuple[Labels, Labels]]:
+        images = [read_image(record.image) for record in records]
+        scores = inference.score_maps(system, images, entry.input_size, entry.views, plan.edges)
+        done = []
+        for record, image, score in zip(records, images, scores, strict=True):
+            allowed = [0, *record.tags] if entry.restrict_to_tags else range(len(names))
+            labels = inference.restricted(system, score, list(allowed), image, entry.crf)
+            done.append((grid.at_cells(labels), labels))
+        return done
+
+    return extract
+
+
+def _same_classes(path: Path, tags: list[str], names: list[str]) -> None:
+    if tags != names[1:]:
+        raise Problem(f"{path} was trained for {tags}, but the data set has {names[1:]}; train it again")

@@ -1,0 +1,24 @@
+"""What the papers print for VOC 2012 val, to stand beside ours."""
+
+from segcore.config.settings import Settings
+
+BY_MASKS = {
+    ("decouplednet", "weak"): {"all": 67.5, 25: 62.1, 10: 57.4, 5: 53.1},
+    ("decouplednet", "strong"): {"all": 67.5, 25: 50.3, 10: 41.7, 5: 32.7},
+    ("deconvnet", "strong"): {"all": 67.1, 25: 38.6, 10: 21.5, 5: 15.3},
+}
+"""Mean IoU in per cent (Hong et al. 2015, table 1), by module, images of its classifier and masks per class;
+DecoupledNet by tags of 10,582 images, DecoupledNet-Str and DeconvNet by masks only."""
+
+BY_TAGS = {"ficklenet": 61.2, "dsrg": 59.0, "sec": 50.7}
+"""The same for VGG-16 on the tags of 10,582 images and no mask, by row (Lee et al. 2019; SEC: Kolesnikov and Lampert
+2016)."""
+
+
+def mean_iou(system: str, masks: int | str | None, by_tags: bool, settings: Settings) -> float | None:
+    """The published number of a system of this supervision; None on other data or where no paper has one."""
+    if settings.dataset.layout != "voc":
+        return None
+    images = "weak" if by_tags else "strong"
+    module = settings.systems[system].module
+    return BY_MASKS.get((module, images), {}).get(masks) if masks else BY_TAGS.get(system)

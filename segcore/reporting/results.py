@@ -1,0 +1,219 @@
+"""What lies in a data set's folder, and in which state: of today's data and parameters, of others, or not there."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from segcore import made_of
+from segcore.config import fingerprints, plan
+from segcore.config.settings import Settings
+from segcore.config.systems import CLASSIFIERS, CROPS, SEGMENTERS
+from segcore.errors import Problem
+from segcore.files import fingerprint
+from segcore.reporting import charts, published
+from segcore.reporting.supervision import supervision
+
+SCORES = ("mean_iou", "mean_iou_foreground", "pixel_accuracy", "mean_accuracy", "boundary_f")
+State = Literal["current", "stale", "missing"]
+RANKS: tuple[State, ...] = ("current", "stale", "missing")
+"""The states, in the order in which their rows stand in a table."""
+
+WHY = {
+    "data_set": "other data",
+    "trained_on": "other data",
+    "images": "another split",
+    "training": "other training",
+    "prediction": "other prediction",
+}
+"""What it means that a fingerprint differs."""
+
+KINDS = {
+    "results": ("evaluate", ("metrics.json", "confusion_counts.csv")),
+    CLASSIFIERS: ("train_classifier", ("metrics.json",)),
+    CROPS: ("make_crops", ("crops.json",)),
+    "pseudo_labels": ("extract_pseudo_labels", ("quality.json",)),
+}
+"""By kind of result: the stage that makes it, and the files without which it is not there."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One result: where it lies in the data set's folder, its state and why, the stage that makes it."""
+
+    path: str
+    state: State
+    why: str
+    stage: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table of systems. A stale one tells its scores only: today's parameters say nothing of it."""
+
+    system: str
+    colour: int
+    part: Part
+    metrics: dict[str, Any]
+    masks_per_class: str = ""
+    strong_images: int | None = None
+    tagged_images: int | None = None
+    published: float | None = None
+
+    @property
+    def state(self) -> State:
+        return self.part.state
+
+
+class Results:
+    """The results of today's parameters in the folder of their data set, `data`.
+
+    Raises:
+        Problem: no system has any.
+    """
+
+    def __init__(self, data: Path, settings: Settings) -> None:
+        self.data = data
+        self.settings = settings
+        self.rows = [self._row(number, system) for number, system in enumerate(settings.systems)]
+        if all(row.state == "missing" for row in self.rows):
+            raise Problem(f"{data} holds no results of any system yet", made_by=self.rows[0].part.stage)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """Everything that the systems of the parameters are made by, results last."""
+        paths = [f"{CLASSIFIERS}/{name}" for name in self.settings.classifiers]
+        paths += [CROPS] if any(entry.labels == CROPS for entry in self.settings.systems.values()) else []
+        paths += [f"pseudo_labels/{name}" for name in self.settings.pseudo_labels]
+        prepared = self._card("prepared", "dataset.json", "prepare", self._data_set is not None)
+        split = self._card("split", "split.json", "split", self._is_split_current)
+        return [prepared, split, *map(self._part, paths), *(row.part for row in self.rows)]
+
+    @property
+    def wanting(self) -> list[Part]:
+        """What is missing or stale."""
+        return [part for part in self.parts if part.state != "current"]
+
+    @property
+    def ranked(self) -> list[Row]:
+        """The rows, best first; a stale one never stands before a current one."""
+        return sorted(self.rows, key=lambda row: (RANKS.index(row.state), -(row.metrics.get("mean_iou") or 0)))
+
+    def current(self, kind: str) -> list[str]:
+        """The names of the current results of a kind."""
+        return [part.path.rpartition("/")[2] for part in self._of_kind(kind) if part.state == "current"]
+
+    def _of_kind(self, kind: str) -> Iterator[Part]:
+        return (part for part in self.parts if part.path.partition("/")[0] == kind)
+
+    def table(self) -> pd.DataFrame:
+        """A line a system; scores are fractions."""
+        return pd.DataFrame(
+            {"system": row.system, "state": row.state, "why": row.part.why}
+            | {name: row.metrics.get(name) for name in SCORES}
+            | {
+                "images": row.metrics.get("images"),
+                "masks_per_class": row.masks_per_class,
+                "strong_images": row.strong_images,
+                "tagged_images": row.tagged_images,
+            }
+            for row in self.rows
+        ).astype(dict.fromkeys(("images", "strong_images", "tagged_images"), "Int64"))
+
+    def _row(self, number: int, system: str) -> Row:
+        part = self._part(f"results/{system}")
+        colour = number % charts.COLOURS
+        if part.state == "missing":
+            return Row(system, colour, part, {})
+        metrics = read_json(self.data / part.path / "metrics.json")
+        if part.state == "stale":
+            return Row(system, colour, part, metrics)
+        masks, by_tags = supervision(system, self.settings)
+        return Row(
+            system=system,
+            colour=colour,
+            part=part,
+            metrics=metrics,
+            masks_per_class=str(masks or "none"),
+            strong_images=len(self._ids("strong")) if masks else 0,
+            tagged_images=len(self._ids("weak")) if by_tags else 0,
+            published=published.mean_iou(system, masks, by_tags, self.settings),
+        )
+
+    def _part(self, path: str) -> Part:
+        kind, _, name = path.partition("/")
+        stage, files = KINDS[kind]
+        stage = f"{stage}@{name}" if name else stage
+        folder = self.data / path
+        if not all((folder / file).is_file() for file in files):
+            return Part(path, "missing", "not there", stage)
+        found = made_of.read(folder)
+        if not found:
+            return Part(path, "stale", f"no {made_of.FILE} beside it", stage)
+        wanted = self._results_of(name) if kind == "results" else self._made_of(path, name)
+        why = dict.fromkeys(WHY[key] for key, value in wanted.items() if value is None or found.get(key) != value)
+        return Part(path, "stale" if why else "current", ", ".join(why), stage)
+
+    def _card(self, path: str, file: str, stage: str, is_current: bool) -> Part:
+        if is_current:
+            return Part(path, "current", "", stage)
+        if (self.data / path / file).is_file():
+            return Part(path, "stale", "other parameters", stage)
+        return Part(path, "missing", "not there", stage)
+
+    def _results_of(self, system: str) -> Mapping[str, str | None]:
+        return {
+            "data_set": self._data_set,
+            "trained_on": self._data_set,
+            "images": self._images("strong", "weak"),
+            "training": fingerprints.expected(self.settings, f"{SEGMENTERS}/{system}"),
+            "prediction": fingerprints.of(plan.evaluate(self.settings, system)),
+        }
+
+    def _made_of(self, path: str, name: str) -> Mapping[str, str | None]:
+        entry = (self.settings.classifiers if path.startswith(CLASSIFIERS) else self.settings.pseudo_labels).get(name)
+        return {
+            "data_set": self._data_set,
+            "images": self._images(entry.images if entry else "strong"),
+            "training": fingerprints.expected(self.settings, path),
+        }
+
+    @cached_property
+    def _data_set(self) -> str | None:
+        """The fingerprint of the data set, if it was prepared by today's parameters."""
+        card = read_json(self.data / "prepared/dataset.json")
+        return (
+            card.get("fingerprint") if card.get("parameters") == fingerprints.of(plan.prepare(self.settings)) else None
+        )
+
+    @cached_property
+    def _is_split_current(self) -> bool:
+        card = read_json(self.data / "split/split.json")
+        return card.get("parameters") == fingerprints.of(plan.split(self.settings))
+
+    def _images(self, *lists: str) -> str | None:
+        """The fingerprint of lists of the split, if it was made by today's parameters."""
+        ids = [self._ids(name) for name in lists]
+        return fingerprint(ids if len(ids) > 1 else ids[0], ()) if self._is_split_current else None
+
+    def _ids(self, name: str) -> list[str]:
+        path = self.data / f"split/{name}.txt"
+        return path.read_text().split() if path.is_file() else []
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a stage's file; nothing where it is not there.
+
+    Raises:
+        Problem: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(), parse_constant=lambda _: None)
+    except ValueError as error:
+        raise Problem(f"{path} is not valid JSON ({error}); delete it and run the stage that writes it again") from None

@@ -1,0 +1,45 @@
+"""What `make` would run, without running it."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from segcore.config import reading
+from tests.devkit import PARAMS
+
+PROJECT = Path(__file__).parents[1]
+
+
+def planned(*arguments: str, folder: Path = PROJECT) -> str:
+    command = ["make", "--dry-run", "--file", str(PROJECT / "Makefile"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_demo_runs_systems_that_are_there() -> None:
+    said = planned("demo", "READY=")
+    systems = re.findall(r"evaluate@(\w+)", said)
+    assert systems
+    assert {*systems} <= {*reading.read(PARAMS)["systems"]}
+    assert "--single-item report" in said
+    assert "segcore.commands.show" in said
+
+
+def test_torch_comes_from_an_index_of_choice_at_its_pinned_version(tmp_path: Path) -> None:
+    requirements = (PROJECT / "requirements.txt").read_text()
+    for name in ("requirements.txt", "constraints.txt"):
+        (tmp_path / name).write_text((PROJECT / name).read_text())
+    first, *rest = [
+        line
+        for line in planned("show", "TORCH_INDEX=https://index/cpu", folder=tmp_path).replace("\\\n", "").splitlines()
+        if " pip install " in line
+    ]
+    assert '--index-url "https://index/cpu"' in first
+    pinned = re.findall(r"torch\w*==\S+", first)
+    assert [pin.split("==")[0] for pin in pinned] == ["torch", "torchvision"]
+    assert all(pin in requirements.splitlines() for pin in pinned)
+    assert len(rest) == 1
+    assert "index" not in planned("show", folder=tmp_path)
+
+
+def test_a_profile_is_named_by_the_command_that_lays_it_out() -> None:
+    assert 'segcore.commands.use_profile --profile "voc-mini"' in planned("use", "PROFILE=voc-mini", "READY=")
