@@ -11,7 +11,8 @@ PROJECT = Path(__file__).parents[1]
 
 
 def planned(*arguments: str, folder: Path = PROJECT) -> str:
-    command = ["make", "--dry-run", "--file", str(PROJECT / "Makefile"), *arguments]
+    # `make test` runs this file: a make inside a make says which folder it enters, and the folder of a test says "index".
+    command = ["make", "--dry-run", "--no-print-directory", "--file", str(PROJECT / "Makefile"), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
