@@ -46,13 +46,13 @@ def test_the_published_networks_have_the_published_size(branches: tuple[int, ...
         trunk = backbones.build(
             BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8, finer="dilated")
         )
-        network = DeepLab(trunk, 21, branches, 1024, 0.5)
+        network = DeepLab(trunk, 21, branches, 3, 1024, 0.5)
     assert round(parameters(network) / 1e6, 1) == millions
 
 
 @torch.no_grad()
 def test_321_pixels_become_41_cells() -> None:
-    network = DeepLab(backbones.build(backbone(stride=8)), 21, (6, 12, 18, 24), 8, 0.5).eval()
+    network = DeepLab(backbones.build(backbone(stride=8)), 21, (6, 12, 18, 24), 3, 8, 0.5).eval()
     assert network(torch.zeros(1, 3, 321, 321)).shape == (1, 21, 41, 41)
 
 
@@ -60,7 +60,7 @@ def test_321_pixels_become_41_cells() -> None:
 def test_large_fov_layer_by_layer() -> None:
     torch.manual_seed(0)
     trunk = backbones.build(backbone(stride=8))
-    network = DeepLab(trunk, 4, (2, 3), 10, 0.5).eval()
+    network = DeepLab(trunk, 4, (2, 3), 3, 10, 0.5).eval()
     images = 255 * torch.rand(2, 3, 65, 49)
     top = F.avg_pool2d(F.max_pool2d(trunk(images).top, 3, 1, 1), 3, 1, 1)
     expected = torch.zeros(2, 4, 9, 7)
@@ -75,7 +75,7 @@ def test_large_fov_layer_by_layer() -> None:
 @torch.no_grad()
 def test_over_other_trunks_the_branches_are_dilated_convolutions_to_the_classes() -> None:
     trunk = backbones.build(backbone("resnet18", stride=8)).eval()
-    network = DeepLab(trunk, 4, (1, 2), 10, 0.5).eval()
+    network = DeepLab(trunk, 4, (1, 2), 3, 10, 0.5).eval()
     images = 255 * torch.rand(1, 3, 33, 49)
     parts = [F.conv2d(trunk(images).top, b.weight, b.bias, padding=d, dilation=d)  # type: ignore[arg-type]
              for b, d in zip(network.branches, (1, 2), strict=True)]  # fmt: skip

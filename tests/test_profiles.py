@@ -23,7 +23,7 @@ from tests.devkit import PROJECT
 FOLDER = PROJECT / "profiles"
 NAMES = profiles.names(FOLDER)
 DECONVOLUTIONS = ("decouplednet", "deconvnet")
-GRID = ("deeplab", "sec", "dsrg", "ficklenet", "ficklenet_semi")
+GRID = ("deeplab", "sec", "dsrg", "ficklenet", "ficklenet_semi", "wssl", "wssl_tags")
 
 
 def plain(text: str) -> dict[str, object]:
@@ -315,9 +315,30 @@ class TestVoc2012:
         assert (cues.passes, cues.theta, cues.rate, cues.selection) == (200, 0.35, 0.9, "stochastic")
         assert [round(321 * scale) for scale in again.views.scales] == [241, 321, 401]
         assert again.crf == settings.crfs["picture"]
-        for crf in settings.crfs.values():
+        for crf in (settings.crfs["grid"], settings.crfs["picture"]):
             assert (crf.iterations, crf.appearance_weight, crf.appearance_xy, crf.appearance_rgb) == (10, 10, 80, 13)
             assert (crf.smoothness_weight, crf.smoothness_xy) == (3, 3)
+
+    def test_wssl_is_the_papers(self) -> None:
+        """Papandreou et al. 2015, and the solver and network files that were published for DeepLab."""
+        settings = composed("voc2012")
+        for name, branch, kernel, width in (("wssl", 12, 3, 1024), ("wssl_small", 4, 4, 4096)):
+            entry = settings.systems[name]
+            network, crf = entry.training["network"], settings.crfs["deeplab"]
+            found = network["branches"], network["kernel"], network["width"], network["input_size"]
+            assert found == ([branch], kernel, width, 321)
+            step = {"kind": "fixed", "background": 3.0, "foreground": 5.0, "exclude_absent": False}
+            assert entry.training["expectation"] == step
+            assert (entry.training["strong_weight"], entry.training["weak_weight"]) == (0.7, 0.3)
+            assert entry.prediction["crf"] == crf.model_dump(mode="json")
+            assert (crf.appearance_weight, crf.appearance_xy, crf.appearance_rgb) == (5, 50, 10)
+            assert (crf.smoothness_weight, crf.smoothness_xy) == (3, 3)
+            recipe = settings.recipes[entry.training["recipe"]]
+            assert (recipe.batch_size, recipe.steps, recipe.schedule) == (
+                30, 6000, Steps(kind="step", every=2000, factor=0.1),
+            )  # fmt: skip
+        step = settings.systems["wssl_tags"].training["expectation"]
+        assert (step["kind"], step["background_share"], step["foreground_share"]) == ("adapt", 0.4, 0.2)
 
     @pytest.mark.parametrize(
         ("system", "steps", "batch_size", "of_imagenet", "of_new_layers"),
