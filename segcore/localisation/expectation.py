@@ -60,12 +60,12 @@ def adaptive_bias(
     if suppress_margin is not None:
         found = _suppressed(found, present, suppress_margin)
     best = found.masked_fill(~present[:, :, None], -torch.inf).amax(1)
-    mean = best.mean(1)
+    mean, background = best.mean(1), torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
     # Tags that an image lacks are visited last, and so not at all.
     visited = int(present[:, 1:].sum(1).amax()) if len(tags) else 0
     for ranks in order.unbind(1):
         places = ranks.masked_fill(~present[:, 1:], torch.inf).argsort(1)[:, :visited]
-        best = _raised(found, best, torch.zeros_like(places[:, 0]), present, background_share)
+        best = _raised(found, best, background, present, background_share)
         for place in places.unbind(1):
             best = _raised(found, best, place + 1, present, foreground_share)
     return (found - (best.mean(1) - mean)[:, None, None]).view_as(scores)
