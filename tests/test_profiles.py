@@ -214,6 +214,41 @@ def test_voc_mini_takes_its_deterministic_cues_as_they_were_published() -> None:
     assert (labels.theta, labels.selection) == (0.2, "deterministic")
 
 
+class TestVocMiniVgg:
+    """The papers' own networks, small."""
+
+    SETTINGS = composed("voc-mini-vgg")
+
+    def test_every_trunk_is_a_vgg_that_learns(self) -> None:
+        settings = self.SETTINGS
+        assert {backbone.name for backbone in settings.backbones.values()} == {"vgg16"}
+        assert {backbone.width for backbone in settings.backbones.values()} == {1.0}
+        # Those of entries, wherever they start: FickleNet's classifier among them.
+        used = {c.recipe for c in settings.classifiers.values()}
+        used |= {system.training["recipe"] for system in settings.systems.values()}
+        assert {settings.recipes[name].multipliers["pretrained"] for name in used} == {0.1}
+
+    def test_deconvolution_networks_have_switches(self) -> None:
+        for name in ("decouplednet", "decouplednet_str", "deconvnet"):
+            entry = self.SETTINGS.systems[name]
+            kind, start = self.SETTINGS.origin_of(name)
+            starts = {"classifiers": self.SETTINGS.classifiers, "backbones": self.SETTINGS.backbones}[kind]
+            backbone = getattr(starts[start], "backbone", starts[start])
+            assert backbone.stride == 32, "where max-poolings have switches"
+            assert entry.training["network"]["output_stride"] == 1
+
+    def test_systems_on_a_grid_have_a_large_field_of_view_and_wssl_a_small_one_too(self) -> None:
+        for name in GRID:
+            network = self.SETTINGS.systems[name].training["network"]
+            assert (network["branches"], network["kernel"]) == ([6], 3), name
+        small = self.SETTINGS.systems["wssl_small"].training
+        assert (small["network"]["branches"], small["network"]["kernel"]) == ([2], 4)
+        assert small == self.SETTINGS.systems["wssl"].training | {"network": small["network"]}
+
+    def test_its_results_lie_beside_those_of_voc_mini(self) -> None:
+        assert self.SETTINGS.dataset.name != composed("voc-mini").dataset.name
+
+
 class TestVoc2012:
     """The papers' recipes."""
 
