@@ -292,7 +292,7 @@ class TestSharedSections:
         ]  # fmt: skip
         assert only_problem({"pseudo_labels.again": entry | {"input": "segmenters/fickle"}}) == (
             "pseudo_labels.again.input: found 'fickle'; allowed are deconvnet, decouplednet, decouplednet_str, "
-            "deeplab, dsrg, ficklenet, ficklenet_semi, sec; did you mean 'ficklenet'?"
+            "deeplab, dsrg, ficklenet, ficklenet_semi, sec, wssl, wssl_tags; did you mean 'ficklenet'?"
         )
 
     def test_an_entry_may_have_a_section_of_its_own(self) -> None:

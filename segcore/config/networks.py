@@ -104,8 +104,10 @@ class GridParams(Section):
     """Pixels of the image to a cell of the grid of scores."""
     branches: Annotated[tuple[Count, ...], Field(min_length=1)]
     """Dilations, in cells, of the branches whose scores are summed: (12,) or (6, 12, 18, 24)."""
+    kernel: Count
+    """Side of a branch's dilated convolution: 3 for a large field of view, 4 with the branch 4 for the small one."""
     width: Count
-    """Channels of fc6 and fc7 over VGG-16 (published: 1024); other trunks have none."""
+    """Channels of fc6 and fc7 over VGG-16 (published: 1024, small field of view 4096); other trunks have none."""
     dropout: Rate
     """Behind fc6 and fc7."""
     input_size: GridSize
@@ -118,6 +120,14 @@ class GridParams(Section):
             raise ValueError(
                 f"input_size {self.input_size} must be a multiple of stride {self.stride} and one more, such as "
                 f"{below} or {below + self.stride}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _branches_have_a_centre(self) -> "GridParams":
+        if self.kernel % 2 == 0 and any(branch % 2 for branch in self.branches):
+            raise ValueError(
+                f"branches {list(self.branches)} must be even under kernel {self.kernel}, or windows have no centre"
             )
         return self
 

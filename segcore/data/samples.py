@@ -43,9 +43,12 @@ def binary_labels(
 
 
 class TaggedImages:
-    """Weak training samples: short side scaled to `resize`, a random square cut out, flipped half of the time."""
+    """Weak training samples: short side scaled to `resize`, a random square cut out, flipped half of the time.
 
-    def __init__(self, records: list[Record], n_tags: int, resize: int, input_size: int) -> None:
+    Without `resize` images are stretched to the square, so that all that their tags name is in it.
+    """
+
+    def __init__(self, records: list[Record], n_tags: int, resize: int | None, input_size: int) -> None:
         self.records = records
         self.n_tags = n_tags
         self.resize = resize
@@ -56,11 +59,14 @@ class TaggedImages:
 
     def sample(self, index: int, seed: int) -> Sample:
         record = self.records[index]
-        rng = np.random.default_rng(seed)
-        image = random_square(scaled(read_image(record.image), self.resize), self.input_size, rng)
+        rng, size = np.random.default_rng(seed), self.input_size
+        image = read_image(record.image)
+        if self.resize is None:
+            image = resized(image, size, size)
+        else:
+            image = random_square(scaled(image, self.resize), size, rng)
         if rng.random() < 0.5:
             image = image[:, ::-1]
-        size = self.input_size
         unknown = torch.full((size, size), IGNORE, dtype=torch.uint8)
         return Sample(record.image_id, planes(image), tag_vector(record.tags, self.n_tags), unknown, strong=False)
 

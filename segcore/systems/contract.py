@@ -65,7 +65,7 @@ class Supervision:
     masks: bool
     """Masks that people made: of its list of images, or cut into crops."""
     tags: bool
-    """The tags of its images, by a loss or a step of its own."""
+    """The tags of the weak images, by a loss or a step of its own."""
 
 
 class System(nn.Module, ABC):
@@ -116,6 +116,8 @@ class System(nn.Module, ABC):
     def losses(self, batch: Batch) -> dict[str, Term]:
         """The terms to sum and minimise, by the name they are logged under.
 
+        A term whose total carries no gradient is watched and not minimised, such as a share of pixels: it is logged,
+        summed over processes and drawn in the report like the others, as `watched/<name>`.
         `batch.moment` says in which step of how many, for a warm-up or a schedule of weights. Every term is there from
         step 0 on, at a factor of 0 where it does not count yet: processes that share a batch wait for the gradient of
         every parameter in every step, and stop with "Expected to have finished reduction" if one has none.
