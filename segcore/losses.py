@@ -3,9 +3,11 @@
 Of weak labels there are three: seed, expand and boundary (Kolesnikov and Lampert, "Seed, Expand and Constrain", ECCV
 2016), the seed loss also as Huang et al., "Weakly-Supervised Semantic Segmentation Network with Deep Seeded Region
 Growing", CVPR 2018, balance it, which is the form that FickleNet (Lee et al., CVPR 2019, equations 5 to 7) uses. Each
-is a loss of one image, summed over the images of the batch; the weight is their number.
+is a loss of one image, summed over the images of the batch; the weight is their number. So are those by which one part
+of a network teaches another, in the form of Zhang et al., "Self-Regulation for Semantic Segmentation", ICCV 2021.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,8 +49,7 @@ def pixel_cross_entropy(scores: Float[Tensor, "B K H W"], labels: Int64[Tensor, 
 
 def floored_softmax(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, "B K h w"]:
     """Class probabilities of at least about 1e-4: logarithms and ratios of them stay finite. In float32 or wider."""
-    wide = scores if scores.dtype == torch.float64 else scores.float()
-    return _floored(wide.softmax(1) + FLOOR)
+    return _floored(_wide(scores).softmax(1) + FLOOR)
 
 
 def seed_loss(probabilities: Float[Tensor, "B K h w"], cues: Int64[Tensor, "B h w"]) -> Term:
@@ -108,6 +109,43 @@ def boundary_loss(
         ratios = ratios.clamp(*ratio)
     divergence = target * ratios.log()
     return _over_images(divergence.sum(1).mean((1, 2)))
+
+
+def tag_cross_entropy(scores: Float[Tensor, "B L"], tags: Float[Tensor, "B L"]) -> Term:
+    """Binary cross-entropy of the presence of each tag, averaged over the tags of an image; `tags` are 0 or 1."""
+    costs = F.binary_cross_entropy_with_logits(_wide(scores), tags.to(_wide(scores).dtype), reduction="none")
+    return _over_images(costs.mean(1))
+
+
+def distillation_loss(
+    teacher: Float[Tensor, "B C *places"], student: Float[Tensor, "B C *places"], temperature: float
+) -> Term:
+    """L_ce^tau: tau^2 times the cross-entropy of softmax(teacher / tau) and softmax(student / tau), over channels.
+
+    Averaged over the places of an image, if there are any. The teacher takes no gradient. The source writes the powers
+    sigma(x)^(1/tau) of the softmax sigma, which do not add up to 1; divided by their sum they are softmax(x / tau), as
+    distillation has it elsewhere (Hinton et al. 2015).
+    """
+    target = (_wide(teacher).detach() / temperature).softmax(1)
+    costs = -(target * (_wide(student) / temperature).log_softmax(1)).sum(1)
+    return _over_images(temperature**2 * costs.reshape(len(costs), -1).mean(1))
+
+
+def binary_distillation_loss(teacher: Float[Tensor, "B L"], student: Float[Tensor, "B L"], temperature: float) -> Term:
+    """`distillation_loss` for tags of which an image has several: a sigmoid each, averaged over the tags."""
+    target = (_wide(teacher).detach() / temperature).sigmoid()
+    costs = F.binary_cross_entropy_with_logits(_wide(student) / temperature, target, reduction="none")
+    return _over_images(temperature**2 * costs.mean(1))
+
+
+def added(terms: Sequence[Term]) -> Term:
+    """The sum of terms of equal weight."""
+    return Term(torch.stack([term.total for term in terms]).sum(), terms[0].weight)
+
+
+def _wide(scores: Tensor) -> Tensor:
+    """In float32, whatever a network computes in, or wider."""
+    return scores if scores.dtype == torch.float64 else scores.float()
 
 
 def _floored(positive: Float[Tensor, "B K h w"]) -> Float[Tensor, "B K h w"]:

@@ -190,13 +190,15 @@ class TestUseProfile:
 @pytest.mark.parametrize("name", NAMES)
 def test_systems_compare_at_the_same_budget(name: str) -> None:
     """Deconvolution networks exactly; classifiers of a head, too, but where the few images of S need fewer steps than
-    those of W. The networks with a fine grid have recipes of their own where each has a paper of its own."""
+    those of W. The networks with a fine grid have recipes of their own where each has a paper of its own; elsewhere
+    the trunks of some learn along, and nothing else differs."""
     settings = composed(name)
     families: dict[bool, set[str]] = {}
     for system in settings.systems.values():
         families.setdefault(system.module in DECONVOLUTIONS, set()).add(str(system.training["recipe"]))
     assert len(families[True]) == 1
-    assert len(families[False]) == 1 or name == "voc2012"
+    grids = [settings.recipes[recipe].model_copy(update={"multipliers": {}}) for recipe in families[False]]
+    assert all(recipe == grids[0] for recipe in grids) or name == "voc2012"
     by_head: dict[str, list[RecipeParams]] = {}
     for classifier in settings.classifiers.values():
         by_head.setdefault(classifier.head.kind, []).append(settings.recipes[classifier.recipe])
@@ -206,6 +208,20 @@ def test_systems_compare_at_the_same_budget(name: str) -> None:
     for system, images in (("decouplednet", "weak"), ("decouplednet_str", "strong")):
         kind, classifier = settings.origin_of(system)
         assert (kind, settings.classifiers[classifier].images) == ("classifiers", images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_self_regulation_is_measured_against_its_like(name: str) -> None:
+    """By nothing else does a regulated row differ from the plain one, and its trunk, which it teaches, learns."""
+    systems = composed(name).systems
+    for row, like, alike in (("deeplab_sr", "deeplab", ()), ("ficklenet_sr", "ficklenet", ("recipe",))):
+        entries = [systems[key].model_dump() for key in (row, like)]
+        assert list(entries[0]["training"].pop("regularisers")) == ["self_regulation"]
+        recipe = composed(name).recipes[entries[0]["training"]["recipe"]]
+        assert recipe.multipliers["pretrained"] > 0
+        for key in alike:
+            entries[1]["training"][key] = entries[0]["training"][key]
+        assert entries[0] == entries[1]
 
 
 def test_voc_mini_takes_its_deterministic_cues_as_they_were_published() -> None:
