@@ -30,13 +30,13 @@ from segcore.training.fit import Fit
 BAR = 1.25
 ENTRY = "deeplab_sr"
 TAGS, IMAGES = 10, 64
-WARM_UP, STEPS = 3, 30
+WARM_UP = 2
 FINE: dict[str, Any] = {
     "backbone": {
         "name": "resnet18", "weights": "random", "width": 1.0, "frozen_norm": True, "stride": 8, "finer": "dilated",
     },
     "network": {"kind": "grid", "stride": 8, "branches": [2], "width": 1024, "dropout": 0.5, "input_size": 241},
-    "batch_size": 8,
+    "batch_size": 4,
 }  # fmt: skip
 
 
@@ -60,12 +60,14 @@ class InMemory:
 class Case:
     """A network, its recipe and its regularisers."""
 
-    def __init__(self, name: str, training: dict[str, Any], backbone: BackboneParams, recipe: RecipeParams) -> None:
+    def __init__(
+        self, name: str, training: dict[str, Any], backbone: BackboneParams, recipe: RecipeParams, steps: int
+    ) -> None:
         self.name = name
         self.module = systems.load("deeplab")
         self.params = section({ENTRY: training}, ENTRY, self.module.Training)
         self.backbone = backbone
-        self.recipe = recipe.model_copy(update={"steps": WARM_UP + STEPS, "workers": 0})
+        self.recipe = recipe.model_copy(update={"steps": WARM_UP + steps, "workers": 0})
 
     def system(self) -> System:
         torch.manual_seed(0)
@@ -85,7 +87,7 @@ class Case:
             for on in (False, True)
         }
         times: dict[bool, list[float]] = {False: [], True: []}
-        for _ in range(WARM_UP + STEPS):
+        for _ in range(self.recipe.steps):
             for on, run in runs.items():
                 begin = time.perf_counter()
                 next(run)
@@ -116,12 +118,13 @@ def cases(settings: Settings) -> list[Case]:
     recipe, backbone = settings.recipes[training["recipe"]], settings.backbones[settings.systems[ENTRY].start_name]
     fine = recipe.model_copy(update={"batch_size": FINE["batch_size"]})
     return [
-        Case("EfficientNet-Lite0, stride 16, 129 pixels", training, backbone, recipe),
+        Case("EfficientNet-Lite0, stride 16, 129 pixels", training, backbone, recipe, steps=30),
         Case(
             "ResNet-18, stride 8, 241 pixels",
             {**training, "network": FINE["network"]},
             BackboneParams.model_validate(FINE["backbone"]),
             fine,
+            steps=10,
         ),
     ]
 
