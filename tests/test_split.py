@@ -23,7 +23,7 @@ CLASSES = ["background", "cat", "dog", "owl"]
 
 
 def params(**changes: Any) -> SplitParams:
-    values = {"strong": {"kind": "per_class", "images": 1}, "weak_includes_strong": True} | changes
+    values = {"strong": {"kind": "per_class", "images": 1}, "weak_includes_strong": True, "tag_noise": None} | changes
     return SplitParams.model_validate(values)
 
 

@@ -27,7 +27,8 @@ def supervision(system: str, settings: Settings) -> tuple[int | str | None, bool
             sees_tags |= labels.images == "weak"
             makers += [] if isinstance(labels, LabelsFromFile) else [labels.input]
         else:
-            sees_tags |= learns.tags and entry.images == "weak"
+            # One that learns from the masks of S and from tags has them of W.
+            sees_tags |= learns.tags and (learns.masks or entry.images == "weak")
         for kind, maker in (path.split("/") for path in makers):
             if kind == CLASSIFIERS:
                 sees_tags |= settings.classifiers[maker].images == "weak"
