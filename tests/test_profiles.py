@@ -189,14 +189,16 @@ class TestUseProfile:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_systems_compare_at_the_same_budget(name: str) -> None:
-    """Deconvolution networks exactly; classifiers of a head, too, but where the few images of S need fewer steps than
-    those of W. The networks with a fine grid have recipes of their own where each has a paper of its own."""
+    """Deconvolution networks exactly, and the rows of DIS, whose trunk learns; classifiers of a head, too, but where
+    the few images of S need fewer steps than those of W. The networks with a fine grid have recipes of their own where
+    each has a paper of its own."""
     settings = composed(name)
-    families: dict[bool, set[str]] = {}
+    families: dict[str, set[str]] = {}
     for system in settings.systems.values():
-        families.setdefault(system.module in DECONVOLUTIONS, set()).add(str(system.training["recipe"]))
-    assert len(families[True]) == 1
-    assert len(families[False]) == 1 or name == "voc2012"
+        kind = system.training["network"]["kind"]
+        families.setdefault(kind, set()).add(str(system.training["recipe"]))
+    assert len(families["deconvolution"]) == len(families["dual"]) == 1
+    assert len(families["grid"]) == 1 or name == "voc2012"
     by_head: dict[str, list[RecipeParams]] = {}
     for classifier in settings.classifiers.values():
         by_head.setdefault(classifier.head.kind, []).append(settings.recipes[classifier.recipe])
