@@ -49,8 +49,9 @@ def main(
     plan = plans.extract_pseudo_labels(command.settings(params), name)
     names: list[str] = read_class_names(classes)
     records = read_manifest(manifest)
-    seen = splits.as_training_sees(records, split, names)
-    chosen = [seen[image_id] for image_id in listed(split / f"{plan.entry.images}.txt", records)]
+    ids = listed(split / f"{plan.entry.images}.txt", records)
+    seen = splits.as_training_sees(records, ids, split, names)
+    chosen = [seen[image_id] for image_id in ids]
     saliency = labelling.check(chosen, plan.entry)
     device = Runtime()
     with provenance.timed(f"extract_pseudo_labels@{name}", out):
@@ -70,7 +71,7 @@ def main(
             behind = () if from_file else (cards.made_of(input / "model").get("training", ""),)
             origin = {
                 "data_set": data_set_fingerprint(records.values(), names),
-                "images": files.fingerprint([record.image_id for record in chosen], ()),
+                "images": files.fingerprint(ids, ()),
                 "tags": made_of.tags(split),
                 "training": fingerprints.of(plan, *behind),
             }

@@ -40,8 +40,8 @@ def main(
     names = read_class_names(classes)
     tags = names[1:]
     records = read_manifest(manifest)
-    seen = splits.as_training_sees(records, split, names)
     ids = listed(split / f"{entry.images}.txt", records)
+    seen = splits.as_training_sees(records, ids, split, names)
     device = processes.Runtime(recipe.precision)
 
     with provenance.timed(f"train_classifier@{name}", out):

@@ -87,8 +87,9 @@ def main(
 
 def inputs_of(plan: plans.TrainSegmenter, manifest: Path, names: list[str], split: Path, labels: Path) -> Inputs:
     """What the system may learn from: lists and tags of the split, and masks of the strong images alone."""
-    records = splits.as_training_sees(read_manifest(manifest), split, names)
+    records = read_manifest(manifest)
     strong, weak = (listed(split / f"{name}.txt", records) for name in ("strong", "weak"))
+    records = splits.as_training_sees(records, [*strong, *weak], split, names)
     masked = {*strong}
     seen = {i: record if i in masked else replace(record, labels=None) for i, record in records.items()}
     return Inputs(seen, strong, weak, plan.entry.images, labels, len(names) - 1, plan.crops)

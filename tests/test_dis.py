@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from segcore import made_of
 from segcore.config.reading import section
 from segcore.data.batches import Batch, Mixed
+from segcore.data.manifest import Record, read_manifest
 from segcore.data.pictures import IGNORE
-from segcore.data.samples import LabelledImages
+from segcore.data.samples import LabelledImages, TaggedImages
 from segcore.errors import Problem, Problems
+from segcore.evaluation import labelling
 from segcore.losses import reconstruction_costs, tag_costs
 from segcore.models import cleaned_tags
 from segcore.models.cleaned_tags import Row
@@ -27,6 +30,7 @@ from segcore.networks.dual_inference import Objective, infer
 from segcore.systems import dis
 from segcore.systems.contract import Inputs
 from segcore.systems.dis import DIS
+from stages import train_classifier
 from tests.devkit import make_record
 from tests.networks import N_TAGS, backbone, batch_of, origin, params_of, predicting, prediction_of, squares, total
 from tests.tiny import run_stages, tiny_dataset, tiny_params
@@ -443,6 +447,59 @@ class TestStages:
         before = {path.name: path.read_bytes() for path in Path("two/model").iterdir()}
         run_stages("train_segmenter", system="dis", start=Path("one"), labels=Path("masks"), out=tmp_path / "again")
         assert {path.name: path.read_bytes() for path in (tmp_path / "again/model").iterdir()} == before
+
+    def test_training_sees_mistakes_and_measuring_does_not(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A classifier, a segmenter, and labels made of a classifier's maps are handed the tags of the split."""
+        with Path("split/tags.csv").open(newline="") as lines:
+            given = {row["image_id"]: row["tags"] for row in csv.DictReader(lines)}
+        names = ["background", "circle", "square", "star"]
+        handed: dict[str, dict[str, str]] = {}
+
+        def remember(who: str, records: Iterable[Record]) -> None:
+            handed[who] = {r.image_id: "|".join(names[tag] for tag in r.tags) for r in records}
+
+        class Watched(TaggedImages):
+            def __init__(self, records: list[Record], *others: Any) -> None:
+                remember("classifier", records)
+                super().__init__(records, *others)
+
+        real = train_classifier.measure, labelling.extractor, dis.samples
+
+        def measure(model: Any, device: Any, val: list[Record], *others: Any) -> dict[str, Any]:
+            remember("measured", val)
+            return real[0](model, device, val, *others)
+
+        def extractor(plan: Any, path: Path, names: list[str], chosen: Sequence[Record], device: Any) -> Any:
+            remember("labels", chosen)
+            return real[1](plan, path, names, chosen, device)
+
+        def samples(params: dis.Training, inputs: Inputs) -> Any:
+            remember("segmenter", (inputs.records[image_id] for image_id in inputs.weak))
+            return real[2](params, inputs)
+
+        monkeypatch.setattr(train_classifier, "TaggedImages", Watched)
+        monkeypatch.setattr(train_classifier, "measure", measure)
+        monkeypatch.setattr(labelling, "extractor", extractor)
+        monkeypatch.setattr(dis, "samples", samples)
+        run_stages("train_classifier", name="ficklenet", out=tmp_path / "classifier")
+        run_stages("extract_pseudo_labels", input=tmp_path / "classifier", out=tmp_path / "labels")
+        run_stages("train_segmenter", system="dis", start=Path("one"), labels=Path("masks"), out=tmp_path / "three")
+        weak = Path("split/weak.txt").read_text().split()
+        for who in ("classifier", "labels", "segmenter"):
+            assert handed[who] == {image_id: given[image_id] for image_id in weak}, who
+        true = {
+            i: "|".join(names[tag] for tag in r.tags) for i, r in read_manifest(Path("data/manifest.parquet")).items()
+        }
+        assert handed["measured"] == {i: tags for i, tags in true.items() if i.startswith("val")}
+        assert handed["classifier"] != {image_id: true[image_id] for image_id in weak}
+
+    def test_other_tags_are_told_beside_every_result(self, tmp_path: Path) -> None:
+        card = json.loads(Path("two/model/model.json").read_text())
+        assert card["made_of"]["tags"] == made_of.tags(Path("split"))
+        run_stages("evaluate", system="dis", model=Path("two/model"), out=tmp_path / "results")
+        assert made_of.read(tmp_path / "results")["tags"] == card["made_of"]["tags"]
 
     def test_iterations_of_prediction_train_nothing_again(self, tmp_path: Path) -> None:
         changes = {"systems.dis.prediction.iterations": 5}

@@ -225,27 +225,24 @@ def tags_table(seen: Mapping[str, tuple[int, ...]], classes: Sequence[str]) -> b
     return text.getvalue().encode()
 
 
-def as_training_sees(records: Mapping[str, Record], split: Path, classes: Sequence[str]) -> dict[str, Record]:
-    """Records with the tags that the folder of the split has for them; those of validation images are the true ones.
+def as_training_sees(
+    records: Mapping[str, Record], ids: Collection[str], split: Path, classes: Sequence[str]
+) -> dict[str, Record]:
+    """The records, those of the images `ids` with the tags that the folder of the split has for them.
 
     Raises:
-        Problem: the table is of other images or of other classes.
+        Problem: the table lacks some of these images, or is of other classes.
         FileNotFoundError: there is none.
     """
     file, index = split / TAGS_FILE, {name: number for number, name in enumerate(classes)}
     with file.open(newline="") as lines:
         table = {line["image_id"]: line["tags"].split("|") if line["tags"] else [] for line in csv.DictReader(lines)}
-    train = [image_id for image_id, record in records.items() if record.split == "train"]
-    if missing := [image_id for image_id in train if image_id not in table]:
-        raise Problem(f"{file} lacks {len(missing)} training images, {missing[0]} first", made_by="split")
-    if strange := sorted({name for tags in table.values() for name in tags} - {*classes}):
+    if missing := [image_id for image_id in ids if image_id not in table]:
+        raise Problem(f"{file} lacks {len(missing)} images of the split, {missing[0]} first", made_by="split")
+    if strange := sorted({name for tags in table.values() for name in tags} - {*classes[1:]}):
         raise Problem(f"{file} has tags that are no classes of the data set, {strange[0]} first", made_by="split")
-    return {
-        image_id: replace(record, tags=tuple(index[name] for name in table[image_id]))
-        if record.split == "train"
-        else record
-        for image_id, record in records.items()
-    }
+    seen = {i: replace(records[i], tags=tuple(index[name] for name in table[i])) for i in ids}
+    return {**records, **seen}
 
 
 def mistakes(seen: Mapping[str, tuple[int, ...]], records: Mapping[str, Record]) -> dict[str, int]:
