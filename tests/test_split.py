@@ -283,7 +283,7 @@ def test_images_with_masks_keep_their_tags_and_the_truth_stays() -> None:
     records = tagged(200)
     before = dict(records)
     found = seen(records, 0.9, 0.5, strong=50)
-    strong = [image_id for image_id in found][:50]
+    strong = list(found)[:50]
     assert all(found[image_id] == records[image_id].tags for image_id in strong)
     assert sum(found[image_id] != records[image_id].tags for image_id in found) > 140
     assert records == before
