@@ -189,15 +189,16 @@ class TestUseProfile:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_systems_compare_at_the_same_budget(name: str) -> None:
-    """Deconvolution networks exactly; classifiers of a head, too, but where the few images of S need fewer steps than
-    those of W. The networks with a fine grid have recipes of their own where each has a paper of its own; elsewhere
-    the trunks of some learn along, and nothing else differs."""
+    """Deconvolution networks exactly, and the rows of DIS; classifiers of a head, too, but where the few images of S
+    need fewer steps than those of W. The networks with a fine grid have recipes of their own where each has a paper of
+    its own; elsewhere the trunks of some learn along, and nothing else differs."""
     settings = composed(name)
-    families: dict[bool, set[str]] = {}
+    families: dict[str, set[str]] = {}
     for system in settings.systems.values():
-        families.setdefault(system.module in DECONVOLUTIONS, set()).add(str(system.training["recipe"]))
-    assert len(families[True]) == 1
-    grids = [settings.recipes[recipe].model_copy(update={"multipliers": {}}) for recipe in families[False]]
+        kind = system.training["network"]["kind"]
+        families.setdefault(kind, set()).add(str(system.training["recipe"]))
+    assert len(families["deconvolution"]) == len(families["dual"]) == 1
+    grids = [settings.recipes[recipe].model_copy(update={"multipliers": {}}) for recipe in families["grid"]]
     assert all(recipe == grids[0] for recipe in grids) or name == "voc2012"
     by_head: dict[str, list[RecipeParams]] = {}
     for classifier in settings.classifiers.values():

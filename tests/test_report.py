@@ -109,9 +109,9 @@ def test_the_table_is_deterministic_and_the_best_comes_first(project: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "stale", "why"),
     [
-        ({"seed": 1}, None, "other data, another split, other training"),
+        ({"seed": 1}, None, "other data, another split, other tags, other training"),
         ({"dataset.size": 64}, None, "other data"),
-        ({"split.strong.images": 7}, None, "another split"),
+        ({"split.strong.images": 7}, None, "another split, other tags"),
         ({"evaluation.boundary_tolerance": 0.01}, None, "other prediction"),
         ({f"systems.{FIRST}.prediction.crf": "grid"}, {FIRST}, "other prediction"),
         ({"recipes.common.checkpoint_every": 50}, set(), ""),
@@ -159,6 +159,24 @@ def test_results_of_other_data_under_the_same_name_are_stale(project: Path) -> N
     assert set(states().values()) == {"stale: other data"}
     assert "No result is of today" in page
     assert sections(page) == ["systems", "data", "run"]
+
+
+def test_other_tags_make_everything_stale_that_saw_any(project: Path) -> None:
+    """Made by today's parameters, of a split that was made anew: the lists are the same, the tags are not."""
+    write_report()
+    assert set(states().values()) == {"current"}
+    (DATA / "split/tags.csv").write_text("image_id,tags\nw0,ring\n")
+    write_report()
+    assert set(states().values()) == {"stale: other tags"}
+    results = Results(DATA, load(Path("params.yaml")))
+    stale = {part.path: part.why for part in results.wanting}
+    assert stale.keys() == {part.path for part in results.parts} - {"prepared", "split", "crops"}
+    assert set(stale.values()) == {"other tags"}
+
+
+def test_tag_noise_makes_results_stale_before_the_split_is_made_anew(project: Path) -> None:
+    write_report({"split.tag_noise": {"drop": 0.2, "add": 0.05}})
+    assert set(states().values()) == {"stale: another split, other tags"}
 
 
 def test_results_without_origin_are_stale(project: Path) -> None:

@@ -1,5 +1,6 @@
 """From a file to a training sample: read, scale, cut, flip, all decided by one seed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ class LabelledImages:
     that range, and a random square is cut out; what it shows beyond the image is black (0) and unknown (255).
 
     Args:
-        labels: the PNG of each record, of the image's size.
+        labels: the PNG of each record, of the image's size; None where nothing is known of its pixels.
         every: keep the label of every n-th pixel, each way: those at the cells of a network of that stride.
         strong: whether a person made the labels.
     """
@@ -122,7 +123,7 @@ class LabelledImages:
     def __init__(
         self,
         records: list[Record],
-        labels: list[Path],
+        labels: Sequence[Path | None],
         n_tags: int,
         input_size: int,
         scales: tuple[float, float] | None = None,
@@ -142,7 +143,8 @@ class LabelledImages:
 
     def sample(self, index: int, seed: int) -> Sample:
         record, path = self.records[index], self.labels[index]
-        image, labels = read_image(record.image), read_labels(path)
+        image = read_image(record.image)
+        labels = np.full(image.shape[:2], IGNORE, dtype=np.uint8) if path is None else read_labels(path)
         if labels.shape != image.shape[:2]:
             raise Problem(f"{path} has {labels.shape} pixels (height, width), its image has {image.shape[:2]}")
         rng = np.random.default_rng(seed)

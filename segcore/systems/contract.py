@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -68,6 +68,14 @@ class Supervision:
     """The tags of the weak images, by a loss or a step of its own."""
 
 
+class CleanedTags(NamedTuple):
+    """Tags as a system that doubts them takes them, and what it thinks of each."""
+
+    tags: Float[Tensor, "B L"]
+    """0 or 1."""
+    probabilities: Float[Tensor, "B L"]
+
+
 class System(nn.Module, ABC):
     """What a method supplies; training and evaluation ask for nothing else.
 
@@ -107,6 +115,9 @@ class System(nn.Module, ABC):
     input_offset: int = 0
     """Its squares have sides of `input_step` * k + `input_offset` pixels."""
 
+    cleans_tags: bool = False
+    """Whether it doubts the tags that it is given: `clean_tags` then says what it makes of them."""
+
     @property
     def proposals(self) -> int:
         """Object proposals an image is predicted by; 0 predicts it whole."""
@@ -135,6 +146,13 @@ class System(nn.Module, ABC):
     def probabilities(self, scores: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
         """The probability of each class, from scores as `predict` gives them or means of such."""
         return scores.softmax(1)
+
+    def clean_tags(self, images: Float[Tensor, "B 3 H W"], tags: Float[Tensor, "B L"]) -> CleanedTags:
+        """The tags of images, RGB in 0..255, as the finished system takes them where these were given; no gradients.
+
+        Called of a system that `cleans_tags` alone.
+        """
+        raise NotImplementedError
 
     def finish(self, batches: Iterable[Batch]) -> None:
         """Called once after training, in the precision of `predict`, with training batches on the system's device."""
