@@ -208,10 +208,7 @@ class Results:
     @cached_property
     def _data_set(self) -> str | None:
         """The fingerprint of the data set, if it was prepared by today's parameters."""
-        card = read_json(self.data / "prepared/dataset.json")
-        return (
-            card.get("fingerprint") if card.get("parameters") == fingerprints.of(plan.prepare(self.settings)) else None
-        )
+        return data_set_of(self.data, self.settings)
 
     @cached_property
     def _is_split_current(self) -> bool:
@@ -230,6 +227,12 @@ class Results:
 
 def _scored(folder: Path, names: list[str]) -> Scored:
     return Scored(per_image.read(folder, names), made_of.read(folder)["data_set"])
+
+
+def data_set_of(data: Path, settings: Settings) -> str | None:
+    """The fingerprint of the data set in the folder `data`, if it was prepared by these settings."""
+    card = read_json(data / "prepared/dataset.json")
+    return card.get("fingerprint") if card.get("parameters") == fingerprints.of(plan.prepare(settings)) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
