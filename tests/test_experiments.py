@@ -1,4 +1,4 @@
-"""Other seeds and other splits: run once, kept at once, gone on with after a kill; really run through DVC, and faked."""
+"""Other seeds and other splits: run once, kept at once, gone on with after a kill; by a fake, and really by DVC."""
 
 import json
 import shutil
@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 
 from segcore import made_of
-from segcore.cli.experiments import Copies
 from segcore.config.settings import load
 from segcore.errors import Problem
 from segcore.reporting import kept
-from segcore.reporting.results import Results, data_set_of
+from segcore.reporting.results import Results
 from tests.devkit import PARAMS, write_params
 from tests.invented import DATA_SET, SYSTEMS, invented_results
 from tests.test_new_system import PROJECT, TINY, TOY, run
@@ -74,7 +73,7 @@ def test_what_is_kept_is_not_run_again_and_a_killed_one_goes_on(data: Path) -> N
     perform(data, third)
     assert third.ran == []
     names = {path.name for path in experiment(data, A, 1).folder.iterdir()}
-    assert names == {"metrics.json", "images.parquet", "made_of.json"}
+    assert names == {"metrics.json", "images.parquet", "split.json", "made_of.json"}
 
 
 def test_one_that_fails_does_not_stop_the_others(data: Path) -> None:

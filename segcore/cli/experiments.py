@@ -7,20 +7,23 @@ its cache, such as a classifier that the change does not concern, is not made ag
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from segcore.cli import console
 from segcore.config import reading
+from segcore.config.settings import Settings
 from segcore.errors import Problem
-from segcore.reporting.kept import Experiment, with_values
+from segcore.reporting.kept import Experiment, perform, with_values
 
 FOLDER = Path(".scratch/experiments")
 CODE = ("segcore", "stages")
@@ -65,6 +68,22 @@ class Copies:
         """Where the copy of these changes lies."""
         name = hashlib.sha256(json.dumps([self.given, changes], sort_keys=True, default=str).encode()).hexdigest()
         return self.root / FOLDER / name[:16]
+
+    def perform(
+        self, experiments: Iterable[Experiment], settings: Settings, data_set: str | None, keep_copies: bool
+    ) -> list[str]:
+        """Run what is not kept yet, see `kept.perform`; a copy goes once all that was wanted of it is kept.
+
+        Experiments with the same changes follow each other, so that what they share is made once.
+        """
+        failed = []
+        for _, some in itertools.groupby(experiments, key=lambda experiment: self.folder(experiment.changes)):
+            of_one_copy = list(some)
+            missed = perform(of_one_copy, settings, data_set, self.run, console.say)
+            if not (missed or keep_copies):
+                self.remove(of_one_copy[0].changes)
+            failed += missed
+        return failed
 
     def remove(self, changes: Mapping[str, Any]) -> None:
         """Take the copy away; what it made is in DVC's cache."""

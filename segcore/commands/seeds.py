@@ -11,8 +11,6 @@ import typer
 
 from segcore.cli import command, console
 from segcore.cli.experiments import Copies
-from segcore.config.settings import Settings
-from segcore.errors import Problem, hint
 from segcore.reporting import kept
 from segcore.reporting.results import data_set_of
 
@@ -26,40 +24,22 @@ def main(
 ) -> None:
     """Run `systems` (all of params.yaml where none is named) with each of `seeds`: `--seeds 1 --seeds 2`."""
     settings = command.settings(params)
-    chosen = chosen_systems(settings, systems)
+    chosen = kept.chosen_systems(settings, systems)
     root = params.parent
     data = root / "data" / settings.dataset.name
-    copies = Copies(root, params)
-    failed = []
-    for seed in dict.fromkeys(seeds):
-        if seed == settings.seed:
-            console.say(f"seed {seed} is that of params.yaml: `dvc repro` makes its results")
-            continue
-        wanted = [
-            kept.Experiment(system, {"seed": seed}, data / "results" / system / kept.SEEDS / str(seed))
-            for system in chosen
-        ]
-        missed = kept.perform(wanted, settings, data_set_of(data, settings), copies.run, console.say)
-        if not (missed or keep_copies):
-            copies.remove({"seed": seed})
-        failed += missed
+    if settings.seed in seeds:
+        console.say(f"seed {settings.seed} is that of params.yaml: `dvc repro` makes its results")
+    wanted = [
+        kept.Experiment(system, {"seed": seed}, data / "results" / system / kept.SEEDS / str(seed))
+        for seed in dict.fromkeys(seeds)
+        for system in chosen
+        if seed != settings.seed
+    ]
+    failed = Copies(root, params).perform(wanted, settings, data_set_of(data, settings), keep_copies)
     if failed:
         console.say("not done:\n" + "\n".join(failed))
         raise typer.Exit(1)
     console.say("`make report tables` shows them")
-
-
-def chosen_systems(settings: Settings, names: list[str]) -> list[str]:
-    """The systems that are named, or all.
-
-    Raises:
-        Problem: one is not there.
-    """
-    for name in names:
-        if name not in settings.systems:
-            have = sorted(settings.systems)
-            raise Problem(f"--systems: found '{name}'; params.yaml has {', '.join(have)}{hint(name, have)}")
-    return list(dict.fromkeys(names)) or list(settings.systems)
 
 
 if __name__ == "__main__":

@@ -179,6 +179,7 @@ def counts(splits: Splits, records: Mapping[str, Record], classes: Sequence[str]
     return {
         "strong": len(splits.strong),
         "weak": len(splits.weak),
+        "weak_without_mask": len({*splits.weak} - {*splits.strong}),
         "val": len(splits.val),
         "per_class": {
             name: {

@@ -1,12 +1,13 @@
 """Results of other runs that are kept beside today's: of other seeds, and of other splits for the curve.
 
-A kept result is what a table needs: `metrics.json`, `images.parquet`, and `made_of.json` with one fingerprint more,
-`run`, that of all parameters behind it. They are a few kilobytes each and lie in Git, not in DVC's cache, so that any
-clone can write the table; those of other seeds in `results/<system>/seeds/<seed>/`, on which the report depends with
-the rest of `results`. A result of parameters that are no longer today's is never mixed with those that are.
+A kept result is what a table needs: `metrics.json`, `images.parquet`, the counts of its split (`split.json`), and
+`made_of.json` with one fingerprint more, `run`, that of all parameters behind it. They are a few kilobytes each and lie
+in Git, not in DVC's cache, so that any clone can write the table; those of other seeds in
+`results/<system>/seeds/<seed>/`, on which the report depends with the rest of `results`. A result of parameters that
+are no longer today's is never mixed with those that are.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from segcore.config import fingerprints, plan
 from segcore.config.data import ShapesParams
 from segcore.config.settings import Settings
 from segcore.config.systems import SEGMENTERS
-from segcore.errors import Problem
+from segcore.errors import Problem, hint
 from segcore.evaluation import per_image
 from segcore.files import fingerprint, write_atomically
 
 SEEDS = "seeds"
 RUN = "run"
-FILES = ("metrics.json", per_image.FILE)
+SPLIT = "split.json"
+FILES = ("metrics.json", per_image.FILE, SPLIT)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def is_current(folder: Path, settings: Settings, system: str, data_set: str | No
 
 
 def keep(result: Path, folder: Path, settings: Settings, system: str) -> None:
-    """Copy a result that was just made; `made_of.json`, by which it is known, comes last.
+    """Copy a result that was just made, `<data>/results/<system>`; `made_of.json`, by which it is known, comes last.
 
     Raises:
         Problem: the result is of other parameters.
@@ -81,7 +83,8 @@ def keep(result: Path, folder: Path, settings: Settings, system: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / made_of.FILE).unlink(missing_ok=True)
     for name in FILES:
-        write_atomically(folder / name, (result / name).read_bytes())
+        source = result.parents[1] / "split" if name == SPLIT else result
+        write_atomically(folder / name, (source / name).read_bytes())
     made_of.write(folder, found | {RUN: run_of(settings, system)})
 
 
@@ -122,3 +125,16 @@ def perform(
             failed.append(f"{what}: {problem}")
             say(f"{what}: failed: {problem}")
     return failed
+
+
+def chosen_systems(settings: Settings, names: Sequence[str]) -> list[str]:
+    """The systems that are named, or all.
+
+    Raises:
+        Problem: one is not there.
+    """
+    for name in names:
+        if name not in settings.systems:
+            have = sorted(settings.systems)
+            raise Problem(f"--systems: found '{name}'; params.yaml has {', '.join(have)}{hint(name, have)}")
+    return list(dict.fromkeys(names)) or list(settings.systems)
