@@ -10,6 +10,10 @@ import numpy as np
 
 from segcore.reporting.chance import BySeed, Difference, difference
 
+NOTE = (
+    "mIoU in per cent, mean ± standard deviation of single seeds; differences in points with 95 % intervals over "
+    "images and seeds (with one seed over images alone), level where the interval holds 0."
+)
 DIGITS = 5
 """Of fractions, which are told in tenths of a point."""
 
@@ -66,6 +70,13 @@ def _over(entry: Entry, other: Entry | None) -> Difference | None:
 def _std(by_seed: BySeed) -> float | None:
     values = [scored.mean_iou for scored in by_seed.values()]
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def spread(mean: float | None, std: float | None) -> str:
+    """In per cent: `58.9`, or `58.9 ± 1.2` over several seeds; empty without a score."""
+    if mean is None or math.isnan(mean):
+        return ""
+    return f"{100 * mean:.1f}" + ("" if std is None or math.isnan(std) else f" ± {100 * std:.1f}")
 
 
 def told(over: Difference | None) -> str:

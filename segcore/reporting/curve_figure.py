@@ -2,18 +2,18 @@
 
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, StrMethodFormatter
 
 from segcore.reporting.law import Law
 
 STEPS = 200
-COLOURS = "tab10"
 
 
 def draw(points: pd.DataFrame, laws: Mapping[str, Law]) -> bytes:
@@ -25,19 +25,18 @@ def draw(points: pd.DataFrame, laws: Mapping[str, Law]) -> bytes:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     for number, (system, some) in enumerate(points.groupby("system", sort=False)):
-        means = some.groupby("point", sort=False).agg(
-            masks_per_class=("masks_per_class", "mean"), hours=("hours", "mean"), masks=("masks", "mean"),
-            tagged=("tagged", "mean"), mean=("mean_iou", "mean"), std=("mean_iou", "std"),
-        ).fillna({"std": 0.0})  # fmt: skip
-        whole = means[~means.index.str.startswith("tagged_")]
-        colour = f"C{number % 10}"
-        _marks(left, whole["masks_per_class"], whole, colour, str(system))
-        _marks(right, whole["hours"], whole, colour, str(system))
-        _marks(right, means["hours"].drop(whole.index), means.drop(whole.index), colour, "")
-        if system in laws and whole["masks"].nunique() > 1:
-            _line(left, whole, laws[str(system)], colour)
+        colour, marks = f"C{number % 10}", [_mark(of_point) for _, of_point in some.groupby("point", sort=False)]
+        whole = [mark for mark in marks if not mark.fewer_tags]
+        _draw_marks(left, [mark.masks_per_class for mark in whole], whole, colour, str(system))
+        _draw_marks(right, [mark.hours for mark in whole], whole, colour, str(system))
+        fewer = [mark for mark in marks if mark.fewer_tags]
+        _draw_marks(right, [mark.hours for mark in fewer], fewer, colour, None)
+        if str(system) in laws and len({mark.masks for mark in whole}) > 1:
+            _draw_law(left, whole, laws[str(system)], colour)
     for axes, label in ((left, "masks per class"), (right, "hours of annotation")):
         axes.set_xscale("symlog", linthresh=1)
+        axes.xaxis.set_major_locator(FixedLocator([0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     left.set_ylabel("mIoU, per cent")
@@ -48,18 +47,41 @@ def draw(points: pd.DataFrame, laws: Mapping[str, Law]) -> bytes:
     return file.getvalue()
 
 
-def _marks(axes: Axes, x: pd.Series, points: pd.DataFrame, colour: str, label: str) -> None:
-    fill = colour if label else "none"
-    axes.errorbar(
-        x, 100 * points["mean"], 100 * points["std"], fmt="o", color=colour, mfc=fill, capsize=2, label=label or None
-    )
+@dataclass(frozen=True)
+class Mark:
+    """One system at one point, over its seeds."""
+
+    fewer_tags: bool
+    masks_per_class: float
+    masks: float
+    tagged: float
+    hours: float
+    mean_iou: float
+    std: float
 
 
-def _line(axes: Axes, points: pd.DataFrame, law: Law, colour: str) -> None:
+def _mark(results: pd.DataFrame) -> Mark:
+    def mean(name: str) -> float:
+        return float(np.mean(results[name].to_numpy(np.float64)))
+
+    values = results["mean_iou"].to_numpy(np.float64)
+    std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    fewer = str(results["point"].iloc[0]).startswith("tagged_")
+    amounts = {name: mean(name) for name in ("masks_per_class", "masks", "tagged", "hours", "mean_iou")}
+    return Mark(fewer_tags=fewer, std=std, **amounts)
+
+
+def _draw_marks(axes: Axes, x: list[float], marks: list[Mark], colour: str, label: str | None) -> None:
+    """Filled ones with a label, or open ones."""
+    heights, spreads = [100 * mark.mean_iou for mark in marks], [100 * mark.std for mark in marks]
+    axes.errorbar(x, heights, spreads, fmt="o", color=colour, mfc=colour if label else "none", capsize=2, label=label)
+
+
+def _draw_law(axes: Axes, marks: list[Mark], law: Law, colour: str) -> None:
     """The law with as many tags as these points have."""
-    per_class: Float[np.ndarray, " steps"] = np.geomspace(
-        max(points["masks_per_class"].min(), 0.1), points["masks_per_class"].max(), STEPS
-    )
-    classes = (points["masks"] / points["masks_per_class"]).median()
-    tags = np.full(STEPS, points["tagged"].mean())
+    seen = [mark for mark in marks if mark.masks]
+    amounts = [mark.masks_per_class for mark in seen]
+    per_class = np.geomspace(min(amounts), max(amounts), STEPS)
+    classes = float(np.median([mark.masks / mark.masks_per_class for mark in seen]))
+    tags = np.full(STEPS, float(np.mean([mark.tagged for mark in seen])))
     axes.plot(per_class, 100 * law(tags, per_class * classes), color=colour, linewidth=1)
