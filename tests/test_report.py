@@ -17,6 +17,7 @@ from segcore.config import fingerprints, plan
 from segcore.config.settings import load
 from segcore.errors import Problem
 from segcore.reporting import charts
+from segcore.reporting.comparison import told
 from segcore.reporting.results import SCORES, Results
 from segcore.reporting.supervision import supervision
 from stages import report
@@ -104,6 +105,23 @@ def test_the_table_is_deterministic_and_the_best_comes_first(project: Path) -> N
     metrics = json.loads((DATA / f"results/{FIRST}/metrics.json").read_text())
     assert float(read.loc[0, "mean_iou"]) == metrics["mean_iou"]  # type: ignore[arg-type]
     assert page.index(f"</span>{FIRST}<") < page.index(f"</span>{LAST}<")
+
+
+def test_differences_stand_with_their_intervals(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = write_report()
+    read = table().set_index("system").astype(dict.fromkeys(("over_next_low", "over_next_high"), str))
+    compared = Results(DATA, load(PARAMS)).compared
+    ranked = list(compared)
+    over = compared[ranked[0]].over_next
+    assert over is not None
+    assert over.images == 24
+    assert float(read.loc[ranked[0], "over_next_low"]) == pytest.approx(over.low, abs=1e-4)  # type: ignore[arg-type]
+    assert read.loc[ranked[-1], "over_next_low"] == ""
+    assert told(over) in page
+    assert told(over) in shown(capsys)
+    masks_only = [name for name in ranked if read.loc[name, "tagged_images"] == 0]
+    assert compared[masks_only[0]].over_masks is None
+    assert all(compared[name].over_masks is not None for name in ranked if name != masks_only[0])
 
 
 @pytest.mark.parametrize(

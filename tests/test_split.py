@@ -23,7 +23,12 @@ CLASSES = ["background", "cat", "dog", "owl"]
 
 
 def params(**changes: Any) -> SplitParams:
-    values = {"strong": {"kind": "per_class", "images": 1}, "weak_includes_strong": True, "tag_noise": None} | changes
+    values = {
+        "strong": {"kind": "per_class", "images": 1},
+        "weak_includes_strong": True,
+        "tag_noise": None,
+        "weak_images": None,
+    } | changes
     return SplitParams.model_validate(values)
 
 
@@ -126,6 +131,17 @@ def test_val_is_never_trained_on(strong: dict[str, Any], includes: bool) -> None
     assert not {"u000", "u001"} & set(chosen.strong)
     for image_ids in (chosen.strong, chosen.weak, chosen.val):
         assert list(image_ids) == sorted(set(image_ids))
+
+
+def test_fewer_weak_images_are_among_more_and_the_strong_ones_stay() -> None:
+    records = many()
+    chosen = {n: splits.choose(records, CLASSES, None, params(weak_images=n), 0) for n in (10, 60, 120, None)}
+    assert [len(split.weak) for split in chosen.values()] == [10, 60, 120, 120]
+    assert {*chosen[10].weak} < {*chosen[60].weak} < {*chosen[120].weak} == {*chosen[None].weak}
+    assert len({split.strong for split in chosen.values()}) == 1
+    assert splits.choose(records, CLASSES, None, params(weak_images=60), 1).weak != chosen[60].weak
+    with pytest.raises(Problem, match=r"split.weak_images: found 121; there are 120 to choose from"):
+        splits.choose(records, CLASSES, None, params(weak_images=121), 0)
 
 
 def test_everything_strong_leaves_nothing_weak() -> None:

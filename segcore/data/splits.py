@@ -46,7 +46,7 @@ def choose(
     `split.strong.file` where that is asked for.
 
     Raises:
-        Problem: S cannot be chosen as asked, or W would be empty.
+        Problem: S or W cannot be chosen as asked, or W would be empty.
     """
     train = {image_id: record for image_id, record in records.items() if record.split == "train"}
     shown = {image_id: record.label_classes for image_id, record in train.items() if record.label_classes is not None}
@@ -59,14 +59,23 @@ def choose(
         strong = [image_id for picked in per_class(shown, classes, how.images, seed) for image_id in picked]
     if not strong:
         raise Problem(f"split.strong.kind: {how.kind}: no training image has labels; add masks, or SBD's by sbd_root")
-    weak = set(train) if params.weak_includes_strong else set(train) - set(strong)
+    weak: Collection[str] = set(train) if params.weak_includes_strong else set(train) - set(strong)
     if not weak:
         raise Problem(
             "split.weak_includes_strong: false leaves no image to go by its tags, as every training image is strong; "
             "set it to true or choose fewer strong images"
         )
+    if params.weak_images is not None:
+        weak = _fewer(weak, params.weak_images, seed)
     val = [image_id for image_id, record in records.items() if record.split == "val"]
     return Splits(tuple(sorted(strong)), tuple(sorted(weak)), tuple(sorted(val)))
+
+
+def _fewer(weak: Collection[str], n: int, seed: int) -> list[str]:
+    """The first `n` in a random order, so that fewer are among more."""
+    if n > len(weak):
+        raise Problem(f"split.weak_images: found {n}; there are {len(weak)} to choose from, and null takes all")
+    return _shuffled(sorted(weak), seed, "weak images")[:n]
 
 
 def per_class(shown: Mapping[str, Collection[int]], classes: Sequence[str], n: int, seed: int) -> list[list[str]]:
@@ -176,6 +185,7 @@ def counts(splits: Splits, records: Mapping[str, Record], classes: Sequence[str]
     return {
         "strong": len(splits.strong),
         "weak": len(splits.weak),
+        "weak_without_mask": len({*splits.weak} - {*splits.strong}),
         "val": len(splits.val),
         "per_class": {
             name: {

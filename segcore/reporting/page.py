@@ -15,7 +15,7 @@ from PIL import Image
 from segcore.config.settings import Settings
 from segcore.data.pictures import voc_palette
 from segcore.files import fingerprint
-from segcore.reporting import charts
+from segcore.reporting import charts, comparison
 from segcore.reporting.results import SCORES, Results, read_json
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -59,6 +59,7 @@ def rendered(results: Results, params_text: str, run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "embedded": embedded, "words": lambda name: name.replace("_", " ")}
+    environment.filters |= {"told": comparison.told}
     data, settings = results.data, results.settings
     shown = [row for row in results.ranked if row.state == "current"]
     counts = {row.system: _confusion(data / row.part.path) for row in shown}
@@ -73,6 +74,8 @@ def rendered(results: Results, params_text: str, run: Run) -> str:
         ranked=shown,
         tabled=[row for row in results.ranked if row.state != "missing"],
         wanting=results.wanting,
+        compared=results.compared,
+        note=comparison.NOTE,
         confusions=counts,
         panels={row.system: sorted((data / row.part.path / "panels").glob("*.png")) for row in shown},
         system_colours={row.system: row.colour for row in results.rows if row in shown},

@@ -14,8 +14,11 @@ from segcore.config import fingerprints, plan
 from segcore.config.settings import Settings
 from segcore.config.systems import CLASSIFIERS, CROPS, SEGMENTERS
 from segcore.errors import Problem
+from segcore.evaluation import per_image
 from segcore.files import fingerprint
-from segcore.reporting import charts, published
+from segcore.reporting import charts, kept, published
+from segcore.reporting.chance import Scored
+from segcore.reporting.comparison import Compared, Entry, columns, compared
 from segcore.reporting.supervision import supervision
 
 SCORES = ("mean_iou", "mean_iou_foreground", "pixel_accuracy", "mean_accuracy", "boundary_f")
@@ -34,7 +37,7 @@ WHY = {
 """What it means that a fingerprint differs."""
 
 KINDS = {
-    "results": ("evaluate", ("metrics.json", "confusion_counts.csv")),
+    "results": ("evaluate", ("metrics.json", "confusion_counts.csv", per_image.FILE)),
     CLASSIFIERS: ("train_classifier", ("metrics.json",)),
     CROPS: ("make_crops", ("crops.json",)),
     "pseudo_labels": ("extract_pseudo_labels", ("quality.json",)),
@@ -101,8 +104,26 @@ class Results:
 
     @property
     def ranked(self) -> list[Row]:
-        """The rows, best first; a stale one never stands before a current one."""
-        return sorted(self.rows, key=lambda row: (RANKS.index(row.state), -(row.metrics.get("mean_iou") or 0)))
+        """The rows, best first over their seeds; a stale one never stands before a current one."""
+        return sorted(self.rows, key=lambda row: (RANKS.index(row.state), -self._mean(row)))
+
+    def _mean(self, row: Row) -> float:
+        found = self.compared.get(row.system)
+        return found.mean if found else row.metrics.get("mean_iou") or 0.0
+
+    @cached_property
+    def compared(self) -> dict[str, Compared]:
+        """The current rows over all seeds of which a current result is kept, and beside each other."""
+        entries = []
+        for row in self.rows:
+            if row.state != "current":
+                continue
+            own = [(self.settings.seed, self.data / row.part.path)]
+            others = kept.seeds_of(self.data, self.settings, row.system, self._data_set)
+            names = list(row.metrics["iou"])
+            by_seed = {seed: _scored(folder, names) for seed, folder in [*own, *others]}
+            entries.append(Entry(row.system, by_seed, bool(row.strong_images) and not row.tagged_images))
+        return compared(entries)
 
     def current(self, kind: str) -> list[str]:
         """The names of the current results of a kind."""
@@ -121,7 +142,9 @@ class Results:
                 "masks_per_class": row.masks_per_class,
                 "strong_images": row.strong_images,
                 "tagged_images": row.tagged_images,
+                "published": row.published,
             }
+            | columns(self.compared.get(row.system))
             for row in self.rows
         ).astype(dict.fromkeys(("images", "strong_images", "tagged_images"), "Int64"))
 
@@ -188,10 +211,7 @@ class Results:
     @cached_property
     def _data_set(self) -> str | None:
         """The fingerprint of the data set, if it was prepared by today's parameters."""
-        card = read_json(self.data / "prepared/dataset.json")
-        return (
-            card.get("fingerprint") if card.get("parameters") == fingerprints.of(plan.prepare(self.settings)) else None
-        )
+        return data_set_of(self.data, self.settings)
 
     @cached_property
     def _is_split_current(self) -> bool:
@@ -212,6 +232,16 @@ class Results:
     def _ids(self, name: str) -> list[str]:
         path = self.data / f"split/{name}.txt"
         return path.read_text().split() if path.is_file() else []
+
+
+def _scored(folder: Path, names: list[str]) -> Scored:
+    return Scored(per_image.read(folder, names), made_of.read(folder)["data_set"])
+
+
+def data_set_of(data: Path, settings: Settings) -> str | None:
+    """The fingerprint of the data set in the folder `data`, if it was prepared by these settings."""
+    card = read_json(data / "prepared/dataset.json")
+    return card.get("fingerprint") if card.get("parameters") == fingerprints.of(plan.prepare(settings)) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
