@@ -1,5 +1,6 @@
 """What every stage does first and last: read the settings, show what happens, keep time, end with a clear error."""
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -9,7 +10,8 @@ from typing import Any
 
 import typer
 
-from segcore.cli.console import console, escaped, say
+from segcore.cli import held, marks
+from segcore.cli.console import console, escaped, is_main_process, say
 from segcore.config.settings import Settings, load
 from segcore.errors import Problem
 
@@ -26,7 +28,8 @@ def start(main: Callable[..., None]) -> None:
     @functools.wraps(main)
     def command(**arguments: Any) -> None:
         try:
-            main(**arguments)
+            with _alone(arguments), marks.left():
+                main(**arguments)
         except Problem as problem:
             console.print(f"[bold red]error[/]: {escaped(advised(problem))}")
             raise typer.Exit(2) from None
@@ -43,6 +46,12 @@ def start(main: Callable[..., None]) -> None:
 
     command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     typer.run(command)
+
+
+def _alone(arguments: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """The output folder is this run's alone, where there is one; other processes of the same run only help."""
+    out = arguments.get("out")
+    return held.held(out, patiently=False) if isinstance(out, Path) and is_main_process() else contextlib.nullcontext()
 
 
 def advised(problem: Problem) -> str:
