@@ -242,6 +242,21 @@ def test_a_list_of_dvc_that_was_cut_goes(inside: Path) -> None:
     assert not rwlock.exists()
 
 
+def test_a_lock_of_git_that_a_killed_dvc_left_goes(finished: tuple[Project, str]) -> None:
+    project, _ = finished
+    running, lock = (project.folder / name for name in (repro.RUNNING, ".git/index.lock"))
+    lock.touch()  # a Git of somebody else's, before the run that was killed
+    os.utime(lock, (0, 0))
+    running.touch()
+    assert "index.lock" not in project.repro()
+    assert lock.exists()
+    running.touch()
+    lock.touch()
+    assert ".git/index.lock was left by a kill: taken away" in project.repro()
+    assert not lock.exists()
+    assert not running.exists()
+
+
 def test_a_stage_outside_of_dvc_leaves_nothing(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_STAGE", raising=False)
     with marks.left():

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dvc.stage import PipelineStage
 
 DVC_FOLDER = Path(".dvc/tmp")
+RUNNING = marks.FOLDER / "running"
+"""There while DVC runs, and after a kill."""
 
 
 def main(arguments: list[str]) -> int:
@@ -36,8 +38,9 @@ def main(arguments: list[str]) -> int:
         with held.held(marks.LOCK, patiently=True):
             # A stage whose DVC was killed alone goes on, and may have hours of work to save.
             held.wait_for_all_but(marks.LOCK)
-            recover()
-            code = dvc(["repro", *arguments])
+            with _running():
+                recover()
+                code = dvc(["repro", *arguments])
             if code == 0:
                 marks.keep(marks.text_of(marks.LOCK))
                 marks.clear()
@@ -47,13 +50,24 @@ def main(arguments: list[str]) -> int:
         return 2
 
 
+@contextlib.contextmanager
+def _running() -> Iterator[None]:
+    if RUNNING.is_file():
+        _free_git(RUNNING.stat().st_mtime)
+    RUNNING.parent.mkdir(parents=True, exist_ok=True)
+    RUNNING.touch()
+    yield
+    RUNNING.unlink()
+
+
 def recover() -> None:
     """Bring everything to where it was before the kill, if there was one."""
     _forget_the_dead(DVC_FOLDER / "rwlock")
     if marks.LOCK.is_file():  # a kill never takes it away
-        text, staged = marks.text_of(marks.LOCK), _staged()
+        text = marks.text_of(marks.LOCK)
+        staged = _git("show", f":./{marks.LOCK}")  # where DVC puts it at the end of every run
         if text and text == staged:
-            marks.keep_exactly(text)  # what Git has is whole, whatever the copy has besides
+            marks.keep_exactly(text)  # so it is whole, whatever the copy has besides
         else:
             _mend(text, marks.text_of(marks.COPY) or staged)
     marks.keep(marks.text_of(marks.LOCK))  # for a kill while DVC writes what follows
@@ -91,11 +105,11 @@ def _is_valid(text: str) -> bool:
     return True
 
 
-def _staged() -> str:
-    """The lock in Git's index, where DVC puts it at the end of every run; nothing outside of Git."""
+def _git(*arguments: str) -> str:
+    """What Git says; nothing where it fails or is not there."""
     with contextlib.suppress(OSError):
-        shown = subprocess.run(["git", "show", f":./{marks.LOCK}"], capture_output=True)
-        return shown.stdout.decode(errors="replace") if shown.returncode == 0 else ""
+        said = subprocess.run(["git", *arguments], capture_output=True)
+        return said.stdout.decode(errors="replace") if said.returncode == 0 else ""
     return ""
 
 
@@ -130,6 +144,19 @@ def _below(place: Path) -> Iterator[Path]:
     for file in place.rglob("*") if place.is_dir() else ():
         if "__pycache__" not in file.parts and not file.name.endswith((".pyc", ".partial")):
             yield file
+
+
+def _free_git(begun: float) -> None:
+    """Take away the lock of Git's index that a killed DVC left; with it the next DVC fails at its end.
+
+    Not one from before the killed run, nor while a Git is at work here.
+    """
+    lock = Path(_git("rev-parse", "--git-path", "index.lock").strip() or "none")
+    gits = [p for p in psutil.process_iter(["name", "cwd"]) if (p.info["name"] or "").startswith("git")]
+    here = any(p.info["cwd"] and Path(p.info["cwd"]).is_relative_to(Path.cwd()) for p in gits)
+    if lock.is_file() and lock.stat().st_mtime >= begun and not here:
+        console.say(f"{lock} was left by a kill: taken away")
+        lock.unlink()
 
 
 def _forget_the_dead(rwlock: Path) -> None:
