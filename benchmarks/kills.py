@@ -27,7 +27,7 @@ from tests.devkit import PROJECT, changed
 from tests.tiny import tiny_params
 
 SYSTEM = "dsrg"
-WRITING = 0.6
+WRITING = 0.15
 """Seconds within which DVC has written the lock."""
 
 ALWAYS = {"report"}

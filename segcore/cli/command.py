@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import logging
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,7 @@ def start(main: Callable[..., None]) -> None:
             with _alone(arguments), marks.left():
                 main(**arguments)
         except Problem as problem:
-            console.print(f"[bold red]error[/]: {escaped(advised(problem))}")
-            raise typer.Exit(2) from None
+            raise _ended(problem) from None
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
             if error.filename is None and not missing:
@@ -41,11 +41,25 @@ def start(main: Callable[..., None]) -> None:
             console.print(f"[bold red]error[/]: {escaped(f'{error.filename or error}: {what}')}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
+            _end_children()
             say("stopped; no output was left half-written; a training goes on from its last checkpoint when run again")
             raise typer.Exit(130) from None
 
     command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     typer.run(command)
+
+
+def _ended(problem: Problem) -> typer.Exit:
+    """Tell what can be mended, and end."""
+    console.print(f"[bold red]error[/]: {escaped(advised(problem))}")
+    _end_children()
+    return typer.Exit(2)
+
+
+def _end_children() -> None:
+    """End the processes that load images or compute at once: to wait until they have finished takes long."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _alone(arguments: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
