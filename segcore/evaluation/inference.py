@@ -88,20 +88,14 @@ def restricted(
 ) -> UInt8[np.ndarray, "H W"]:
     """The class of each pixel out of those `allowed` alone, after a CRF over them if `params` are given.
 
-    The `image` is the CRF's.
+    The `image` is the CRF's. Without one the greatest score wins, as the greatest probability belongs to it.
     """
-    if params is not None:
-        assert image is not None
-        names = winners(crf.refine(_among(system, scores.whole(), allowed), image, params))
-    else:
-        names = np.concatenate([winners(_among(system, some, allowed)) for _, some in scores.rows()])
-    return np.asarray(allowed, dtype=np.uint8)[names]
-
-
-def _among(system: System, scores: Float[Tensor, "K H W"], allowed: Sequence[int]) -> Float[Tensor, "_ H W"]:
-    """The probabilities of some classes, if it is one of them."""
-    probabilities = system.probabilities(scores[None])[0][list(allowed)]
-    return probabilities / probabilities.sum(0, keepdim=True).clamp(min=1e-8)
+    if params is None:
+        return scores.winners(allowed)
+    assert image is not None
+    probabilities = system.probabilities(scores.whole()[None])[0][list(allowed)]
+    probabilities = probabilities / probabilities.sum(0, keepdim=True).clamp(min=1e-8)
+    return np.asarray(allowed, dtype=np.uint8)[winners(crf.refine(probabilities, image, params))]
 
 
 def _by_squares(

@@ -1,12 +1,12 @@
 """The scores of one image at each of its pixels, never held all at once where the image is large.
 
 A picture of 24 megapixels and 21 classes has scores of 2 GB. What a network gave is far smaller, and is enlarged when
-it is asked for: for some classes, or for some rows, at a time. Each class is enlarged by itself, so the scores are the
-same bit for bit, however they are asked for.
+it is asked for, some classes at a time. Each class is enlarged by itself, so the scores are the same bit for bit,
+however they are asked for.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -40,23 +40,15 @@ class ScoreMaps(ABC):
         """The scores of all classes."""
         return self.of(slice(0, self.classes))
 
-    def rows(self) -> Iterator[tuple[slice, Float[Tensor, "K _ W"]]]:
-        """The scores of all classes, some rows at a time: what works on each pixel alone needs no more."""
+    def winners(self, among: Sequence[int] | None = None) -> UInt8[np.ndarray, "H W"]:
+        """The class with the greatest score at each pixel, the first one of equal ones; of all, or `among` some."""
+        some = range(self.classes) if among is None else among
         if self.small:
-            yield slice(0, self.height), self.whole()
-            return
-        count = max(1, AT_ONCE // (4 * self.classes * self.width))
-        for first in range(0, self.height, count):
-            some = slice(first, min(first + count, self.height))
-            yield some, torch.cat([self.of(slice(k, k + 1))[:, some].clone() for k in range(self.classes)])
-
-    def winners(self) -> UInt8[np.ndarray, "H W"]:
-        """The class with the greatest score at each pixel; the first one of equal ones."""
-        if self.small:
-            return winners(self.whole())
-        best = self.of(slice(0, 1))[0].clone()
-        labels = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
-        for k in range(1, self.classes):
+            scores = self.whole() if among is None else self.whole()[list(among)]
+            return np.asarray(some, dtype=np.uint8)[winners(scores)]
+        best = self.of(slice(some[0], some[0] + 1))[0].clone()
+        labels = torch.full(best.shape, some[0], dtype=torch.uint8, device=best.device)
+        for k in some[1:]:
             scores = self.of(slice(k, k + 1))[0]
             labels.masked_fill_(scores > best, k)
             torch.maximum(best, scores, out=best)
