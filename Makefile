@@ -12,7 +12,7 @@ export MALLOC_MMAP_THRESHOLD_ := 2000000000
 
 DEMO := decouplednet decouplednet_str ficklenet ficklenet_semi
 
-.PHONY: demo all show report use check-params tables test check bench voc format
+.PHONY: demo all show report use check-params tables test check bench voc format clean-scratch
 
 demo: $(READY)            ## train, evaluate and compare the four systems of the papers' main claims, then show the table
 	$(REPRO) $(DEMO:%=evaluate@%)
@@ -50,6 +50,9 @@ bench: $(READY)           ## the figures of docs/performance.md
 
 voc: $(READY)             ## download VOC 2012 and SBD into data/VOCdevkit
 	$(BIN)/python -m segcore.commands.fetch_voc --root data
+
+clean-scratch: $(READY)   ## delete what stopped runs keep to go on from
+	@$(BIN)/python -m segcore.commands.clean_scratch
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -73,7 +73,7 @@ def main(
                 "training": fingerprints.of(plan, *behind),
             }
             save_system(out / "model", system, entry.module, entry.training, card, samples.input_size, model, origin)
-        fit.finish()
+        progress.finish(fit)
 
 
 def inputs_of(plan: plans.TrainSegmenter, manifest: Path, split: Path, labels: Path, n_tags: int) -> Inputs:

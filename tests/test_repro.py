@@ -11,9 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from segcore.cli import held, marks
+from segcore.cli import marks
 from segcore.commands import repro
-from segcore.errors import Problem
 from tests.devkit import PROJECT
 
 STAGE = """
@@ -284,21 +283,3 @@ def test_a_plain_dvc_does_not_spoil_the_copy(finished: tuple[Project, str]) -> N
     assert (project.folder / marks.COPY).read_text() == whole
     assert ran(project.repro()) == []
     assert project.lock.read_text() == whole
-
-
-def test_who_holds_a_folder_is_told(inside: Path) -> None:
-    script = "from pathlib import Path; import time; from segcore.cli.held import held\n"
-    script += "with held(Path('out'), patiently=False): print('held', flush=True); time.sleep(60)"
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
-    assert first.stdout is not None
-    first.stdout.readline()
-    message = rf"^out is being written by process {first.pid} since "
-    with pytest.raises(Problem, match=message), held.held(Path("out"), patiently=False):
-        raise AssertionError
-    with held.held(Path("other"), patiently=False):
-        pass
-    first.kill()
-    first.wait()
-    with held.held(Path("out"), patiently=False):
-        pass

@@ -5,13 +5,13 @@ import functools
 import inspect
 import logging
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from segcore.cli import held, marks
+from segcore.cli import held, marks, scratch
 from segcore.cli.console import console, escaped, is_main_process, say
 from segcore.config.settings import Settings, load
 from segcore.errors import Problem
@@ -62,10 +62,19 @@ def _end_children() -> None:
         child.kill()
 
 
-def _alone(arguments: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
-    """The output folder is this run's alone, where there is one; other processes of the same run only help."""
+@contextlib.contextmanager
+def _alone(arguments: dict[str, Any]) -> Iterator[None]:
+    """The output folder is this run's alone, where there is one; what a kill left half written there goes.
+
+    Other processes of the same run only help.
+    """
     out = arguments.get("out")
-    return held.held(out, patiently=False) if isinstance(out, Path) and is_main_process() else contextlib.nullcontext()
+    if not isinstance(out, Path) or not is_main_process():
+        yield
+        return
+    with held.held(out, patiently=False):
+        scratch.take_away(scratch.halves_of(out))
+        yield
 
 
 def advised(problem: Problem) -> str:

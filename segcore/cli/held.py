@@ -29,18 +29,37 @@ def held(path: Path, *, patiently: bool) -> Iterator[None]:
         Problem: another process holds it, and there is no patience.
     """
     file = _lock_of(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+") as lock:
-        if not _taken(lock, SECONDS):
-            if not patiently:
-                raise Problem(f"{path} is being written by {_holder(file)}; wait for its end, or stop it")
-            say(f"waiting for the end of {_holder(file)}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with _opened(file, path, patiently) as lock:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} since {time.strftime('%H:%M:%S')}: {shlex.join(sys.orig_argv)}")
         lock.flush()
-        yield
-        lock.truncate(0)
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _opened(file: Path, path: Path, patiently: bool) -> Iterator[IO[str]]:
+    """The file that stands for `path`, taken; another one each time that its last holder has deleted it."""
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a+") as lock:
+            if not _taken(lock, SECONDS):
+                if not patiently:
+                    raise Problem(f"{path} is being written by {_holder(file)}; wait for its end, or stop it")
+                say(f"waiting for the end of {_holder(file)}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+                yield lock
+                return
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds `path` at this moment."""
+    with contextlib.suppress(FileNotFoundError), _lock_of(path).open("r+") as lock:
+        return not _taken(lock, 0.0)
+    return False
 
 
 def wait_for_all_but(path: Path) -> None:
@@ -48,7 +67,7 @@ def wait_for_all_but(path: Path) -> None:
     for file in sorted(FOLDER.rglob("*.lock")):
         if file == _lock_of(path):
             continue
-        with file.open("a+") as lock:
+        with contextlib.suppress(FileNotFoundError), file.open("r+") as lock:
             if not _taken(lock, 0.0):
                 say(f"waiting for the end of {_holder(file)}")
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -68,7 +87,9 @@ def _taken(lock: IO[str], seconds: float) -> bool:
 
 
 def _holder(file: Path) -> str:
-    return file.read_text() or "another process"
+    with contextlib.suppress(FileNotFoundError):
+        return file.read_text() or "another process"
+    return "another process"
 
 
 def _lock_of(path: Path) -> Path:
