@@ -11,6 +11,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ def main(arguments: list[str]) -> int:
     except Problem as problem:
         console.console.print(f"[bold red]error[/]: {console.escaped(str(problem))}")
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 @contextlib.contextmanager
@@ -62,20 +65,39 @@ def _running() -> Iterator[None]:
 
 def recover() -> None:
     """Bring everything to where it was before the kill, if there was one."""
-    _forget_the_dead(DVC_FOLDER / "rwlock")
-    if marks.LOCK.is_file():  # a kill never takes it away
-        text = marks.text_of(marks.LOCK)
-        staged = _git("show", f":./{marks.LOCK}")  # where DVC puts it at the end of every run
-        if text and text == staged:
-            marks.keep_exactly(text)  # so it is whole, whatever the copy has besides
-        else:
-            _mend(text, marks.text_of(marks.COPY) or staged)
-    marks.keep(marks.text_of(marks.LOCK))  # for a kill while DVC writes what follows
+    with _no_other_dvc():
+        _forget_the_dead(DVC_FOLDER / "rwlock")
+        if marks.LOCK.is_file():  # a kill never takes it away
+            text = marks.text_of(marks.LOCK)
+            staged = _git("show", f":./{marks.LOCK}")  # where DVC puts it at the end of every run
+            if text and text == staged:
+                marks.keep_exactly(text)  # so it is whole, whatever the copy has besides
+            else:
+                _mend(text, marks.text_of(marks.COPY) or staged)
+        marks.keep(marks.text_of(marks.LOCK))  # for a kill while DVC writes what follows
     for mark in marks.found():
         if _recorded(mark):
             console.say(f"{mark.stage} had ended before the kill: recorded in {marks.LOCK}")
     marks.keep(marks.text_of(marks.LOCK))
     marks.clear()
+
+
+@contextlib.contextmanager
+def _no_other_dvc() -> Iterator[None]:
+    """While a DVC that somebody started by hand writes the lock, it looks as if it had been cut."""
+    DVC_FOLDER.mkdir(parents=True, exist_ok=True)
+    told = False
+    while True:
+        try:
+            guard = zc.lockfile.LockFile(str(DVC_FOLDER / "lock"))
+            break
+        except zc.lockfile.LockError:
+            if not told:
+                console.say("waiting for the end of another DVC")
+            told = True
+            time.sleep(0.1)
+    with contextlib.closing(guard):
+        yield
 
 
 def _mend(text: str, known: str) -> None:
