@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
+# `dvc repro` that goes on after a kill at any moment
+REPRO := $(BIN)/python -m segcore.commands.repro
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Memory that torch gives back is kept for its next tensor instead of going to the system and back: a sixth of the time.
 export MALLOC_TRIM_THRESHOLD_ := 2000000000
@@ -12,21 +14,21 @@ DEMO := decouplednet decouplednet_str ficklenet ficklenet_semi
 
 SEEDS ?= 1 2
 
-.PHONY: demo all show report seeds curve use check-params tables test check bench voc format
+.PHONY: demo all show report seeds curve use check-params tables test check bench voc format clean-scratch
 
 demo: $(READY)            ## train, evaluate and compare the four systems of the papers' main claims, then show the table
-	$(BIN)/dvc repro $(DEMO:%=evaluate@%)
+	$(REPRO) $(DEMO:%=evaluate@%)
 	@$(MAKE) --no-print-directory report show
 
 all: $(READY)             ## the same with every system of params.yaml
-	$(BIN)/dvc repro
+	$(REPRO)
 	@$(MAKE) --no-print-directory report show
 
 show: $(READY)            ## the table, from what is there
 	@$(BIN)/python -m segcore.commands.show
 
 report: $(READY)          ## the page, from what is there; by force, as DVC keeps the table but not the page
-	$(BIN)/dvc repro --force --single-item report
+	$(REPRO) --force --single-item report
 
 seeds: $(READY)           ## make seeds SYSTEMS="deeplab dsrg" SEEDS="1 2": results of other seeds, for means and intervals
 	$(BIN)/python -m segcore.commands.seeds $(SEEDS:%=--seeds %) $(SYSTEMS:%=--systems %)
@@ -38,7 +40,7 @@ use: $(READY)             ## make use PROFILE=voc-mini: put a profile in place o
 	@$(BIN)/python -m segcore.commands.use_profile --profile "$(PROFILE)"
 
 check-params: $(READY)    ## check every value of params.yaml, and make nothing
-	$(BIN)/dvc repro --single-item check_params
+	$(REPRO) --single-item check_params
 
 test: $(READY)            ## every test, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -56,6 +58,9 @@ bench: $(READY)           ## the figures of docs/performance.md
 
 voc: $(READY)             ## download VOC 2012 and SBD into data/VOCdevkit
 	$(BIN)/python -m segcore.commands.fetch_voc --root data
+
+clean-scratch: $(READY)   ## delete what stopped runs keep to go on from
+	@$(BIN)/python -m segcore.commands.clean_scratch
 
 format: $(READY)
 	$(BIN)/ruff format .

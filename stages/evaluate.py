@@ -4,11 +4,9 @@ Predictions are compared with the official labels at the images' own size. Under
 of the images, and the first one writes what all of them counted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
 from rich.progress import track
 
 from segcore import made_of
@@ -18,6 +16,7 @@ from segcore.config import plan as plans
 from segcore.data.manifest import data_set_fingerprint, read_class_names, read_manifest
 from segcore.errors import Problem
 from segcore.evaluation import inference
+from segcore.evaluation.reading import Pictures
 from segcore.evaluation.scoring import Prediction, score, validation_records, write_results
 from segcore.models.systems import load_system
 from segcore.processes import Runtime
@@ -46,10 +45,11 @@ def main(
             raise Problem(f"{model} was trained for {tags}, but {classes} has {names[1:]}; train it again")
         views, crf = trained.prediction.views, trained.prediction.crf
 
-        def predict(images: list[UInt8[np.ndarray, "H W 3"]]) -> list[Prediction]:
-            maps = inference.score_maps(trained, images, card["input_size"], views, plan.edges)
-            refined = [crf and inference.refined(trained, m, im, crf) for m, im in zip(maps, images, strict=True)]
-            return [Prediction(inference.winners(m), r) for m, r in zip(maps, refined, strict=True)]
+        def predict(pictures: Pictures) -> Iterator[Prediction]:
+            maps = inference.score_maps(trained, pictures, card["input_size"], views, plan.edges)
+            for place, scores in enumerate(maps):
+                refined = crf and inference.refined(trained, scores, pictures[place], crf)
+                yield Prediction(scores.winners(), refined)
 
         mine = runtime.shard(records, plan.evaluation.batch_size)
         shares = runtime.gather(score(mine, predict, len(names), plan.evaluation, crf is not None, _watched))

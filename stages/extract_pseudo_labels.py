@@ -8,6 +8,7 @@ on the masks where there are any), `figure.png` and `made_of.json`. What is done
 of it is: a run that was killed goes on there.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from PIL import Image
 from rich.progress import track
 
 from segcore import files, made_of
-from segcore.cli import command, console, provenance
+from segcore.cli import command, console, held, provenance, scratch
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.labels import LabelsFromFile
@@ -63,10 +64,13 @@ def main(
                 *(*provenance.files_in(input), *saliency, *provenance.sources()),
             ],
         )
-        scratch = Path(".scratch") / f"pseudo-labels-{name}-{key}"
-        work(chosen, extract, plan.entry.batch_size, scratch, device)
+        kept = scratch.FOLDER / f"pseudo-labels-{name}-{key}"
+        with held.held(kept, patiently=False) if device.is_main else contextlib.nullcontext():
+            work(chosen, extract, plan.entry.batch_size, kept, device)
+            if device.is_main:
+                finish(chosen, names, kept, out)
         if device.is_main:
-            finish(chosen, names, scratch, out)
+            scratch.sweep(kept)
             from_file = isinstance(plan.entry, LabelsFromFile)
             behind = () if from_file else (cards.made_of(input / "model").get("training", ""),)
             origin = {
@@ -78,19 +82,19 @@ def main(
             made_of.write(out, origin)
 
 
-def work(records: Sequence[Record], extract: Extract, batch_size: int, scratch: Path, device: Runtime) -> None:
+def work(records: Sequence[Record], extract: Extract, batch_size: int, kept: Path, device: Runtime) -> None:
     """Label this process's share of the images, whole batches only: what a batch holds never depends on a restart."""
     for folder in ("cues", "labels"):
-        (scratch / folder).mkdir(parents=True, exist_ok=True)
+        (kept / folder).mkdir(parents=True, exist_ok=True)
     mine = device.shard(records, batch_size)
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
     quiet = not (console.is_main_process() and console.console.is_terminal)
     watched = track(batches, "pseudo-labels", console=console.console, disable=quiet, transient=True)
     for batch in watched:
-        if all(file.is_file() for record in batch for file in _files(scratch, record)):
+        if all(file.is_file() for record in batch for file in _files(kept, record)):
             continue
         for record, found in zip(batch, extract(batch), strict=True):
-            for file, content in zip(_files(scratch, record), found, strict=True):
+            for file, content in zip(_files(kept, record), found, strict=True):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 files.write_atomically(file, labels_png(content))
     device.wait()
@@ -101,25 +105,25 @@ def _files(folder: Path, record: Record) -> tuple[Path, Path]:
     return pseudo_labels.cue_file(folder, record.image_id), pseudo_labels.label_file(folder, record.image_id)
 
 
-def finish(records: Sequence[Record], names: list[str], scratch: Path, out: Path) -> None:
+def finish(records: Sequence[Record], names: list[str], kept: Path, out: Path) -> None:
     """Measure, draw, and move everything to its place."""
     quality = Quality(len(names))
     for record in records:
         if record.labels is not None:
-            pseudo = read_labels(pseudo_labels.label_file(scratch, record.image_id))
+            pseudo = read_labels(pseudo_labels.label_file(kept, record.image_id))
             quality.update(read_labels(record.labels), pseudo)
     summary = quality.summary(names)
-    files.write_atomically(scratch / pseudo_labels.LIST, "".join(f"{r.image_id}\n" for r in records).encode())
-    figure(records, names, scratch).save(scratch / "figure.png", format="PNG", optimize=True)
-    files.write_atomically(scratch / "quality.json", (json.dumps(summary, indent=2) + "\n").encode())
+    files.write_atomically(kept / pseudo_labels.LIST, "".join(f"{r.image_id}\n" for r in records).encode())
+    figure(records, names, kept).save(kept / "figure.png", format="PNG", optimize=True)
+    files.write_atomically(kept / "quality.json", (json.dumps(summary, indent=2) + "\n").encode())
     out.mkdir(parents=True, exist_ok=True)
     # The list, by which others know the folder, goes first and comes last.
     (out / pseudo_labels.LIST).unlink(missing_ok=True)
     for part in ("cues", "labels", "figure.png", "quality.json", pseudo_labels.LIST):
         if (out / part).is_dir():
             shutil.rmtree(out / part)
-        shutil.move(scratch / part, out / part)  # they may be on different disks
-    shutil.rmtree(scratch, ignore_errors=True)
+        shutil.move(kept / part, out / part)  # they may be on different disks
+    shutil.rmtree(kept, ignore_errors=True)
     console.say(
         f"pseudo-labels of {len(records)} images in {out}: precision {summary['precision']}, "
         f"recall {summary['recall']}, coverage {summary['coverage']}"

@@ -38,6 +38,9 @@ FEW = 64
 """Images below which starting workers takes longer than the work."""
 
 MOST_WORKERS = 16
+MOST_CROPS = 50_000_000
+"""Boxes that fit into some GB of memory."""
+
 SECONDS_BETWEEN_LINES = 15
 NAMED = 10
 FIGURE_ROWS = 4
@@ -51,6 +54,7 @@ def main(*, manifest: Path, classes: Path, split: Path, out: Path, params: Path 
         raise Problems("make_crops needs what `dvc repro split` makes:", missing)
     names: list[str] = read_class_names(classes)
     records = _strong_records(manifest, split / "strong.txt")
+    _check_number(records, settings.crops)
     processes = Runtime()
     with provenance.timed("make_crops", out):
         mine = list(_computed(processes.shard(records), settings.crops, settings.seed, processes.world))
@@ -126,6 +130,16 @@ def _watched(images: Iterator[ImageCrops], total: int) -> Iterator[ImageCrops]:
             rate = done / (last - begin)
             console.say(f"crops: {done}/{total} images, {rate:.1f} images/s, {(total - done) / rate / 60:.1f} min left")
         yield image
+
+
+def _check_number(records: Sequence[Record], params: CropsParams) -> None:
+    """Refuse a number of crops that no machine holds, before hours of work."""
+    subsets = sum(min(2 ** len(record.label_classes or ()) - 1, params.max_subsets) for record in records)
+    if (crops := subsets * params.per_subset) > MOST_CROPS:
+        raise Problem(
+            f"crops.per_subset {params.per_subset:,} for {subsets:,} label subsets of {len(records):,} strong images "
+            f"makes {crops:,} crops; allowed are {MOST_CROPS:,} (published: 290,570): set it or crops.max_subsets lower"
+        )
 
 
 def _warn(images: Sequence[ImageCrops], most: int) -> None:

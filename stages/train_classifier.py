@@ -67,7 +67,7 @@ def main(
             save_classifier(out / "model", name, entry, tags, model, origin)
             made_of.write(out, origin)
             files.write_atomically(out / "metrics.json", json.dumps(measured, indent=2).encode())
-        fit.finish()
+        progress.finish(fit)
     console.say(f"classifier {name}: tag mAP {measured['mean_average_precision']} on {len(val)} validation images")
 
 

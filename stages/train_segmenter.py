@@ -82,7 +82,7 @@ def main(
             if cleaned:  # before the model, whose card comes last
                 tell_cleaned(cleaned_tags.write(out / "model", cleaned, read_manifest(manifest), names), system)
             save_system(out / "model", system, entry.module, entry.training, card, samples.input_size, model, origin)
-        fit.finish()
+        progress.finish(fit)
 
 
 def inputs_of(plan: plans.TrainSegmenter, manifest: Path, names: list[str], split: Path, labels: Path) -> Inputs:

@@ -1,6 +1,7 @@
 """Every mistake in params.yaml names the key, what was found and what is allowed, and all are told at once."""
 
 import datetime
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -470,3 +471,37 @@ def test_a_key_that_is_no_text_is_told() -> None:
 def test_a_section_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(Problem, match=r"'nowhere' is missing; here are \['deconvnet', 'decouplednet'"):
         reading.section(reading.read(PARAMS), "systems.nowhere", SystemEntry)
+
+
+@pytest.mark.parametrize(
+    ("key", "found", "most"),
+    [
+        ("crops.per_subset", 10**9, "10000"),
+        ("crops.warp", 10**6, "4096"),
+        ("crops.max_subsets", 10**9, "10000"),
+        ("pseudo_labels.ficklenet.passes", 10**9, "10000"),
+        ("pseudo_labels.ficklenet.batch_size", 10**9, "10000"),
+        ("pseudo_labels.ficklenet.input_size", 10**6 + 1, "4097"),
+        ("recipes.common.workers", 10**5, "256"),
+        ("recipes.common.checkpoint_every", 10**12, "1000000000"),
+        ("recipes.classifier.batch_size", 10**9, "10000"),
+        ("recipes.classifier.steps", 10**12, "1000000000"),
+        ("classifiers.ficklenet.resize", 10**6, "4096"),
+        ("classifiers.decoupled.head.kernel", 10**6, "256"),
+        ("networks.grid.width", 10**9, "10000"),
+        ("networks.mirror.width", 1e9, "16"),
+        ("backbones.vgg.width", 1e9, "16"),
+        ("systems.deconvnet.prediction.proposals", 10**9, "10000"),
+        ("views.single.scales", [1e6], "8"),
+        ("evaluation.batch_size", 10**9, "10000"),
+        ("dataset.size", 32 * 10**6, "4096"),
+    ],
+)
+def test_a_number_that_no_machine_can_hold_is_refused(key: str, found: Any, most: str) -> None:
+    problem, *_ = [problem for problem in problems_of({key: found}) if problem.startswith(key)]
+    assert re.search(rf"must be less than or equal to {most}$", problem), problem
+
+
+def test_pictures_that_fill_a_disk_are_refused() -> None:
+    (problem,) = problems_of({"dataset.train_images": 10**8})
+    assert re.search(r"^dataset: train_images 100,000,000 and .* would take about [\d,]+ GB; allowed are 20$", problem)

@@ -268,3 +268,14 @@ def test_the_tight_box_is_half_open() -> None:
     foreground = np.zeros((10, 12), dtype=bool)
     foreground[2:5, 7:9] = True
     assert tight_box(foreground) == (7, 2, 9, 5)
+
+
+def test_a_number_of_crops_that_no_machine_holds_is_refused_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = make_project(tmp_path, 6, most_classes=6)
+    monkeypatch.setattr(make_crops, "MOST_CROPS", 3 * 18 - 1)
+    paths["params"] = write_params(tmp_path / "few.yaml", {"crops.per_subset": 3, "crops.max_subsets": 31})
+    with pytest.raises(Problem, match=r"crops.per_subset 3 for 18 label subsets of 6 strong images makes 54 crops;"):
+        make_crops.main(**paths, out=tmp_path / "crops")

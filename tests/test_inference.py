@@ -1,5 +1,7 @@
 """From pictures to labels at their own size: padding, scales, flips and proposals, with predictors made by hand."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from segcore.config.section import Views
 from segcore.config.systems import Prediction
 from segcore.data.batches import Batch
 from segcore.errors import Problem
-from segcore.evaluation import inference
+from segcore.evaluation import inference, score_maps
+from segcore.evaluation.score_maps import ScoreMaps, winners
 from segcore.losses import Term
 from segcore.systems.contract import System
 from tests.networks import CRF, EDGES, views
@@ -134,7 +137,8 @@ class Stretching(ByColour):
 def test_scores_are_means_whatever_the_number_of_passes(scales: tuple[float, ...], flip: bool) -> None:
     """Sums would make the probabilities that a CRF starts from ever surer."""
     picture, _ = blocks(50, 70)
-    (scores,) = inference.score_maps(BySize(), [picture], 64, views(*scales, flip=flip), None)
+    (maps,) = inference.score_maps(BySize(), [picture], 64, views(*scales, flip=flip), None)
+    scores = maps.whole()
     assert scores.shape == (2, 50, 70)
     torch.testing.assert_close(scores, torch.full((2, 50, 70), 64.0))
 
@@ -144,11 +148,11 @@ def test_a_stretched_picture_comes_back_at_its_own_aspect(size: tuple[int, int])
     picture, labels = blocks(*size)
     system = Stretching()
     (scores,) = inference.score_maps(system, [picture], 97, ONCE, None)
-    assert scores.shape == (6, *size)
+    assert scores.whole().shape == (6, *size)
     assert system.seen[0].shape == (1, 3, 97, 97)
     assert system.seen[0][0, :, -1, -1].tolist() == pytest.approx(picture[-1, -1].tolist(), abs=1), "no black border"
     sure = inner(labels, 4)
-    np.testing.assert_array_equal(inference.winners(scores)[sure], labels[sure])
+    np.testing.assert_array_equal(scores.winners()[sure], labels[sure])
 
 
 @pytest.mark.parametrize(
@@ -169,6 +173,17 @@ def test_a_size_below_the_smallest_is_a_problem() -> None:
         inference.score_maps(Stretching(), [picture], 97, views(1.0, 0.1), None)
 
 
+class Given(ScoreMaps):
+    """Scores as they are."""
+
+    def __init__(self, scores: Tensor) -> None:
+        super().__init__(*scores.shape)
+        self.scores = scores
+
+    def of(self, classes: slice) -> Tensor:
+        return self.scores[classes]
+
+
 def halves() -> tuple[np.ndarray, Tensor]:
     """A picture that changes colour in the middle, and scores of three classes that change two pixels further right.
 
@@ -183,8 +198,8 @@ def halves() -> tuple[np.ndarray, Tensor]:
 
 def test_a_crf_draws_borders_to_those_of_the_picture() -> None:
     picture, scores = halves()
-    found = inference.refined(ByColour(), scores, picture, CRF)
-    assert (inference.winners(scores)[:, 12:14] == 0).all()
+    found = inference.refined(ByColour(), Given(scores), picture, CRF)
+    assert (winners(scores)[:, 12:14] == 0).all()
     np.testing.assert_array_equal(found, np.arange(24)[None].repeat(20, 0) >= 12)
     assert found.dtype == np.uint8
 
@@ -195,17 +210,15 @@ def test_a_crf_starts_from_what_the_system_calls_probabilities() -> None:
             return scores.flip(1).softmax(1)
 
     picture, scores = halves()
-    turned = inference.refined(Own(), scores.flip(0), picture, CRF)
-    np.testing.assert_array_equal(turned, inference.refined(ByColour(), scores, picture, CRF))
-    nearest = inference.restricted(Own(), scores.flip(0), [0, 1, 2], picture, None)
-    np.testing.assert_array_equal(nearest, inference.winners(scores))
+    turned = inference.refined(Own(), Given(scores.flip(0)), picture, CRF)
+    np.testing.assert_array_equal(turned, inference.refined(ByColour(), Given(scores), picture, CRF))
 
 
 @pytest.mark.parametrize("crf", [None, CRF])
 @pytest.mark.parametrize("allowed", [[0, 1, 2], [0, 2], [2, 1], [1]])
 def test_only_allowed_classes_win(allowed: list[int], crf: CRFParams | None) -> None:
     picture, scores = halves()
-    found = inference.restricted(ByColour(), scores, allowed, picture, crf)
+    found = inference.restricted(ByColour(), Given(scores), allowed, picture, crf)
     border = 12 if crf else 14
     left, right = (next(c for c in order if c in allowed) for order in ([0, 2, 1], [1, 2, 0]))
     assert found.dtype == np.uint8
@@ -257,7 +270,7 @@ def test_overlapping_windows_keep_the_greatest_score_from_zero_up(monkeypatch: p
         return torch.tensor(next(scores)).view(1, 3, 1, 1).expand(1, 3, *images.shape[2:])
 
     picture, _ = blocks(60, 80)
-    best = inference.by_proposals(constant, picture, 64, 50, EDGES)
+    best = inference.by_proposals(constant, picture, 64, 50, EDGES).whole()
     assert best.shape == (3, 60, 80)
     expected = {(50, 70): [0, 0, 0.5], (5, 5): [0.2, 0, 0.5], (30, 30): [0.2, 4, 0.5], (50, 50): [0, 4, 0.5]}
     for (row, column), scores_there in expected.items():
@@ -276,3 +289,52 @@ def test_real_proposals_of_a_small_picture() -> None:
     (found,) = predicted(ByColour(proposals=4), [picture], 64)
     sure = inner(labels, 5)
     np.testing.assert_array_equal(found[sure], labels[sure])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(
+    "system", [ByColour(21), Stretching(21), ByColour(21, proposals=3)], ids=["padded", "stretched", "windows"]
+)
+def test_scores_of_a_large_picture_are_the_same_class_by_class(
+    system: ByColour, flip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit what they are as one tensor, at sizes that no scale divides."""
+    with_boxes(monkeypatch, [(0, 0, 64, 48), (32, 16, 105, 90), (7, 9, 74, 103)])
+    rng = np.random.default_rng(3)
+    pictures = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in ((131, 157), (203, 110))]
+    at = views(flip=flip) if system.proposals else views(0.75, 1.0, 1.5, flip=flip)
+    expected = list(inference.score_maps(system, pictures, 97, at, EDGES))
+    wholes = [scores.whole() for scores in expected]
+    assert all(scores.small for scores in expected)
+    monkeypatch.setattr(score_maps, "AT_ONCE", 60_000)
+    for scores, whole in zip(inference.score_maps(system, pictures, 97, at, EDGES), wholes, strict=True):
+        assert not scores.small
+        np.testing.assert_array_equal(scores.winners(), winners(whole))
+        assert torch.equal(scores.whole(), whole)
+        for allowed in ([0, 4, 7], [20, 3]):
+            found = inference.restricted(system, scores, allowed, None, None)
+            np.testing.assert_array_equal(found, inference.restricted(system, Given(whole), allowed, None, None))
+
+
+def test_of_equal_scores_the_first_class_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.zeros(3, 8, 9)
+    scores[1, :4], scores[2, 2:] = 1.0, 1.0
+    expected = winners(scores)
+    monkeypatch.setattr(score_maps, "AT_ONCE", 8)
+    np.testing.assert_array_equal(Given(scores).winners(), expected)
+
+
+def test_each_picture_is_asked_for_once() -> None:
+    """So that no more than one is in memory, and none is read for each scale."""
+
+    class Counted(list[np.ndarray]):
+        asked = 0
+
+        def __iter__(self) -> Iterator[np.ndarray]:
+            for picture in super().__iter__():
+                Counted.asked += 1
+                yield picture
+
+    pictures = Counted([blocks(40, 50)[0], blocks(60, 30)[0]])
+    inference.score_maps(ByColour(), pictures, 64, views(0.5, 1.0, flip=True), None)
+    assert Counted.asked == 2

@@ -1,15 +1,18 @@
 """What every stage does first and last: read the settings, show what happens, keep time, end with a clear error."""
 
+import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from segcore.cli.console import console, escaped, say
+from segcore.cli import held, marks, scratch
+from segcore.cli.console import console, escaped, is_main_process, say
 from segcore.config.settings import Settings, load
 from segcore.errors import Problem
 
@@ -26,10 +29,10 @@ def start(main: Callable[..., None]) -> None:
     @functools.wraps(main)
     def command(**arguments: Any) -> None:
         try:
-            main(**arguments)
+            with _alone(arguments), marks.left():
+                main(**arguments)
         except Problem as problem:
-            console.print(f"[bold red]error[/]: {escaped(advised(problem))}")
-            raise typer.Exit(2) from None
+            raise _ended(problem) from None
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
             if error.filename is None and not missing:
@@ -38,11 +41,40 @@ def start(main: Callable[..., None]) -> None:
             console.print(f"[bold red]error[/]: {escaped(f'{error.filename or error}: {what}')}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
+            _end_children()
             say("stopped; no output was left half-written; a training goes on from its last checkpoint when run again")
             raise typer.Exit(130) from None
 
     command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     typer.run(command)
+
+
+def _ended(problem: Problem) -> typer.Exit:
+    """Tell what can be mended, and end."""
+    console.print(f"[bold red]error[/]: {escaped(advised(problem))}")
+    _end_children()
+    return typer.Exit(2)
+
+
+def _end_children() -> None:
+    """End the processes that load images or compute at once: to wait until they have finished takes long."""
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+@contextlib.contextmanager
+def _alone(arguments: dict[str, Any]) -> Iterator[None]:
+    """The output folder is this run's alone, where there is one; what a kill left half written there goes.
+
+    Other processes of the same run only help.
+    """
+    out = arguments.get("out")
+    if not isinstance(out, Path) or not is_main_process():
+        yield
+        return
+    with held.held(out, patiently=False):
+        scratch.take_away(scratch.halves_of(out))
+        yield
 
 
 def advised(problem: Problem) -> str:

@@ -12,7 +12,7 @@ from dvclive.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from segcore.cli import console, provenance
+from segcore.cli import console, held, provenance, scratch
 from segcore.config.training import RecipeParams
 from segcore.errors import Problem
 from segcore.files import fingerprint
@@ -20,7 +20,6 @@ from segcore.processes import Runtime
 from segcore.training.fit import WATCHED, Fit
 from segcore.training.fit import Progress as Step
 
-SCRATCH = Path(".scratch")
 SECONDS_BETWEEN_LINES = 15
 MEASURED_STEPS = 3
 
@@ -34,7 +33,7 @@ def scratch_file(name: str, run_key: object, inputs: list[Path], model: nn.Modul
     for value in model.state_dict().values():
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     run_key = [run_key, torch.__version__, weights.hexdigest(), runtime.arithmetic]
-    return SCRATCH / f"{name}-{fingerprint(run_key, [*inputs, *provenance.sources()])}.pt"
+    return scratch.FOLDER / f"{name}-{fingerprint(run_key, [*inputs, *provenance.sources()])}.pt"
 
 
 def announce(name: str, model: nn.Module, recipe: RecipeParams, images: int, fit: Fit) -> None:
@@ -55,13 +54,30 @@ def announce(name: str, model: nn.Module, recipe: RecipeParams, images: int, fit
 
 
 def follow(name: str, fit: Fit, log: Path) -> None:
-    """Run the training to its end; every step goes to the dvclive files in `log`, which appears whole at the end."""
+    """Run the training to its end; every step goes to the dvclive files in `log`, which appears whole at the end.
+
+    Raises:
+        Problem: another run goes on from the same checkpoint.
+    """
     on_terminal = console.console.is_terminal and console.is_main_process()
     display = _Bars(name, fit.recipe) if on_terminal else _Lines(name, fit.recipe)
-    with display, _logged(log) as write:
+    with _held(fit.checkpoint), display, _logged(log) as write:
         for progress in fit:
             write(progress)
             display.show(progress)
+
+
+def finish(fit: Fit) -> None:
+    """Drop the checkpoint, and those of former runs of this name, once the result is safe on disk."""
+    fit.finish()
+    if fit.checkpoint is not None and console.is_main_process():
+        scratch.sweep(fit.checkpoint)
+
+
+def _held(checkpoint: Path | None) -> contextlib.AbstractContextManager[None]:
+    if checkpoint is None or not console.is_main_process():
+        return contextlib.nullcontext()
+    return held.held(checkpoint, patiently=False)
 
 
 @contextlib.contextmanager

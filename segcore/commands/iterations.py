@@ -12,15 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
 
 from segcore.cli import command, console
 from segcore.config.settings import Settings
 from segcore.data.manifest import Record, read_class_names, read_manifest
 from segcore.errors import Problem
 from segcore.evaluation import inference
+from segcore.evaluation.reading import Pictures
 from segcore.evaluation.scoring import Prediction, score, validation_records
 from segcore.files import write_atomically
 from segcore.models.cards import read_card
@@ -89,7 +88,7 @@ def measured(
     system, _ = load_system(folder, settings.systems[name].prediction, Runtime().device)
     usual, update = system.prediction, card["training"]["weak_update"] or {}
 
-    def predict(images: list[UInt8[np.ndarray, "_ _ 3"]]) -> list[Prediction]:
+    def predict(images: Pictures) -> list[Prediction]:
         return [Prediction(labels) for labels in inference.predict(system, images, card["input_size"], None)]
 
     for number in iterations:

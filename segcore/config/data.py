@@ -4,10 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from segcore.config.section import Count, Fraction, InputSize, Name, Section
+from segcore.config.section import Count, Fraction, InputSize, Long, Name, Section, Side
 
 EMBEDDED = "shapes"
 """The name that only the embedded data set has."""
+
+BYTES_A_PIXEL = 2.5
+"""Of a generated picture and its labels, as files."""
+
+MOST_GIGABYTES = 20
+"""That the embedded data set may take."""
 
 
 class TagsFromMasks(Section):
@@ -44,10 +50,20 @@ class ShapesParams(Section):
     root: str
     """A folder that is there: DVC wants a dependency; the pictures are generated."""
     classes: Annotated[int, Field(ge=2, le=20)]
-    train_images: Count
-    val_images: Count
+    train_images: Long
+    val_images: Long
     size: InputSize
     max_objects: Annotated[int, Field(ge=1, le=8)]
+
+    @model_validator(mode="after")
+    def _fits_on_a_disk(self) -> "ShapesParams":
+        gigabytes = (self.train_images + self.val_images) * BYTES_A_PIXEL * self.size**2 / 1e9
+        if gigabytes > MOST_GIGABYTES:
+            raise ValueError(
+                f"train_images {self.train_images:,} and val_images {self.val_images:,} of {self.size} pixels a side "
+                f"would take about {gigabytes:,.0f} GB; allowed are {MOST_GIGABYTES}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _is_the_embedded_one(self) -> "ShapesParams":
@@ -157,7 +173,7 @@ class CropsParams(Section):
     min_overlap: Fraction
     """Share of a subset's foreground that a proposal must hold. The paper's sub-images enclose the foreground (section
     5): 1. Anything less is a departure, by which proposals may cut objects; there are more of them then."""
-    warp: Count
+    warp: Side
     """Side of the square that a box is warped to."""
     input_size: InputSize
     """Side of the random square cut from the warped box."""

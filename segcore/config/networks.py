@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from segcore.config.labels import Selection
-from segcore.config.section import Count, GridSize, Name, Positive, Rate, Section
+from segcore.config.section import Cells, Count, GridSize, Name, Padding, Rate, Section, Side, Width
 
 BACKBONES = ("vgg16", "vgg16_bn", "resnet18", "resnet50", "resnet101", "timm/<model>")
 
@@ -23,7 +23,7 @@ class BackboneParams(Section):
     """One of `BACKBONES`."""
     weights: str
     """`random`, `imagenet` (downloaded), `package` (out of an installed one), or a `.safetensors` or `.pth` file."""
-    width: Positive
+    width: Width
     """Channels over the published number; only VGG has small versions."""
     frozen_norm: bool
     """Batch normalisation keeps the statistics of the pre-training."""
@@ -48,9 +48,9 @@ class FullyConnectedParams(Section):
 
     kind: Literal["fully_connected"]
     width: Count
-    kernel: Count
+    kernel: Cells
     """Side of fc6, and of the bridging layers of a segmenter around the classifier."""
-    padding: Annotated[int, Field(ge=0)]
+    padding: Padding
     """Zeros around the top map for fc6; the published network has none."""
     batch_norm: bool
     """Batch normalisation behind fc6 and fc7, without which they hardly learn from random weights."""
@@ -62,7 +62,7 @@ class StochasticParams(Section):
     (Lee et al. 2019, section 3.1)."""
 
     kind: Literal["stochastic"]
-    kernel: Annotated[int, Field(ge=1)]
+    kernel: Cells
     """Side s of the windows; odd, so that they have a centre."""
     selection: Selection
     """How units are selected in training."""
@@ -87,7 +87,7 @@ class DeconvolutionParams(Section):
     """One of `networks`: the mirror image of a trunk (Hong et al. 2015, section 4.3; Noh et al. 2015)."""
 
     kind: Literal["deconvolution"]
-    width: Positive
+    width: Width
     """Channels of the bridging layers and of the levels without switches, over the published numbers."""
     output_stride: Literal[1, 2, 4]
     """Stride of the finest level; the published one has 1."""
@@ -161,10 +161,10 @@ class ClassifierParams(Section):
     images: Literal["weak", "strong"]
     backbone: BackboneParams
     head: HeadParams
-    input_size: Annotated[int, Field(ge=32)]
-    resize: Count
+    input_size: Annotated[int, Field(ge=32, le=4096)]
+    resize: Side
     """Images are scaled so that their short side is this long, then randomly cut to `input_size`."""
-    test_size: Annotated[int, Field(ge=32)]
+    test_size: Annotated[int, Field(ge=32, le=4096)]
     """Side of the padded squares on which its tags are measured: the size that its segmenter predicts at."""
     recipe: Name
 

@@ -12,7 +12,18 @@ LIKE = "names like 'my_name_2'"
 """What `NAME` allows, in words."""
 
 Name = Annotated[str, Field(pattern=NAME)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
+"""How many there are of what takes memory or a file each: images of a batch, maps, channels. A slip of the keyboard is
+refused here, not by a machine that stands still."""
+Long = Annotated[int, Field(ge=1, le=1_000_000_000)]
+"""How many there are of what comes one after the other."""
+Side = Annotated[int, Field(ge=1, le=4096)]
+"""Pixels a side of what a network sees."""
+Cells = Annotated[int, Field(ge=1, le=256)]
+"""Cells a side of a kernel."""
+Padding = Annotated[int, Field(ge=0, le=64)]
+Width = Annotated[float, Field(gt=0, le=16)]
+"""Channels over the published numbers."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -26,8 +37,8 @@ def _multiple_of_32(size: int) -> int:
     return size
 
 
-InputSize = Annotated[int, Field(ge=32), AfterValidator(_multiple_of_32)]
-GridSize = Annotated[int, Field(ge=33)]
+InputSize = Annotated[int, Field(ge=32, le=4096), AfterValidator(_multiple_of_32)]
+GridSize = Annotated[int, Field(ge=33, le=4097)]
 """Side of the input of a network that keeps a fine grid: 8 k + 1 pixels become k + 1 cells at stride 8."""
 
 
@@ -40,7 +51,7 @@ class Section(BaseModel):
 class Views(Section):
     """One of `views`: at which sizes, and mirrored or not, an image is predicted before the scores are averaged."""
 
-    scales: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    scales: Annotated[tuple[Annotated[float, Field(gt=0, le=8)], ...], Field(min_length=1, max_length=20)]
     """Sizes, as parts of the input size that the system was trained at."""
     flip: bool
     """Predict the mirrored image too."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from segcore.config.section import Count, Fraction, Name, NotNegative, Positive, Rate, Section
+from segcore.config.section import Count, Fraction, Long, Name, NotNegative, Positive, Rate, Section
 
 
 class Constant(Section):
@@ -24,14 +24,14 @@ class Steps(Section):
     """The learning rate is multiplied by `factor` every so many steps."""
 
     kind: Literal["step"]
-    every: Count
+    every: Long
     factor: Fraction
 
 
 class RecipeParams(Section):
     """One of `recipes`, with what it takes from `recipes.common`; it may serve several classifiers or systems."""
 
-    steps: Count
+    steps: Long
     batch_size: Count
     """Samples of one optimiser step, over all processes and accumulated micro-batches."""
     accumulate: Count
@@ -46,16 +46,16 @@ class RecipeParams(Section):
     """Learning rate of named groups of parameters over that of all others; 0 freezes a group. Every network has the
     group `pretrained`: layers that start from a pre-training."""
     schedule: Annotated[Constant | Poly | Steps, Field(discriminator="kind")]
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)]
     clip_norm: Positive | None
     precision: Literal["auto", "fp32", "bf16"]
     """auto: bf16 on a GPU that has it, else fp32. A CPU uses bf16 only when told to, so that all give the same."""
     channels_last: bool
     compile: bool
     """Whether torch.compile makes the network faster; on a CPU that needs a C++ compiler."""
-    checkpoint_every: Count
+    checkpoint_every: Long
     """Steps after which a run that is killed can go on."""
-    workers: Annotated[int, Field(ge=0)]
+    workers: Annotated[int, Field(ge=0, le=256)]
     """Processes that load images ahead; they change no result."""
 
     @model_validator(mode="after")

@@ -1,13 +1,16 @@
 """Training batches as a function of (seed, step): nothing about the order of the data needs to be saved."""
 
+import errno
+import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from segcore.data.order import Order
 from segcore.errors import Problem
@@ -134,6 +137,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
+_CURE = "set workers of the recipe lower or to 0, or give it more room (`docker run --shm-size=8g`, or `--ipc=host`)"
+_NO_ROOM = f"workers: no room in the shared memory (/dev/shm) through which they send batches; {_CURE}"
+
+
 class _Keyed(Dataset[Sample | str]):
     """Samples by their keys, or what is wrong with one: an exception would come out of a worker with its traceback."""
 
@@ -150,7 +157,17 @@ class _Keyed(Dataset[Sample | str]):
 def _collate(samples: Sequence[Sample | str]) -> Batch | str:
     good = [sample for sample in samples if isinstance(sample, Sample)]
     bad = [sample for sample in samples if isinstance(sample, str)]
-    return bad[0] if bad else collate(good)
+    if bad:
+        return bad[0]
+    batch = collate(good)
+    if get_worker_info() is not None:
+        try:
+            # Left to the thread that sends it, a batch for which there is no room is lost, and waited for without end.
+            for tensor in (batch.images, batch.tags, batch.labels, batch.strong):
+                tensor.share_memory_()
+        except (RuntimeError, OSError) as error:
+            return f"{_NO_ROOM} ({error})"
+    return batch
 
 
 class Stream:
@@ -174,9 +191,50 @@ class Stream:
             # Not fork: OpenCV and torch hold threads that a forked child would miss.
             multiprocessing_context="spawn" if self.workers else None,
         )
-        batches = map(_whole, loader)
+        batches = _loaded(loader)
         for _ in range(first, last):
-            yield [next(batches) for _ in range(self.order.accumulate)]
+            yield [_whole(next(batches)) for _ in range(self.order.accumulate)]
+
+
+def _loaded(loader: "DataLoader[Any]") -> Iterator[Batch | str]:
+    """What the workers send.
+
+    Raises:
+        Problem: a worker died, or could not be started.
+    """
+    try:
+        # Held by a name until whoever catches Ctrl-C has ended the workers; else torch waits for them, for seconds.
+        batches = _begun(loader)
+        yield from batches
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise Problem(f"{_NO_ROOM} ({error})") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise Problem(
+            f"workers: a process that loads images died ({reason}); mostly memory is short, or the shared memory "
+            f"(/dev/shm) through which it sends batches: {_CURE}"
+        ) from error
+
+
+def _begun(loader: "DataLoader[Any]") -> Iterator[Batch | str]:
+    """The loader at work, its workers deaf to Ctrl-C, which is for the one that started them.
+
+    They are started by a thread, whose own signals they have, so that this one still hears Ctrl-C. And torch, which
+    would raise an error at any place in the run when a worker dies, looks for dead ones when it waits for a batch.
+    """
+    if not loader.num_workers:
+        return iter(loader)
+
+    def begin() -> Iterator[Batch | str]:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        return iter(loader)
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(begin).result()
 
 
 def _whole(batch: Batch | str) -> Batch:

@@ -1,6 +1,6 @@
 """How the images of one `pseudo_labels` entry are labelled: by maps, by a segmenter's predictions, or as in a file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from segcore.data.pictures import read_image
 from segcore.data.pseudo_labels import CuesFile
 from segcore.errors import Problem
 from segcore.evaluation import inference
+from segcore.evaluation.reading import Pictures
 from segcore.localisation import background
 from segcore.localisation.labeller import PseudoLabeller
 from segcore.models.classifiers import load_classifier
@@ -29,8 +30,8 @@ from segcore.processes import Runtime
 from segcore.seeds import derived_seed
 
 Labels = UInt8[np.ndarray, "_ _"]
-Extract = Callable[[Sequence[Record]], list[tuple[Labels, Labels]]]
-"""The cues at the grid and the labels at full size of some images."""
+Extract = Callable[[Sequence[Record]], Iterator[tuple[Labels, Labels]]]
+"""The cues at the grid and the labels at full size of some images, one after the other."""
 
 STRIDE = 8
 """Pixels of an input to a cell of the grid: 321 give 41."""
@@ -70,11 +71,11 @@ def extractor(
     label = PseudoLabeller(classifier, entry, derived_seed(plan.seed, "pseudo-labels"), device.device)
     grid = Grid(entry.input_size, classifier.trunk.stride)
 
-    def extract(records: Sequence[Record]) -> list[tuple[Labels, Labels]]:
+    def extract(records: Sequence[Record]) -> Iterator[tuple[Labels, Labels]]:
         squares = [stretched_square(read_image(record.image), entry.input_size) for record in records]
         images = torch.stack(squares).float().to(device.device)
         cues = label(images, [r.tags for r in records], [r.image_id for r in records]).cpu().numpy()
-        return [(c, grid.at_pixels(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
+        return ((c, grid.at_pixels(c, r.height, r.width)) for c, r in zip(cues, records, strict=True))
 
     return extract
 
@@ -95,9 +96,9 @@ def from_cues(file: CuesFile, entry: LabelsFromFile, names: list[str], chosen: S
             f"{cells} x {cells}; set input_size to {STRIDE * height - 7}"
         )
 
-    def extract(records: Sequence[Record]) -> list[tuple[Labels, Labels]]:
+    def extract(records: Sequence[Record]) -> Iterator[tuple[Labels, Labels]]:
         cues = [file.labels(record.image_id) for record in records]
-        return [(c, grid.at_pixels(c, r.height, r.width)) for c, r in zip(cues, records, strict=True)]
+        return ((c, grid.at_pixels(c, r.height, r.width)) for c, r in zip(cues, records, strict=True))
 
     return extract
 
@@ -110,15 +111,14 @@ def from_segmenter(
     _same_classes(path, card["tags"], names)
     grid = Grid(entry.input_size, STRIDE)
 
-    def extract(records: Sequence[Record]) -> list[tuple[Labels, Labels]]:
-        images = [read_image(record.image) for record in records]
-        scores = inference.score_maps(system, images, entry.input_size, entry.views, plan.edges)
-        done = []
-        for record, image, score in zip(records, images, scores, strict=True):
+    def extract(records: Sequence[Record]) -> Iterator[tuple[Labels, Labels]]:
+        pictures = Pictures([record.image for record in records])
+        maps = inference.score_maps(system, pictures, entry.input_size, entry.views, plan.edges)
+        for place, (record, scores) in enumerate(zip(records, maps, strict=True)):
             allowed = [0, *record.tags] if entry.restrict_to_tags else range(len(names))
-            labels = inference.restricted(system, score, list(allowed), image, entry.crf)
-            done.append((grid.at_cells(labels), labels))
-        return done
+            picture = pictures[place] if entry.crf else None
+            labels = inference.restricted(system, scores, list(allowed), picture, entry.crf)
+            yield grid.at_cells(labels), labels
 
     return extract
 

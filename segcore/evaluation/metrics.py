@@ -21,6 +21,8 @@ VOC draws a band of 5 unknown pixels along every outline. The outline is taken t
 from a known pixel; where an unknown region is wider than such a band, nobody knows where its boundaries lie.
 """
 
+AT_ONCE = 2**20
+"""Pixels that are counted at once: their numbers take eight times the memory of their labels."""
 
 Counts = TypeVar("Counts", bound="ConfusionMatrix")
 
@@ -47,6 +49,11 @@ class ConfusionMatrix:
         """
         if truth.shape != prediction.shape:
             raise ValueError(f"truth is {truth.shape} but the prediction is {prediction.shape}; they must be equal")
+        truth, prediction = truth.reshape(-1), prediction.reshape(-1)
+        parts = (slice(first, first + AT_ONCE) for first in range(0, truth.size, AT_ONCE))
+        self.counts += sum((self._counted(truth[part], prediction[part]) for part in parts), np.zeros_like(self.counts))
+
+    def _counted(self, truth: UInt8[np.ndarray, " n"], prediction: UInt8[np.ndarray, " n"]) -> Int64[np.ndarray, "K _"]:
         counted = truth != IGNORE
         actual, column = truth[counted].astype(np.int64), self._columns_of(prediction[counted].astype(np.int64))
         width = self.counts.shape[1]
@@ -55,7 +62,7 @@ class ConfusionMatrix:
                 raise ValueError(f"the {what} holds class {values.max()}; allowed are 0..{self.n_classes - 1}")
         # Without weights, so that the same count would be deterministic on any device.
         pairs = np.bincount(actual * width + column, minlength=self.counts.size)
-        self.counts += pairs.reshape(self.counts.shape)
+        return pairs.reshape(self.counts.shape)
 
     def _columns_of(self, prediction: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         return prediction
@@ -176,9 +183,12 @@ def _fill_unknown(truth: UInt8[np.ndarray, "H W"]) -> tuple[UInt8[np.ndarray, "H
     distance, nearest = cv2.distanceTransformWithLabels(
         unknown.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
+    known = distance <= BORDER
+    del distance  # of a large picture, what is not needed any more is worth its memory
     class_of = np.zeros(int(nearest.max()) + 1, dtype=np.uint8)
-    class_of[nearest[~unknown]] = truth[~unknown]
-    return class_of[nearest], distance <= BORDER
+    for row, labels, is_unknown in zip(nearest, truth, unknown, strict=True):
+        class_of[row[~is_unknown]] = labels[~is_unknown]
+    return np.stack([class_of[row] for row in nearest]), known
 
 
 def _edges(labels: UInt8[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:

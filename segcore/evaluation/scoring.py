@@ -14,12 +14,13 @@ from PIL import Image
 
 from segcore.config.labels import EvaluationParams
 from segcore.data.manifest import Record
-from segcore.data.pictures import IGNORE, read_image, read_labels
+from segcore.data.pictures import IGNORE, read_labels
 from segcore.errors import Problem, Problems
 from segcore.evaluation import per_image
 from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix
 from segcore.evaluation.numbers import rounded
 from segcore.evaluation.per_image import ImageCounts
+from segcore.evaluation.reading import Pictures
 from segcore.files import write_atomically
 
 Labels = UInt8[np.ndarray, "H W"]
@@ -36,7 +37,7 @@ class Prediction:
     refined: Labels | None = None
 
 
-Predict = Callable[[list[UInt8[np.ndarray, "H W 3"]]], list[Prediction]]
+Predict = Callable[[Pictures], Iterable[Prediction]]
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def score(
     scores.with_crf = empty() if with_crf else None
     for first in watched(range(0, len(records), params.batch_size)):
         batch = records[first : first + params.batch_size]
-        predictions = predict([read_image(record.image) for record in batch])
+        predictions = predict(Pictures([record.image for record in batch]))
         for record, prediction in zip(batch, predictions, strict=True):
             truth = read_truth(record, n_classes)
             alone = scores.count(record.image_id, truth, prediction.labels)

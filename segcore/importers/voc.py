@@ -57,7 +57,8 @@ def read(root: Path, params: VocParams) -> Listing:
             f"{image_id}: this id is in both lists, {params.train_list}.txt and {params.val_list}.txt; "
             "an image that is trained on cannot measure anything: remove it from one of them"
         )
-    val = [image_id for image_id in val if image_id not in set(train)]
+    trained_on = set(train)
+    val = [image_id for image_id in val if image_id not in trained_on]
     problems += _written_twice([*train, *val])
     tags_of = tags.reader(root, params, classes, problems)
     find_labels = _labels_finder(root, params)

@@ -40,8 +40,9 @@ def error_map(
     Missed: an object taken for background. Invented: background taken for an object. Wrong class: an object taken for
     an object of another class.
     """
-    faded = 150 + image.mean(axis=2, keepdims=True) * (95 / 255)
-    picture = np.repeat(faded.astype(np.uint8), 3, axis=2)
+    picture = np.empty_like(image)
+    for row, pixels in zip(picture, image, strict=True):  # a large picture as floats would take eight times its memory
+        row[:] = 150 + pixels.mean(axis=1, keepdims=True) * (95 / 255)
     wrong = (truth != prediction) & (truth != IGNORE) & (prediction != IGNORE)
     picture[wrong & (prediction == 0)] = ERRORS["missed"]
     picture[wrong & (truth == 0)] = ERRORS["invented"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segcore.config import systems
 from segcore.config.networks import DeconvolutionParams
-from segcore.config.section import Count
+from segcore.config.section import Cells, Padding
 from segcore.data.batches import Batch
 from segcore.data.samples import CropSamples
 from segcore.losses import Term, pixel_cross_entropy
@@ -36,16 +36,16 @@ class Training(systems.Training):
     """What training a system with `module: deconvnet` depends on."""
 
     network: DeconvolutionParams
-    kernel: Count
+    kernel: Cells
     """Side of fc6 (published: 7)."""
-    padding: Annotated[int, Field(ge=0)]
+    padding: Padding
     """Zeros around the top map for fc6; the published network has none."""
 
 
 class Prediction(systems.Prediction):
     """How a system with `module: deconvnet` predicts."""
 
-    proposals: Annotated[int, Field(ge=0)]
+    proposals: Annotated[int, Field(ge=0, le=10_000)]
     """EdgeBoxes windows that an image is predicted by (published: 50); 0 predicts it whole."""
 
 
