@@ -3,9 +3,11 @@
 Of weak labels there are three: seed, expand and boundary (Kolesnikov and Lampert, "Seed, Expand and Constrain", ECCV
 2016), the seed loss also as Huang et al., "Weakly-Supervised Semantic Segmentation Network with Deep Seeded Region
 Growing", CVPR 2018, balance it, which is the form that FickleNet (Lee et al., CVPR 2019, equations 5 to 7) uses. Each
-is a loss of one image, summed over the images of the batch; the weight is their number.
+is a loss of one image, summed over the images of the batch; the weight is their number. So are those by which one part
+of a network teaches another, in the form of Zhang et al., "Self-Regulation for Semantic Segmentation", ICCV 2021.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,8 +49,7 @@ def pixel_cross_entropy(scores: Float[Tensor, "B K H W"], labels: Int64[Tensor, 
 
 def floored_softmax(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, "B K h w"]:
     """Class probabilities of at least about 1e-4: logarithms and ratios of them stay finite. In float32 or wider."""
-    wide = scores if scores.dtype == torch.float64 else scores.float()
-    return _floored(wide.softmax(1) + FLOOR)
+    return _floored(_wide(scores).softmax(1) + FLOOR)
 
 
 def seed_loss(probabilities: Float[Tensor, "B K h w"], cues: Int64[Tensor, "B h w"]) -> Term:
@@ -58,7 +59,7 @@ def seed_loss(probabilities: Float[Tensor, "B K h w"], cues: Int64[Tensor, "B h 
     costs nothing.
     """
     costs = _costs(probabilities, cues)
-    return _over_images(_mean_where(costs, cues != IGNORE))
+    return over_images(_mean_where(costs, cues != IGNORE))
 
 
 def balanced_seed_loss(probabilities: Float[Tensor, "B K h w"], cues: Int64[Tensor, "B h w"]) -> Term:
@@ -68,7 +69,7 @@ def balanced_seed_loss(probabilities: Float[Tensor, "B K h w"], cues: Int64[Tens
     """
     costs = _costs(probabilities, cues)
     foreground = (cues != IGNORE) & (cues != 0)
-    return _over_images(_mean_where(costs, foreground) + _mean_where(costs, cues == 0))
+    return over_images(_mean_where(costs, foreground) + _mean_where(costs, cues == 0))
 
 
 def expand_loss(
@@ -90,7 +91,7 @@ def expand_loss(
     tagged = -_pooled(foreground, decay_foreground).log()
     absent = -(1 - foreground[:, :, 0]).log()
     background = -_pooled(ranked[:, :1], decay_background).log()
-    return _over_images(_mean_where(tagged, present) + _mean_where(absent, ~present) + background.squeeze(1))
+    return over_images(_mean_where(tagged, present) + _mean_where(absent, ~present) + background.squeeze(1))
 
 
 def boundary_loss(
@@ -107,7 +108,64 @@ def boundary_loss(
     if ratio is not None:
         ratios = ratios.clamp(*ratio)
     divergence = target * ratios.log()
-    return _over_images(divergence.sum(1).mean((1, 2)))
+    return over_images(divergence.sum(1).mean((1, 2)))
+
+
+def tag_costs(scores: Float[Tensor, "B L"], tags: Float[Tensor, "B L"]) -> Float[Tensor, " B"]:
+    """Sigmoid cross-entropy of each image, its mean over the tags; `tags` are 0 or 1. In float32 or wider."""
+    wide = _wide(scores)
+    return F.binary_cross_entropy_with_logits(wide, tags.to(wide.dtype), reduction="none").mean(1)
+
+
+def reconstruction_costs(found: Float[Tensor, "B C h w"], wanted: Float[Tensor, "B C h w"]) -> Float[Tensor, " B"]:
+    """Squared difference of each image, its mean over places and channels. In float32 or wider."""
+    return (_wide(found) - wanted).square().mean((1, 2, 3))
+
+
+def over_images(losses: Float[Tensor, " B"]) -> Term:
+    """Losses of single images, to be averaged over all images of a batch."""
+    return Term(losses.sum(), losses.new_full((), len(losses)))
+
+
+def _wide(scores: Tensor) -> Tensor:
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def tag_cross_entropy(scores: Float[Tensor, "B L"], tags: Float[Tensor, "B L"]) -> Term:
+    """Binary cross-entropy of the presence of each tag, averaged over the tags of an image; `tags` are 0 or 1."""
+    costs = F.binary_cross_entropy_with_logits(_wide(scores), tags.to(_wide(scores).dtype), reduction="none")
+    return _over_images(costs.mean(1))
+
+
+def distillation_loss(
+    teacher: Float[Tensor, "B C *places"], student: Float[Tensor, "B C *places"], temperature: float
+) -> Term:
+    """L_ce^tau: tau^2 times the cross-entropy of softmax(teacher / tau) and softmax(student / tau), over channels.
+
+    Averaged over the places of an image, if there are any. The teacher takes no gradient. The source writes the powers
+    sigma(x)^(1/tau) of the softmax sigma, which do not add up to 1; divided by their sum they are softmax(x / tau), as
+    distillation has it elsewhere (Hinton et al. 2015).
+    """
+    target = (_wide(teacher).detach() / temperature).softmax(1)
+    costs = -(target * (_wide(student) / temperature).log_softmax(1)).sum(1)
+    return _over_images(temperature**2 * costs.reshape(len(costs), -1).mean(1))
+
+
+def binary_distillation_loss(teacher: Float[Tensor, "B L"], student: Float[Tensor, "B L"], temperature: float) -> Term:
+    """`distillation_loss` for tags of which an image has several: a sigmoid each, averaged over the tags."""
+    target = (_wide(teacher).detach() / temperature).sigmoid()
+    costs = F.binary_cross_entropy_with_logits(_wide(student) / temperature, target, reduction="none")
+    return _over_images(temperature**2 * costs.mean(1))
+
+
+def added(terms: Sequence[Term]) -> Term:
+    """The sum of terms of equal weight."""
+    return Term(torch.stack([term.total for term in terms]).sum(), terms[0].weight)
+
+
+def _wide(scores: Tensor) -> Tensor:
+    """In float32, whatever a network computes in, or wider."""
+    return scores if scores.dtype == torch.float64 else scores.float()
 
 
 def _floored(positive: Float[Tensor, "B K h w"]) -> Float[Tensor, "B K h w"]:
@@ -129,7 +187,3 @@ def _mean_where(costs: Float[Tensor, "B *places"], chosen: Tensor) -> Float[Tens
 def _pooled(ranked: Float[Tensor, "B C n"], decay: float) -> Float[Tensor, "B C"]:
     weights = decay ** torch.arange(ranked.shape[2], dtype=ranked.dtype, device=ranked.device)
     return (ranked * weights).sum(2) / weights.sum()
-
-
-def _over_images(losses: Float[Tensor, " B"]) -> Term:
-    return Term(losses.sum(), losses.new_full((), len(losses)))

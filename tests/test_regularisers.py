@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from torch.nn import functional as F
 
 from segcore import regularisers, systems
 from segcore.data.batches import Batch, Moment, Sample
+from segcore.data.pictures import IGNORE
 from segcore.errors import Problem
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.networks import dropout
 from segcore.networks.dropout import KeyedDropout
 from segcore.processes import Runtime
+from segcore.regularisers import contract
 from segcore.regularisers.contract import Regularised, Regulariser, weighted
 from segcore.systems.contract import OpenSystem, Outputs, System
 from segcore.training.fit import Fit
@@ -29,6 +33,7 @@ from tests.networks import N_TAGS, SIZE, batch_of, squares, system_of
 from tests.test_models import card_in, load, save, saved_system
 
 PROJECT = Path(__file__).parents[1]
+EVERY = regularisers.names()
 OPEN = [module for module in systems.names() if isinstance(system_of(module), OpenSystem)]
 STEPS = 4
 TRAINING: dict[str, Any] = {
@@ -75,6 +80,14 @@ def regularised(system: System, **changes: Any) -> Regularised:
     assert isinstance(system, OpenSystem)
     torch.manual_seed(3)
     return Regularised(system, {"exits": Exits(system, **changes)})
+
+
+def small(name: str, system: System) -> Regularised:
+    """A system with one of the regularisers there are, as cheap as can be."""
+    torch.manual_seed(3)
+    model = contract.regularised(system, {name: regularisers.load(name).smallest()}, N_TAGS)
+    assert isinstance(model, Regularised)
+    return model
 
 
 class Few:
@@ -127,15 +140,38 @@ def test_a_regulariser_that_weighs_nothing_changes_nothing(module: str) -> None:
     alone, other = (system_of(module, "timm/test_resnet") for _ in range(2))
     losses = trained(alone, Few(alone))
     beside = trained(regularised(other, factor=0.0), Few(other))
-    assert [{k: v for k, v in step.items() if "/" not in k} for step in beside] == losses
+    assert [{k: v for k, v in step.items() if not k.startswith("exits/")} for step in beside] == losses
     assert same(alone, other)
 
 
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("trunk", ["vgg16", "timm/test_resnet"])
 @pytest.mark.parametrize("module", OPEN)
-def test_what_is_saved_is_the_plain_system(module: str, tmp_path: Path) -> None:
+def test_every_regulariser_teaches_every_open_system(module: str, trunk: str, name: str) -> None:
+    """All terms and gradients are there in every step and in batches without labels; the loss is finite."""
+    system = system_of(module, trunk)
+    model, batch, found = small(name, system).train(), batch_of(system, 3), []
+    unknown = replace(batch, labels=torch.full_like(batch.labels, IGNORE), strong=torch.zeros(3) > 0)
+    for given in (batch, unknown):
+        for step in (0, 50, 99):
+            dropout.set_key(model, step, rank=0, world=1)
+            terms = model.losses(given.at(Moment(step, 100)))
+            found.append(list(terms))
+            assert all(term.total.isfinite() and term.total.shape == term.weight.shape == () for term in terms.values())
+            model.zero_grad(set_to_none=True)
+            torch.stack([term.total for term in terms.values()]).sum().backward()
+            without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+            assert not without, "processes wait for these gradients"
+    assert found == [found[0]] * 6
+    assert any(term.startswith(f"{name}/") for term in found[0])
+
+
+@pytest.mark.parametrize("name", ["exits", *EVERY])
+@pytest.mark.parametrize("module", OPEN)
+def test_what_is_saved_is_the_plain_system(module: str, name: str, tmp_path: Path) -> None:
     plain = saved_system(tmp_path, module, "timm/test_resnet")
     system = system_of(module, "timm/test_resnet")
-    trained(regularised(system), Few(system))
+    trained(regularised(system) if name == "exits" else small(name, system), Few(system))
     save(tmp_path / "regularised", module, card_in(tmp_path / "classifier"), system)
     loaded, _ = load(tmp_path / "regularised", module)
     assert list(loaded.state_dict()) == list(plain.state_dict())
@@ -185,19 +221,20 @@ def test_a_regulariser_cannot_take_the_name_of_a_group() -> None:
 def test_an_unknown_regulariser_is_a_problem() -> None:
     with pytest.raises(Problem, match="unknown module 'self_regulatoin'; segcore/regularisers has"):
         regularisers.load("self_regulatoin")
-    for name in regularisers.names():
+    for name in EVERY:
         module = regularisers.load(name)
         assert module.Params.model_config["extra"] == "forbid"
-        assert callable(module.build)
+        assert set(module.smallest()) == set(module.Params.model_fields)
 
 
 def work(file: Path) -> None:
     """Every system plain and every open one regularised, in double precision, on this process's share of a batch."""
     runtime, content = Runtime(), {}
     for module in systems.names():
-        for heads in (False, True) if module in OPEN else (False,):
+        for heads in ("plain", *(("exits", *EVERY) if module in OPEN else ())):
             system = system_of(module, "timm/test_resnet")
-            model = regularised(system).double() if heads else system.double()
+            beside = {"plain": lambda plain: plain, "exits": regularised}.get(heads, partial(small, heads))
+            model = beside(system).double()
             losses = trained(model, Few(system))
             state = {name: value.double().flatten().tolist() for name, value in model.state_dict().items()}
             content[f"{module} {heads}"] = {"losses": losses, "state": state}
@@ -218,13 +255,17 @@ def test_two_processes_train_every_system_as_one_does(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         results.append(json.loads(file.read_text()))
     one, two = results
-    assert len(one) == len(systems.names()) + len(OPEN)
+    assert len(one) == len(systems.names()) + len(OPEN) * (1 + len(EVERY))
     for name, expected in one.items():
         for mine, theirs in zip(two[name]["losses"], expected["losses"], strict=True):
             assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5), name
-        if name.endswith("True"):
+        if name.endswith(" exits"):
             agreement = [step["exits/agreement"] for step in expected["losses"]]
             assert [value > 0 for value in agreement] == [False, False, True, True]
+        if name.endswith(" self_regulation"):
+            for term in ("features", "logits"):
+                values = [step[f"self_regulation/{term}"] for step in expected["losses"]]
+                assert [value > 0 for value in values] == [False, False, True, True]
         for key, values in expected["state"].items():
             np.testing.assert_allclose(two[name]["state"][key], values, rtol=1e-3, atol=1e-4, err_msg=f"{name} {key}")
 

@@ -19,7 +19,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-    """The module of a regulariser: `Params`, and `build(params, system, n_tags) -> Regulariser`.
+    """The module of a regulariser; `contract.Regulariser` says what it has.
 
     Raises:
         Problem: there is none of that name.

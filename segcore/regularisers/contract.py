@@ -18,6 +18,12 @@ class Regulariser(nn.Module, ABC):
     """Terms beside a system's own, from what its network computes, by heads that only training has.
 
     Self-Regulation (Zhang et al., ICCV 2021) is one: a head on every level, which the finest and the deepest teach.
+
+    A module of this package has
+
+    * `Params`, a `Section`: what an entry says under `training.regularisers.<name>`;
+    * `build(params, system, n_tags) -> Regulariser`, for an open system;
+    * `smallest() -> dict[str, Any]`, parameters as cheap as can be, complete: what every test of the contract uses.
     """
 
     @abstractmethod

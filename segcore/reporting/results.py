@@ -30,6 +30,7 @@ WHY = {
     "data_set": "other data",
     "trained_on": "other data",
     "images": "another split",
+    "tags": "other tags",
     "training": "other training",
     "prediction": "other prediction",
 }
@@ -193,17 +194,19 @@ class Results:
             "data_set": self._data_set,
             "trained_on": self._data_set,
             "images": self._images("strong", "weak"),
+            "tags": self._tags,
             "training": fingerprints.expected(self.settings, f"{SEGMENTERS}/{system}"),
             "prediction": fingerprints.of(plan.evaluate(self.settings, system)),
         }
 
     def _made_of(self, path: str, name: str) -> Mapping[str, str | None]:
         entry = (self.settings.classifiers if path.startswith(CLASSIFIERS) else self.settings.pseudo_labels).get(name)
-        return {
+        wanted = {
             "data_set": self._data_set,
             "images": self._images(entry.images if entry else "strong"),
             "training": fingerprints.expected(self.settings, path),
         }
+        return wanted if path == CROPS else wanted | {"tags": self._tags}
 
     @cached_property
     def _data_set(self) -> str | None:
@@ -219,6 +222,12 @@ class Results:
         """The fingerprint of lists of the split, if it was made by today's parameters."""
         ids = [self._ids(name) for name in lists]
         return fingerprint(ids if len(ids) > 1 else ids[0], ()) if self._is_split_current else None
+
+    @cached_property
+    def _tags(self) -> str | None:
+        """The fingerprint of the tags that training sees, if they are of today's parameters."""
+        split = self.data / "split"
+        return made_of.tags(split) if self._is_split_current and (split / made_of.TAGS_FILE).is_file() else None
 
     def _ids(self, name: str) -> list[str]:
         path = self.data / f"split/{name}.txt"
