@@ -127,14 +127,9 @@ def over_images(losses: Float[Tensor, " B"]) -> Term:
     return Term(losses.sum(), losses.new_full((), len(losses)))
 
 
-def _wide(scores: Tensor) -> Tensor:
-    return scores if scores.dtype == torch.float64 else scores.float()
-
-
 def tag_cross_entropy(scores: Float[Tensor, "B L"], tags: Float[Tensor, "B L"]) -> Term:
-    """Binary cross-entropy of the presence of each tag, averaged over the tags of an image; `tags` are 0 or 1."""
-    costs = F.binary_cross_entropy_with_logits(_wide(scores), tags.to(_wide(scores).dtype), reduction="none")
-    return _over_images(costs.mean(1))
+    """`tag_costs` of a batch."""
+    return over_images(tag_costs(scores, tags))
 
 
 def distillation_loss(
@@ -148,14 +143,14 @@ def distillation_loss(
     """
     target = (_wide(teacher).detach() / temperature).softmax(1)
     costs = -(target * (_wide(student) / temperature).log_softmax(1)).sum(1)
-    return _over_images(temperature**2 * costs.reshape(len(costs), -1).mean(1))
+    return over_images(temperature**2 * costs.reshape(len(costs), -1).mean(1))
 
 
 def binary_distillation_loss(teacher: Float[Tensor, "B L"], student: Float[Tensor, "B L"], temperature: float) -> Term:
     """`distillation_loss` for tags of which an image has several: a sigmoid each, averaged over the tags."""
     target = (_wide(teacher).detach() / temperature).sigmoid()
     costs = F.binary_cross_entropy_with_logits(_wide(student) / temperature, target, reduction="none")
-    return _over_images(temperature**2 * costs.mean(1))
+    return over_images(temperature**2 * costs.mean(1))
 
 
 def added(terms: Sequence[Term]) -> Term:

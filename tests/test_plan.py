@@ -44,8 +44,8 @@ SEEDED = every("train_classifier") | every("train_segmenter") | every("extract_p
         ({"dataset": voc_section("kit")}, {"prepare"}),
         ({"split.strong.images": 7}, {"split"}),
         ({"split.weak_includes_strong": False}, {"split"}),
-        ({"split.weak_images": 7}, {"split"}),
         ({"split.tag_noise": {"drop": 0.2, "add": 0.05}}, {"split"}),
+        ({"split.weak_images": 7}, {"split"}),
         # crops: which boxes there are is a matter of make_crops, how they are cut one of those who learn from them, too
         ({"crops.per_subset": 7}, {"make_crops"}),
         ({"crops.min_overlap": 1.0}, {"make_crops"}),

@@ -23,8 +23,12 @@ CLASSES = ["background", "cat", "dog", "owl"]
 
 
 def params(**changes: Any) -> SplitParams:
-    usual = {"strong": {"kind": "per_class", "images": 1}, "weak_includes_strong": True}
-    values = usual | {"weak_images": None, "tag_noise": None} | changes
+    values = {
+        "strong": {"kind": "per_class", "images": 1},
+        "weak_includes_strong": True,
+        "tag_noise": None,
+        "weak_images": None,
+    } | changes
     return SplitParams.model_validate(values)
 
 

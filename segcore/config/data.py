@@ -122,10 +122,10 @@ class SplitParams(Section):
 
     strong: Annotated[StrongPerClass | StrongList | StrongAll, Field(discriminator="kind")]
     weak_includes_strong: bool
-    weak_images: Count | None
-    """How many images are used by their tags, chosen by the seed; fewer are among more. null: all."""
     tag_noise: TagNoise | None
     """Mistakes that training sees in the tags of images without masks; null for none."""
+    weak_images: Count | None
+    """How many images are used by their tags, chosen by the seed; fewer are among more. null: all."""
 
 
 class GradientEdges(Section):

@@ -9,7 +9,7 @@ Nothing here carries a gradient, and no image's result depends on the others of 
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
@@ -84,7 +84,7 @@ def _suppressed(scores: Float[Tensor, "B K n"], present: Bool[Tensor, "B K"], ma
 def _raised(
     scores: Float[Tensor, "B K n"],
     best: Float[Tensor, "B n"],
-    classes: Tensor,
+    classes: Int64[Tensor, " B"],
     present: Bool[Tensor, "B K"],
     share: float,
 ) -> Float[Tensor, "B n"]:

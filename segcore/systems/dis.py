@@ -38,7 +38,14 @@ from segcore.data.batches import Batch, Mixed
 from segcore.data.pictures import IGNORE
 from segcore.data.samples import LabelledImages
 from segcore.errors import Problem
-from segcore.losses import Term, over_images, pixel_cross_entropy, reconstruction_costs, tag_costs
+from segcore.losses import (
+    Term,
+    over_images,
+    pixel_cross_entropy,
+    reconstruction_costs,
+    tag_costs,
+    tag_cross_entropy,
+)
 from segcore.networks.deeplab import at_cells, enlarged
 from segcore.networks.dual import Dual, Responses
 from segcore.networks.dual_inference import Inferred, infer
@@ -150,7 +157,7 @@ class DIS(OpenSystem):
             terms = {
                 "labelmap": (pixel_cross_entropy(found.scores, labels), weights.labelmap),
                 "image": (over_images(reconstruction_costs(image, seen)), weights.image),
-                "tags": (over_images(tag_costs(found.responses.tags, tags)), weights.tags),
+                "tags": (tag_cross_entropy(found.responses.tags, tags), weights.tags),
             }
         return {name: Term(term.total * weight, term.weight) for name, (term, weight) in terms.items()}
 
