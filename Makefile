@@ -10,7 +10,9 @@ export MALLOC_MMAP_THRESHOLD_ := 2000000000
 
 DEMO := decouplednet decouplednet_str ficklenet ficklenet_semi
 
-.PHONY: demo all show report use check-params tables test check bench voc format
+SEEDS ?= 1 2
+
+.PHONY: demo all show report seeds curve use check-params tables test check bench voc format
 
 demo: $(READY)            ## train, evaluate and compare the four systems of the papers' main claims, then show the table
 	$(BIN)/dvc repro $(DEMO:%=evaluate@%)
@@ -25,6 +27,12 @@ show: $(READY)            ## the table, from what is there
 
 report: $(READY)          ## the page, from what is there; by force, as DVC keeps the table but not the page
 	$(BIN)/dvc repro --force --single-item report
+
+seeds: $(READY)           ## make seeds SYSTEMS="deeplab dsrg" SEEDS="1 2": results of other seeds, for means and intervals
+	$(BIN)/python -m segcore.commands.seeds $(SEEDS:%=--seeds %) $(SYSTEMS:%=--systems %)
+
+curve: $(READY)           ## make curve SYSTEMS="deeplab dsrg": mIoU against masks, and what the next hour is best spent on
+	$(BIN)/python -m segcore.commands.curve $(SYSTEMS:%=--systems %) $(MASKS:%=--masks %) $(TAGGED:%=--tagged %)
 
 use: $(READY)             ## make use PROFILE=voc-mini: put a profile in place of params.yaml
 	@$(BIN)/python -m segcore.commands.use_profile --profile "$(PROFILE)"

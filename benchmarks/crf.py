@@ -73,7 +73,7 @@ def training(device: torch.device) -> bool:
 def network_seconds(device: torch.device) -> float:
     """Forward and backward pass of the network and a pixel loss; on a CPU of one image only."""
     backbone = BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8, finer="dilated")
-    network = DeepLab(backbones.build(backbone), CLASSES, branches=(12,), width=1024, dropout=0.0)
+    network = DeepLab(backbones.build(backbone), CLASSES, branches=(12,), kernel=3, width=1024, dropout=0.0)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.rand(1 if device.type == "cpu" else IMAGES, 3, SIDE, SIDE, device=device).mul(255)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -59,7 +59,7 @@ def seed_loss(probabilities: Float[Tensor, "B K h w"], cues: Int64[Tensor, "B h 
     costs nothing.
     """
     costs = _costs(probabilities, cues)
-    return _over_images(_mean_where(costs, cues != IGNORE))
+    return over_images(_mean_where(costs, cues != IGNORE))
 
 
 def balanced_seed_loss(probabilities: Float[Tensor, "B K h w"], cues: Int64[Tensor, "B h w"]) -> Term:
@@ -69,7 +69,7 @@ def balanced_seed_loss(probabilities: Float[Tensor, "B K h w"], cues: Int64[Tens
     """
     costs = _costs(probabilities, cues)
     foreground = (cues != IGNORE) & (cues != 0)
-    return _over_images(_mean_where(costs, foreground) + _mean_where(costs, cues == 0))
+    return over_images(_mean_where(costs, foreground) + _mean_where(costs, cues == 0))
 
 
 def expand_loss(
@@ -91,7 +91,7 @@ def expand_loss(
     tagged = -_pooled(foreground, decay_foreground).log()
     absent = -(1 - foreground[:, :, 0]).log()
     background = -_pooled(ranked[:, :1], decay_background).log()
-    return _over_images(_mean_where(tagged, present) + _mean_where(absent, ~present) + background.squeeze(1))
+    return over_images(_mean_where(tagged, present) + _mean_where(absent, ~present) + background.squeeze(1))
 
 
 def boundary_loss(
@@ -108,13 +108,28 @@ def boundary_loss(
     if ratio is not None:
         ratios = ratios.clamp(*ratio)
     divergence = target * ratios.log()
-    return _over_images(divergence.sum(1).mean((1, 2)))
+    return over_images(divergence.sum(1).mean((1, 2)))
+
+
+def tag_costs(scores: Float[Tensor, "B L"], tags: Float[Tensor, "B L"]) -> Float[Tensor, " B"]:
+    """Sigmoid cross-entropy of each image, its mean over the tags; `tags` are 0 or 1. In float32 or wider."""
+    wide = _wide(scores)
+    return F.binary_cross_entropy_with_logits(wide, tags.to(wide.dtype), reduction="none").mean(1)
+
+
+def reconstruction_costs(found: Float[Tensor, "B C h w"], wanted: Float[Tensor, "B C h w"]) -> Float[Tensor, " B"]:
+    """Squared difference of each image, its mean over places and channels. In float32 or wider."""
+    return (_wide(found) - wanted).square().mean((1, 2, 3))
+
+
+def over_images(losses: Float[Tensor, " B"]) -> Term:
+    """Losses of single images, to be averaged over all images of a batch."""
+    return Term(losses.sum(), losses.new_full((), len(losses)))
 
 
 def tag_cross_entropy(scores: Float[Tensor, "B L"], tags: Float[Tensor, "B L"]) -> Term:
-    """Binary cross-entropy of the presence of each tag, averaged over the tags of an image; `tags` are 0 or 1."""
-    costs = F.binary_cross_entropy_with_logits(_wide(scores), tags.to(_wide(scores).dtype), reduction="none")
-    return _over_images(costs.mean(1))
+    """`tag_costs` of a batch."""
+    return over_images(tag_costs(scores, tags))
 
 
 def distillation_loss(
@@ -128,14 +143,14 @@ def distillation_loss(
     """
     target = (_wide(teacher).detach() / temperature).softmax(1)
     costs = -(target * (_wide(student) / temperature).log_softmax(1)).sum(1)
-    return _over_images(temperature**2 * costs.reshape(len(costs), -1).mean(1))
+    return over_images(temperature**2 * costs.reshape(len(costs), -1).mean(1))
 
 
 def binary_distillation_loss(teacher: Float[Tensor, "B L"], student: Float[Tensor, "B L"], temperature: float) -> Term:
     """`distillation_loss` for tags of which an image has several: a sigmoid each, averaged over the tags."""
     target = (_wide(teacher).detach() / temperature).sigmoid()
     costs = F.binary_cross_entropy_with_logits(_wide(student) / temperature, target, reduction="none")
-    return _over_images(temperature**2 * costs.mean(1))
+    return over_images(temperature**2 * costs.mean(1))
 
 
 def added(terms: Sequence[Term]) -> Term:
@@ -167,7 +182,3 @@ def _mean_where(costs: Float[Tensor, "B *places"], chosen: Tensor) -> Float[Tens
 def _pooled(ranked: Float[Tensor, "B C n"], decay: float) -> Float[Tensor, "B C"]:
     weights = decay ** torch.arange(ranked.shape[2], dtype=ranked.dtype, device=ranked.device)
     return (ranked * weights).sum(2) / weights.sum()
-
-
-def _over_images(losses: Float[Tensor, " B"]) -> Term:
-    return Term(losses.sum(), losses.new_full((), len(losses)))

@@ -1,8 +1,9 @@
 """What a result was made of: short fingerprints that lie beside it.
 
 By them a reader tells results of today's data and parameters from others. `data_set` is that of the manifest, `images`
-that of the lists learned from, `training` that of all parameters behind a model, `prediction` that of how it is used
-and measured; `trained_on` is the data set of the model that was measured.
+that of the lists learned from, `tags` that of the tags as training saw them (crops have none), `training` that of all
+parameters behind a model, `prediction` that of how it is used and measured; `trained_on` is the data set of the model
+that was measured.
 """
 
 import json
@@ -10,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segcore.files import write_atomically
+from segcore.files import fingerprint, write_atomically
 
 FILE = "made_of.json"
+
+TAGS_FILE = "tags.csv"
+"""What the folder of the split holds: the tags of every training image as training sees them."""
 
 
 def write(folder: Path, fingerprints: Mapping[str, str]) -> None:
@@ -28,3 +32,12 @@ def read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def tags(split: Path) -> str:
+    """The fingerprint of the tags that training sees by the folder of a split.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    return fingerprint("", [split / TAGS_FILE])

@@ -1,7 +1,8 @@
 """Turn what is known of whole images into labels of their pixels: cues at the grid of a network, and at full size.
 
-Reads the manifest, the class names, a list of the split and the source: a classifier, whose localisation maps are
-merged (Lee et al. 2019, section 3.2), a segmenter, whose predictions are labels to train again on, or somebody's cues.
+Reads the manifest, the class names, a list of the split, its tags and the source: a classifier, whose localisation
+maps are merged (Lee et al. 2019, section 3.2), a segmenter, whose predictions are labels to train again on, or
+somebody's cues.
 Writes `cues/` (indexed PNGs of the grid), `labels/` (of the images' own size), `images.txt`, `quality.json` (measured
 on the masks where there are any), `figure.png` and `made_of.json`. What is done stays in the scratch folder until all
 of it is: a run that was killed goes on there.
@@ -22,7 +23,7 @@ from segcore.cli import command, console, provenance
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.labels import LabelsFromFile
-from segcore.data import pseudo_labels
+from segcore.data import pseudo_labels, splits
 from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.pictures import labels_png, read_image, read_labels
 from segcore.evaluation import labelling
@@ -48,7 +49,9 @@ def main(
     plan = plans.extract_pseudo_labels(command.settings(params), name)
     names: list[str] = read_class_names(classes)
     records = read_manifest(manifest)
-    chosen = [records[image_id] for image_id in listed(split / f"{plan.entry.images}.txt", records)]
+    ids = listed(split / f"{plan.entry.images}.txt", records)
+    seen = splits.as_training_sees(records, ids, split, names)
+    chosen = [seen[image_id] for image_id in ids]
     saliency = labelling.check(chosen, plan.entry)
     device = Runtime()
     with provenance.timed(f"extract_pseudo_labels@{name}", out):
@@ -56,7 +59,7 @@ def main(
         key = files.fingerprint(
             [name, plans.plain(plan), torch.__version__],
             [
-                *(manifest, split / f"{plan.entry.images}.txt"),
+                *(manifest, split / f"{plan.entry.images}.txt", split / made_of.TAGS_FILE),
                 *(*provenance.files_in(input), *saliency, *provenance.sources()),
             ],
         )
@@ -68,7 +71,8 @@ def main(
             behind = () if from_file else (cards.made_of(input / "model").get("training", ""),)
             origin = {
                 "data_set": data_set_fingerprint(records.values(), names),
-                "images": files.fingerprint([record.image_id for record in chosen], ()),
+                "images": files.fingerprint(ids, ()),
+                "tags": made_of.tags(split),
                 "training": fingerprints.of(plan, *behind),
             }
             made_of.write(out, origin)

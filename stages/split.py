@@ -1,7 +1,8 @@
 """Choose the strong images (masks), the weak images (tags) and the validation images.
 
-Writes into `out`: `strong.txt`, `weak.txt`, `val.txt` with one image id a line, and `split.json` with counts; into
-`masks`: `masks.csv`, which names the masks that training may see.
+Writes into `out`: `strong.txt`, `weak.txt`, `val.txt` with one image id a line, `tags.csv` with the tags of training
+images as training sees them (with mistakes, if `tag_noise` asks for some), and `split.json` with counts; into `masks`:
+`masks.csv`, which names the masks that training may see.
 """
 
 import json
@@ -16,6 +17,7 @@ from segcore.data import splits
 from segcore.data.manifest import Record, read_class_names, read_manifest
 from segcore.errors import Problem
 from segcore.files import write_atomically
+from segcore.made_of import TAGS_FILE
 
 
 def main(*, manifest: Path, classes: Path, out: Path, masks: Path, params: Path = Path("params.yaml")) -> None:
@@ -28,11 +30,14 @@ def main(*, manifest: Path, classes: Path, out: Path, masks: Path, params: Path 
         strong = plan.split.strong
         listed = _read_list(Path(strong.file)) if isinstance(strong, StrongList) else None
         chosen = splits.choose(records, names, listed, plan.split, plan.seed)
+        seen = splits.tags_seen(chosen, records, len(names) - 1, plan.split.tag_noise, plan.seed)
         counts = {"parameters": fingerprints.of(plan)} | splits.counts(chosen, records, names)
+        counts["tags_seen"] = splits.mistakes(seen, records)
         out.mkdir(parents=True, exist_ok=True)
         for name in ("strong", "weak", "val"):
             lines = "".join(f"{image_id}\n" for image_id in getattr(chosen, name))
             write_atomically(out / f"{name}.txt", lines.encode())
+        write_atomically(out / TAGS_FILE, splits.tags_table(seen, names))
         masks.mkdir(parents=True, exist_ok=True)
         write_atomically(masks / splits.MASKS_FILE, _masks(records, chosen.strong).encode())
         write_atomically(out / "split.json", (json.dumps(counts, indent=2) + "\n").encode())

@@ -16,6 +16,7 @@ from segcore.cli import command, console, progress, provenance
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.settings import Settings
+from segcore.data import splits
 from segcore.data.geometry import padded_square
 from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.pictures import read_image
@@ -40,14 +41,17 @@ def main(
     tags = names[1:]
     records = read_manifest(manifest)
     ids = listed(split / f"{entry.images}.txt", records)
+    seen = splits.as_training_sees(records, ids, split, names)
     device = processes.Runtime(recipe.precision)
 
     with provenance.timed(f"train_classifier@{name}", out):
         torch.manual_seed(seeds.derived_seed(plan.seed, "classifier", "initial weights"))
         model = classifiers.build(entry.backbone, entry.head, len(tags))
-        samples = TaggedImages([records[i] for i in ids], len(tags), entry.resize, entry.input_size)
+        samples = TaggedImages([seen[i] for i in ids], len(tags), entry.resize, entry.input_size)
         run_key = [name, plan.seed, entry.model_dump(), recipe.model_dump(), ids]
-        scratch = progress.scratch_file(f"classifier-{name}", run_key, [manifest], model, device)
+        scratch = progress.scratch_file(
+            f"classifier-{name}", run_key, [manifest, split / made_of.TAGS_FILE], model, device
+        )
         fit = Fit(model, samples, recipe, seeds.derived_seed(plan.seed, "classifier"), device, scratch)
         progress.announce(f"classifier {name}", model, recipe, len(samples), fit)
         progress.follow(f"classifier {name}", fit, out / "training")
@@ -57,6 +61,7 @@ def main(
             origin = {
                 "data_set": data_set_fingerprint(records.values(), names),
                 "images": files.fingerprint(ids, ()),
+                "tags": made_of.tags(split),
                 "training": fingerprints.of(plan),
             }
             save_classifier(out / "model", name, entry, tags, model, origin)

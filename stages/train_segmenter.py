@@ -1,26 +1,30 @@
 """Train one system on what its entry names: crops or masks of S, pseudo-labels of W, or both.
 
-Reads the manifest, the lists of the split, the labels (a crop index, the manifest's masks, a folder of pseudo-labels)
-and the model that the system starts from; writes `model/` and `training/` (dvclive).
+Reads the manifest, the lists and the tags of the split, the labels (a crop index, the manifest's masks, a folder of
+pseudo-labels) and the model that the system starts from; writes `model/` and `training/` (dvclive). A system that
+doubts tags leaves them beside its model, cleaned (`cleaned_tags.csv`), and how good they were before and after
+(`tags.json`).
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from segcore import files, made_of, processes, seeds, systems
-from segcore.cli import command, progress, provenance
+from segcore.cli import command, console, progress, provenance
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.reading import section
 from segcore.config.training import RecipeParams
+from segcore.data import splits
 from segcore.data.batches import Batch, Samples, Stream
 from segcore.data.manifest import data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.order import Order
-from segcore.models import cards
+from segcore.models import cards, cleaned_tags
 from segcore.models.systems import build_on, save_system
 from segcore.networks.origin import Origin
 from segcore.processes import Runtime
@@ -53,10 +57,10 @@ def main(
     with provenance.timed(f"train_segmenter@{system}", out):
         names = read_class_names(classes)
         model, card = build_on(start / "model", names[1:], build)
-        inputs = inputs_of(plan, manifest, split, labels, len(card["tags"]))
+        inputs = inputs_of(plan, manifest, names, split, labels)
         samples = module.samples(training, inputs)
         run_key = [system, plans.plain(plan), inputs.strong, inputs.weak]
-        sources = [manifest, start / "model/model.json", *provenance.files_in(labels)]
+        sources = [manifest, split / made_of.TAGS_FILE, start / "model/model.json", *provenance.files_in(labels)]
         scratch = progress.scratch_file(f"segmenter-{system}", run_key, sources, model, device)
         seed = seeds.derived_seed(plan.seed, "segmenter")
         last_batches = finishing_batches(model, samples, recipe, seed, device)
@@ -65,24 +69,38 @@ def main(
         progress.announce(f"segmenter {system}", model, recipe, len(samples), fit)
         progress.follow(f"segmenter {system}", fit, out / "training")
         model.finish(last_batches)
+        doubted = cleaned_tags.doubted(inputs) if model.cleans_tags else []
+        cleaned = cleaned_tags.table(model, doubted, inputs.n_tags, samples.input_size, device)
         if device.is_main:
             behind = [known.get("training", "") for known in (cards.made_of(start / "model"), made_of.read(labels))]
             origin = {
                 "data_set": data_set_fingerprint(read_manifest(manifest).values(), names),
                 "images": files.fingerprint([list(inputs.strong), list(inputs.weak)], ()),
+                "tags": made_of.tags(split),
                 "training": fingerprints.of(plan, *behind),
             }
+            if cleaned:  # before the model, whose card comes last
+                tell_cleaned(cleaned_tags.write(out / "model", cleaned, read_manifest(manifest), names), system)
             save_system(out / "model", system, entry.module, entry.training, card, samples.input_size, model, origin)
         fit.finish()
 
 
-def inputs_of(plan: plans.TrainSegmenter, manifest: Path, split: Path, labels: Path, n_tags: int) -> Inputs:
-    """What the system may learn from: both lists of the split, and masks of the strong images alone."""
+def inputs_of(plan: plans.TrainSegmenter, manifest: Path, names: list[str], split: Path, labels: Path) -> Inputs:
+    """What the system may learn from: lists and tags of the split, and masks of the strong images alone."""
     records = read_manifest(manifest)
     strong, weak = (listed(split / f"{name}.txt", records) for name in ("strong", "weak"))
+    records = splits.as_training_sees(records, [*strong, *weak], split, names)
     masked = {*strong}
     seen = {i: record if i in masked else replace(record, labels=None) for i, record in records.items()}
-    return Inputs(seen, strong, weak, plan.entry.images, labels, n_tags, plan.crops)
+    return Inputs(seen, strong, weak, plan.entry.images, labels, len(names) - 1, plan.crops)
+
+
+def tell_cleaned(quality: dict[str, Any], system: str) -> None:
+    """Show how good tags were before and after."""
+    parts = (
+        f"{which} {name} {quality[which][name]}" for name in ("precision", "recall") for which in ("given", "cleaned")
+    )
+    console.say(f"{system}: tags of {quality['images']} images: {', '.join(parts)}")
 
 
 def finishing_batches(

@@ -102,12 +102,13 @@ def quality(known: float, right: float) -> dict[str, Any]:
 DATA_SET = "of_invented_data"
 
 
-def origin(settings: Settings, path: str, images: str | None = None) -> dict[str, str]:
+def origin(data: Path, settings: Settings, path: str, images: str | None = None) -> dict[str, str]:
     """What is made of the invented data says of itself; `images` is its list, or it is of both."""
     lists = {"strong": [f"s{i}" for i in range(50)], "weak": [f"w{i}" for i in range(1000)]}
     ids = lists[images] if images else list(lists.values())
     training = fingerprints.expected(settings, path)
-    return {"data_set": DATA_SET, "images": fingerprint(ids, ()), "training": training}
+    made = {"data_set": DATA_SET, "images": fingerprint(ids, ()), "training": training}
+    return made if path == "crops" else made | {"tags": made_of.tags(data / "split")}
 
 
 def invented_results(root: Path, images: int = 24, panels: int = 9) -> Path:
@@ -126,8 +127,9 @@ def invented_results(root: Path, images: int = 24, panels: int = 9) -> Path:
     counts = {"strong": 50, "weak": 1000, "strong_per_class": dict.fromkeys(SHAPES, 5)}
     write_json(data / "split/split.json", {"parameters": fingerprints.of(plan.split(settings))} | counts)
     write_json(data / "crops/crops.json", {"images": 50, "crops": 21800, "subsets_dropped": 0, "median_side": 41.5})
-    made_of.write(data / "crops", origin(settings, "crops", "strong"))
+    made_of.write(data / "crops", origin(data, settings, "crops", "strong"))
     (data / "split/strong.txt").write_text("".join(f"s{i}\n" for i in range(50)))
+    (data / "split/tags.csv").write_text("image_id,tags\n")
     (data / "split/weak.txt").write_text("".join(f"w{i}\n" for i in range(1000)))
     Image.fromarray(random.integers(0, 256, (200, 900, 3)).astype(np.uint8)).save(data / "crops/figure.png")
     for number, (name, classifier) in enumerate(settings.classifiers.items()):
@@ -136,12 +138,12 @@ def invented_results(root: Path, images: int = 24, panels: int = 9) -> Path:
         folder = data / "classifiers" / name
         write_json(folder / "metrics.json", rounded(tag_metrics(scores, tags, SHAPES)))
         write_curves(folder / "training/plots/metrics", 400, {"loss/tags": 0.7}, number)
-        made_of.write(folder, origin(settings, f"classifiers/{name}", classifier.images))
+        made_of.write(folder, origin(data, settings, f"classifiers/{name}", classifier.images))
     for name, entry in settings.pseudo_labels.items():
         folder = data / "pseudo_labels" / name
         write_json(folder / "quality.json", quality(0.4, 0.8))
         Image.fromarray(random.integers(0, 256, (90, 400, 3)).astype(np.uint8)).save(folder / "figure.png")
-        made_of.write(folder, origin(settings, f"pseudo_labels/{name}", entry.images))
+        made_of.write(folder, origin(data, settings, f"pseudo_labels/{name}", entry.images))
     for number, system in enumerate(settings.systems):
         terms = {"loss/segmentation": 2.0 + number, "learning_rate": 0.002}
         write_curves(data / f"segmenters/{system}/training/plots/metrics", 300, terms, 10 + number)
@@ -151,7 +153,7 @@ def invented_results(root: Path, images: int = 24, panels: int = 9) -> Path:
         scoring.write_results(scores, NAMES, out)
         prediction_panels.write_panels(scores.images, {r.image_id: r for r in records}, NAMES, panels, out)
         prediction = fingerprints.of(plan.evaluate(settings, system))
-        of_model = origin(settings, f"segmenters/{system}")
+        of_model = origin(data, settings, f"segmenters/{system}")
         made_of.write(out, of_model | {"trained_on": DATA_SET, "prediction": prediction})
     for folder, stage in (
         ("prepared", "prepare"),

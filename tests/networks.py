@@ -212,4 +212,4 @@ def system_of(module: str, trunk: str = "vgg16", **changes: Any) -> System:
 def total(system: System, batch: Batch) -> Tensor:
     """What training minimises."""
     terms = system.losses(batch).values()
-    return torch.stack([term.over(term.weight) for term in terms]).sum()
+    return torch.stack([term.over(term.weight) for term in terms if term.total.requires_grad]).sum()

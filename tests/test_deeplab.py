@@ -40,27 +40,49 @@ def system(trunk: str = "vgg16", **changes: Any) -> DeepLabSystem:
     return made
 
 
-@pytest.mark.parametrize(("branches", "millions"), [((12,), 20.5), ((6, 12, 18, 24), 37.9)])
-def test_the_published_networks_have_the_published_size(branches: tuple[int, ...], millions: float) -> None:
+@pytest.mark.parametrize(
+    ("branches", "kernel", "width", "millions"),
+    [((12,), 3, 1024, 20.5), ((6, 12, 18, 24), 3, 1024, 37.9), ((4,), 4, 4096, 65.1)],
+    ids=["large", "version 2", "small"],
+)
+def test_the_published_networks_have_the_published_size(
+    branches: tuple[int, ...], kernel: int, width: int, millions: float
+) -> None:
     with torch.device("meta"):
         trunk = backbones.build(
             BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8, finer="dilated")
         )
-        network = DeepLab(trunk, 21, branches, 1024, 0.5)
+        network = DeepLab(trunk, 21, branches, kernel, width, 0.5)
     assert round(parameters(network) / 1e6, 1) == millions
 
 
 @torch.no_grad()
 def test_321_pixels_become_41_cells() -> None:
-    network = DeepLab(backbones.build(backbone(stride=8)), 21, (6, 12, 18, 24), 8, 0.5).eval()
+    network = DeepLab(backbones.build(backbone(stride=8)), 21, (6, 12, 18, 24), 3, 8, 0.5).eval()
     assert network(torch.zeros(1, 3, 321, 321)).shape == (1, 21, 41, 41)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trunk", ["vgg16", "resnet18"])
+def test_a_kernel_of_four_keeps_the_grid_and_looks_as_far_each_way(trunk: str) -> None:
+    """The small field of view: places at -6, -2, 2 and 6 cells."""
+    network = DeepLab(backbones.build(backbone(trunk, stride=8)), 3, (4,), 4, 8, 0.5).eval()
+    assert network(torch.zeros(1, 3, 97, 105)).shape == (1, 3, 13, 14)
+    layer = getattr(network.branches[0], "fc6", network.branches[0])
+    assert isinstance(layer, nn.Conv2d)
+    nn.init.ones_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    one = torch.zeros(1, layer.in_channels, 13, 13)
+    one[0, 0, 6, 6] = 1
+    reached = layer(one)[0, 0].nonzero().tolist()
+    assert reached == [[row, column] for row in (0, 4, 8, 12) for column in (0, 4, 8, 12)]
 
 
 @torch.no_grad()
 def test_large_fov_layer_by_layer() -> None:
     torch.manual_seed(0)
     trunk = backbones.build(backbone(stride=8))
-    network = DeepLab(trunk, 4, (2, 3), 10, 0.5).eval()
+    network = DeepLab(trunk, 4, (2, 3), 3, 10, 0.5).eval()
     images = 255 * torch.rand(2, 3, 65, 49)
     top = F.avg_pool2d(F.max_pool2d(trunk(images).top, 3, 1, 1), 3, 1, 1)
     expected = torch.zeros(2, 4, 9, 7)
@@ -75,7 +97,7 @@ def test_large_fov_layer_by_layer() -> None:
 @torch.no_grad()
 def test_over_other_trunks_the_branches_are_dilated_convolutions_to_the_classes() -> None:
     trunk = backbones.build(backbone("resnet18", stride=8)).eval()
-    network = DeepLab(trunk, 4, (1, 2), 10, 0.5).eval()
+    network = DeepLab(trunk, 4, (1, 2), 3, 10, 0.5).eval()
     images = 255 * torch.rand(1, 3, 33, 49)
     parts = [F.conv2d(trunk(images).top, b.weight, b.bias, padding=d, dilation=d)  # type: ignore[arg-type]
              for b, d in zip(network.branches, (1, 2), strict=True)]  # fmt: skip
@@ -135,6 +157,33 @@ def test_fc6_and_fc7_start_from_every_fourth_channel_and_nine_places_of_vgg(tmp_
     assert [name for name, _ in made.named_parameters() if name not in learned] == [
         f"network.branches.{i}.fc8.{kind}" for i in (0, 1) for kind in ("weight", "bias")
     ]
+
+
+def test_a_small_field_of_view_keeps_every_second_place(tmp_path: Path) -> None:
+    network = {"branches": [2], "kernel": 4, "width": 16}
+    made = build("deeplab", pretrained_classifier(tmp_path), network=network)
+    assert isinstance(made, DeepLabSystem)
+    (branch,) = made.network.branches
+    assert isinstance(branch, LargeFov)
+    whole = Published.weights()["classifier.0.weight"].view(16, 32, 7, 7)
+    assert torch.equal(branch.fc6.weight, whole[:, :, ::2, ::2])
+    assert made.pretrained == ("network.trunk.", "network.branches.0.fc6.", "network.branches.0.fc7.")
+
+
+def test_a_file_of_convolutions_only_leaves_fc6_and_fc7_at_random(tmp_path: Path) -> None:
+    path = tmp_path / "features.safetensors"
+    weights = {key: value for key, value in Published.weights().items() if key.startswith("features.")}
+    save_file(weights, path)
+    made = build("deeplab", backbone(weights=str(path)))
+    assert isinstance(made, DeepLabSystem)
+    assert made.pretrained == ("network.trunk.",)
+    assert torch.equal(next(made.network.trunk.parameters()), weights["features.0.weight"])
+    assert all(isinstance(branch, LargeFov) and branch.fc6.weight.std() > 0.01 for branch in made.network.branches)
+
+
+def test_a_kernel_that_vgg_cannot_be_thinned_to_starts_at_random(tmp_path: Path) -> None:
+    made = build("deeplab", pretrained_classifier(tmp_path), network={"width": 4, "kernel": 5})
+    assert made.pretrained == ("network.trunk.",)
 
 
 @pytest.mark.parametrize("width", [5, 24])
@@ -235,6 +284,7 @@ def test_prediction_sees_images_as_training_did(geometry: dict[str, Any], square
         ({"network": {"stride": 32}}, "network.stride: found 32"),
         ({"network": {"branches": []}}, "network.branches: found"),
         ({"network": {"branches": [0]}}, "network.branches.0: found 0"),
+        ({"network": {"branches": [2, 3], "kernel": 4}}, "branches [2, 3] must be even under kernel 4"),
         ({"geometry": CROPS | {"scales": [1.5, 0.5]}}, "scales [1.5, 0.5] must be the least factor, then the greatest"),
         ({"geometry": {"kind": "squares"}}, "geometry.kind: found 'squares'; allowed are crops, stretched"),
         ({"geometry": {"scales": [1.0, 1.0]}}, "geometry.scales: unknown key"),

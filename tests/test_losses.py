@@ -12,8 +12,11 @@ from segcore.losses import (
     boundary_loss,
     expand_loss,
     floored_softmax,
+    over_images,
     pixel_cross_entropy,
+    reconstruction_costs,
     seed_loss,
+    tag_costs,
 )
 
 
@@ -96,6 +99,18 @@ def test_balanced_seed_loss_by_hand() -> None:
     term = balanced_seed_loss(THREE, LAST_UNKNOWN)
     torch.testing.assert_close(float(term.total), -math.log(0.5) - (math.log(0.8) + math.log(0.4)) / 2)
     assert term.weight == 1
+
+
+def test_costs_of_tags_and_of_a_reconstruction_by_hand() -> None:
+    scores, tags = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0]]).double(), torch.tensor([[1.0, 0], [1, 1]])
+    expected = torch.tensor([-(math.log(0.5) + math.log(0.25)) / 2, -(math.log(0.75) + math.log(0.5)) / 2]).double()
+    torch.testing.assert_close(tag_costs(scores, tags), expected)
+    assert tag_costs(scores.bfloat16(), tags).dtype == torch.float32
+    found, wanted = torch.tensor([[[[1.0, 2.0]]], [[[0.0, 0.0]]]]), torch.tensor([[[[1.0, 4.0]]], [[[1.0, 3.0]]]])
+    costs = reconstruction_costs(found, wanted)
+    assert costs.tolist() == [2.0, 5.0]
+    term = over_images(costs)
+    assert (term.total, term.weight) == (7, 2)
 
 
 def test_each_image_counts_once_however_many_cues_it_has() -> None:

@@ -11,7 +11,7 @@ PROJECT = Path(__file__).parents[1]
 
 
 def planned(*arguments: str, folder: Path = PROJECT) -> str:
-    # `make test` runs this file: a make inside a make says which folder it enters, and the folder of a test says "index".
+    # `make test` runs this file: a make inside a make names the folder it enters, and that of a test holds "index".
     command = ["make", "--dry-run", "--no-print-directory", "--file", str(PROJECT / "Makefile"), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 

@@ -13,7 +13,7 @@ from segcore.errors import Problem
 from tests.devkit import PARAMS, PROJECT, changed, voc_section, write_params
 
 CROP_LEARNERS = {f"train_segmenter/{name}" for name in ("decouplednet", "decouplednet_str", "deconvnet")}
-GRID = ("deeplab", "sec", "dsrg", "ficklenet", "ficklenet_semi")
+GRID = ("deeplab", "sec", "dsrg", "ficklenet", "ficklenet_semi", "wssl", "wssl_tags")
 BEFORE = load(PARAMS)
 
 
@@ -44,6 +44,8 @@ SEEDED = every("train_classifier") | every("train_segmenter") | every("extract_p
         ({"dataset": voc_section("kit")}, {"prepare"}),
         ({"split.strong.images": 7}, {"split"}),
         ({"split.weak_includes_strong": False}, {"split"}),
+        ({"split.tag_noise": {"drop": 0.2, "add": 0.05}}, {"split"}),
+        ({"split.weak_images": 7}, {"split"}),
         # crops: which boxes there are is a matter of make_crops, how they are cut one of those who learn from them, too
         ({"crops.per_subset": 7}, {"make_crops"}),
         ({"crops.min_overlap": 1.0}, {"make_crops"}),
@@ -119,8 +121,10 @@ def test_a_crf_of_pictures_matters_to_predictions_and_labels_alone(tmp_path: Pat
     (tmp_path / "params.yaml").write_text(profiles.compose(PROJECT / "profiles", "voc2012"))
     before = load(tmp_path / "params.yaml")
     after = Settings(changed({"crfs.picture.iterations": 7}, tmp_path / "params.yaml"))
-    refined = [name for name, system in before.systems.items() if system.prediction["crf"] is not None]
-    assert refined
+    picture = before.crfs["picture"].model_dump(mode="json")
+    refined = [name for name, system in before.systems.items() if system.prediction["crf"] == picture]
+    assert "ficklenet" in refined
+    assert "deeplab" not in refined, "it has a CRF of its own"
     assert differing(before, after) == of("evaluate", *refined) | of("extract_pseudo_labels", "ficklenet_retrain")
 
 

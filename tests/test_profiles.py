@@ -23,7 +23,7 @@ from tests.devkit import PROJECT
 FOLDER = PROJECT / "profiles"
 NAMES = profiles.names(FOLDER)
 DECONVOLUTIONS = ("decouplednet", "deconvnet")
-GRID = ("deeplab", "sec", "dsrg", "ficklenet", "ficklenet_semi")
+GRID = ("deeplab", "sec", "dsrg", "ficklenet", "ficklenet_semi", "wssl", "wssl_tags")
 
 
 def plain(text: str) -> dict[str, object]:
@@ -189,15 +189,16 @@ class TestUseProfile:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_systems_compare_at_the_same_budget(name: str) -> None:
-    """Deconvolution networks exactly; classifiers of a head, too, but where the few images of S need fewer steps than
-    those of W. The networks with a fine grid have recipes of their own where each has a paper of its own; elsewhere
-    the trunks of some learn along, and nothing else differs."""
+    """Deconvolution networks exactly, and the rows of DIS; classifiers of a head, too, but where the few images of S
+    need fewer steps than those of W. The networks with a fine grid have recipes of their own where each has a paper of
+    its own; elsewhere the trunks of some learn along, and nothing else differs."""
     settings = composed(name)
-    families: dict[bool, set[str]] = {}
+    families: dict[str, set[str]] = {}
     for system in settings.systems.values():
-        families.setdefault(system.module in DECONVOLUTIONS, set()).add(str(system.training["recipe"]))
-    assert len(families[True]) == 1
-    grids = [settings.recipes[recipe].model_copy(update={"multipliers": {}}) for recipe in families[False]]
+        kind = system.training["network"]["kind"]
+        families.setdefault(kind, set()).add(str(system.training["recipe"]))
+    assert len(families["deconvolution"]) == len(families["dual"]) == 1
+    grids = [settings.recipes[recipe].model_copy(update={"multipliers": {}}) for recipe in families["grid"]]
     assert all(recipe == grids[0] for recipe in grids) or name == "voc2012"
     by_head: dict[str, list[RecipeParams]] = {}
     for classifier in settings.classifiers.values():
@@ -228,6 +229,41 @@ def test_voc_mini_takes_its_deterministic_cues_as_they_were_published() -> None:
     labels = composed("voc-mini").pseudo_labels["deterministic"]
     assert isinstance(labels, LabelsFromMaps)
     assert (labels.theta, labels.selection) == (0.2, "deterministic")
+
+
+class TestVocMiniVgg:
+    """The papers' own networks, small."""
+
+    SETTINGS = composed("voc-mini-vgg")
+
+    def test_every_trunk_is_a_vgg_that_learns(self) -> None:
+        settings = self.SETTINGS
+        assert {backbone.name for backbone in settings.backbones.values()} == {"vgg16"}
+        assert {backbone.width for backbone in settings.backbones.values()} == {1.0}
+        # Those of entries, wherever they start: FickleNet's classifier among them.
+        used = {c.recipe for c in settings.classifiers.values()}
+        used |= {system.training["recipe"] for system in settings.systems.values()}
+        assert {settings.recipes[name].multipliers["pretrained"] for name in used} == {0.1}
+
+    def test_deconvolution_networks_have_switches(self) -> None:
+        for name in ("decouplednet", "decouplednet_str", "deconvnet"):
+            entry = self.SETTINGS.systems[name]
+            kind, start = self.SETTINGS.origin_of(name)
+            starts = {"classifiers": self.SETTINGS.classifiers, "backbones": self.SETTINGS.backbones}[kind]
+            backbone = getattr(starts[start], "backbone", starts[start])
+            assert backbone.stride == 32, "where max-poolings have switches"
+            assert entry.training["network"]["output_stride"] == 1
+
+    def test_systems_on_a_grid_have_a_large_field_of_view_and_wssl_a_small_one_too(self) -> None:
+        for name in GRID:
+            network = self.SETTINGS.systems[name].training["network"]
+            assert (network["branches"], network["kernel"]) == ([6], 3), name
+        small = self.SETTINGS.systems["wssl_small"].training
+        assert (small["network"]["branches"], small["network"]["kernel"]) == ([2], 4)
+        assert small == self.SETTINGS.systems["wssl"].training | {"network": small["network"]}
+
+    def test_its_results_lie_beside_those_of_voc_mini(self) -> None:
+        assert self.SETTINGS.dataset.name != composed("voc-mini").dataset.name
 
 
 class TestVoc2012:
@@ -331,9 +367,30 @@ class TestVoc2012:
         assert (cues.passes, cues.theta, cues.rate, cues.selection) == (200, 0.35, 0.9, "stochastic")
         assert [round(321 * scale) for scale in again.views.scales] == [241, 321, 401]
         assert again.crf == settings.crfs["picture"]
-        for crf in settings.crfs.values():
+        for crf in (settings.crfs["grid"], settings.crfs["picture"]):
             assert (crf.iterations, crf.appearance_weight, crf.appearance_xy, crf.appearance_rgb) == (10, 10, 80, 13)
             assert (crf.smoothness_weight, crf.smoothness_xy) == (3, 3)
+
+    def test_wssl_is_the_papers(self) -> None:
+        """Papandreou et al. 2015, and the solver and network files that were published for DeepLab."""
+        settings = composed("voc2012")
+        for name, branch, kernel, width in (("wssl", 12, 3, 1024), ("wssl_small", 4, 4, 4096)):
+            entry = settings.systems[name]
+            network, crf = entry.training["network"], settings.crfs["deeplab"]
+            found = network["branches"], network["kernel"], network["width"], network["input_size"]
+            assert found == ([branch], kernel, width, 321)
+            step = {"kind": "fixed", "background": 3.0, "foreground": 5.0, "exclude_absent": False}
+            assert entry.training["expectation"] == step
+            assert (entry.training["strong_weight"], entry.training["weak_weight"]) == (0.7, 0.3)
+            assert entry.prediction["crf"] == crf.model_dump(mode="json")
+            assert (crf.appearance_weight, crf.appearance_xy, crf.appearance_rgb) == (5, 50, 10)
+            assert (crf.smoothness_weight, crf.smoothness_xy) == (3, 3)
+            recipe = settings.recipes[entry.training["recipe"]]
+            assert (recipe.batch_size, recipe.steps, recipe.schedule) == (
+                30, 6000, Steps(kind="step", every=2000, factor=0.1),
+            )  # fmt: skip
+        step = settings.systems["wssl_tags"].training["expectation"]
+        assert (step["kind"], step["background_share"], step["foreground_share"]) == ("adapt", 0.4, 0.2)
 
     @pytest.mark.parametrize(
         ("system", "steps", "batch_size", "of_imagenet", "of_new_layers"),

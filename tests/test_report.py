@@ -17,6 +17,7 @@ from segcore.config import fingerprints, plan
 from segcore.config.settings import load
 from segcore.errors import Problem
 from segcore.reporting import charts
+from segcore.reporting.comparison import told
 from segcore.reporting.results import SCORES, Results
 from segcore.reporting.supervision import supervision
 from stages import report
@@ -106,12 +107,29 @@ def test_the_table_is_deterministic_and_the_best_comes_first(project: Path) -> N
     assert page.index(f"</span>{FIRST}<") < page.index(f"</span>{LAST}<")
 
 
+def test_differences_stand_with_their_intervals(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = write_report()
+    read = table().set_index("system").astype(dict.fromkeys(("over_next_low", "over_next_high"), str))
+    compared = Results(DATA, load(PARAMS)).compared
+    ranked = list(compared)
+    over = compared[ranked[0]].over_next
+    assert over is not None
+    assert over.images == 24
+    assert float(read.loc[ranked[0], "over_next_low"]) == pytest.approx(over.low, abs=1e-4)  # type: ignore[arg-type]
+    assert read.loc[ranked[-1], "over_next_low"] == ""
+    assert told(over) in page
+    assert told(over) in shown(capsys)
+    masks_only = [name for name in ranked if read.loc[name, "tagged_images"] == 0]
+    assert compared[masks_only[0]].over_masks is None
+    assert all(compared[name].over_masks is not None for name in ranked if name != masks_only[0])
+
+
 @pytest.mark.parametrize(
     ("changes", "stale", "why"),
     [
-        ({"seed": 1}, None, "other data, another split, other training"),
+        ({"seed": 1}, None, "other data, another split, other tags, other training"),
         ({"dataset.size": 64}, None, "other data"),
-        ({"split.strong.images": 7}, None, "another split"),
+        ({"split.strong.images": 7}, None, "another split, other tags"),
         ({"evaluation.boundary_tolerance": 0.01}, None, "other prediction"),
         ({f"systems.{FIRST}.prediction.crf": "grid"}, {FIRST}, "other prediction"),
         ({"recipes.common.checkpoint_every": 50}, set(), ""),
@@ -159,6 +177,24 @@ def test_results_of_other_data_under_the_same_name_are_stale(project: Path) -> N
     assert set(states().values()) == {"stale: other data"}
     assert "No result is of today" in page
     assert sections(page) == ["systems", "data", "run"]
+
+
+def test_other_tags_make_everything_stale_that_saw_any(project: Path) -> None:
+    """Made by today's parameters, of a split that was made anew: the lists are the same, the tags are not."""
+    write_report()
+    assert set(states().values()) == {"current"}
+    (DATA / "split/tags.csv").write_text("image_id,tags\nw0,ring\n")
+    write_report()
+    assert set(states().values()) == {"stale: other tags"}
+    results = Results(DATA, load(Path("params.yaml")))
+    stale = {part.path: part.why for part in results.wanting}
+    assert stale.keys() == {part.path for part in results.parts} - {"prepared", "split", "crops"}
+    assert set(stale.values()) == {"other tags"}
+
+
+def test_tag_noise_makes_results_stale_before_the_split_is_made_anew(project: Path) -> None:
+    write_report({"split.tag_noise": {"drop": 0.2, "add": 0.05}})
+    assert set(states().values()) == {"stale: another split, other tags"}
 
 
 def test_results_without_origin_are_stale(project: Path) -> None:
@@ -243,7 +279,7 @@ def test_the_papers_numbers_stand_beside_ours_on_voc(project: Path) -> None:
     report.main(data=data)
     page = (data / "report/index.html").read_text()
     assert "in<br>the paper" in page
-    assert all(f"<td>{number}</td>" in page for number in (53.1, 32.7, 15.3, 61.2, 59.0, 50.7))
+    assert all(f"<td>{number}</td>" in page for number in (53.1, 32.7, 15.3, 61.2, 59.0, 50.7, 38.2))
 
 
 RETRAINED = {
@@ -267,6 +303,8 @@ RETRAINED = {
         ("deeplab", {"systems.deeplab.start": "backbones/vgg"}, 5, False),
         ("sec", {}, None, True),
         ("ficklenet_semi", {}, 5, True),
+        ("wssl", {}, 5, True),
+        ("wssl_tags", {}, None, True),
         # a weight of 0 sees no masks, whatever images are named
         ("ficklenet_semi", {"systems.ficklenet_semi.training.full_weight": 0.0}, None, True),
         # trained again on what a system predicts that had seen masks, or from its weights
@@ -320,6 +358,25 @@ def test_curves_of_every_kind_are_drawn() -> None:
         assert 's1"' in chart
     assert charts.line_chart({"a": (step, step * np.nan)}, "step", "loss", {"a": 0}) == ""
     assert charts.line_chart({"a": (step[:1], step[:1])}, "step", "loss", {"a": 0}).startswith("<svg")
+
+
+def test_what_is_watched_stands_side_by_side(project: Path) -> None:
+    """The share of background in an E-step beside that in the masks, at the end of training."""
+    assert "<h3>Watched</h3>" not in write_report()
+    for system, figures in (
+        ("wssl", {"background": 0.5, "background_of_masks": 0.75}),
+        ("wssl_tags", {"background": 0.25}),
+    ):
+        for name, value in figures.items():
+            values = np.r_[np.zeros(70), np.full(10, value)]
+            file = DATA / f"segmenters/{system}/training/plots/metrics/watched/{name}.tsv"
+            file.parent.mkdir(exist_ok=True)
+            pd.DataFrame({"step": np.arange(80), name: values}).to_csv(file, sep="\t", index=False)
+    page = write_report()
+    assert "<th>system</th><th>background</th><th>background of masks</th></tr>" in page
+    assert "</span>wssl</td><td>0.5</td><td>0.75</td></tr>" in page
+    assert "</span>wssl_tags</td><td>0.25</td><td>–</td></tr>" in page
+    assert page.count('<svg class="chart"') == 5, "their curves, too"
 
 
 def test_smoothing_keeps_lines_but_for_the_end() -> None:

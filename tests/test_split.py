@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segcore.cli import provenance
-from segcore.config.data import SplitParams
+from segcore.config.data import SplitParams, TagNoise
 from segcore.data import splits
 from segcore.data.manifest import Record, Split, read_manifest
 from segcore.data.pictures import IGNORE, read_labels, write_labels
@@ -23,7 +23,12 @@ CLASSES = ["background", "cat", "dog", "owl"]
 
 
 def params(**changes: Any) -> SplitParams:
-    values = {"strong": {"kind": "per_class", "images": 1}, "weak_includes_strong": True} | changes
+    values = {
+        "strong": {"kind": "per_class", "images": 1},
+        "weak_includes_strong": True,
+        "tag_noise": None,
+        "weak_images": None,
+    } | changes
     return SplitParams.model_validate(values)
 
 
@@ -128,6 +133,17 @@ def test_val_is_never_trained_on(strong: dict[str, Any], includes: bool) -> None
         assert list(image_ids) == sorted(set(image_ids))
 
 
+def test_fewer_weak_images_are_among_more_and_the_strong_ones_stay() -> None:
+    records = many()
+    chosen = {n: splits.choose(records, CLASSES, None, params(weak_images=n), 0) for n in (10, 60, 120, None)}
+    assert [len(split.weak) for split in chosen.values()] == [10, 60, 120, 120]
+    assert {*chosen[10].weak} < {*chosen[60].weak} < {*chosen[120].weak} == {*chosen[None].weak}
+    assert len({split.strong for split in chosen.values()}) == 1
+    assert splits.choose(records, CLASSES, None, params(weak_images=60), 1).weak != chosen[60].weak
+    with pytest.raises(Problem, match=r"split.weak_images: found 121; there are 120 to choose from"):
+        splits.choose(records, CLASSES, None, params(weak_images=121), 0)
+
+
 def test_everything_strong_leaves_nothing_weak() -> None:
     records = images({"a": (1,), "b": (2,)})
     with pytest.raises(Problem, match="weak_includes_strong"):
@@ -223,3 +239,105 @@ def test_the_stage_reads_a_list(prepared: Path) -> None:
         split_of(prepared)
     listed.write_text("train_003\r\n\r\ntrain_001\r\n")
     assert (split_of(prepared) / "strong.txt").read_text() == "train_001\ntrain_003\n"
+
+
+NAMES = ["background", *(f"tag {number}" for number in range(1, 21))]
+
+
+def tagged(count: int = 2000, none: int = 0) -> dict[str, Record]:
+    """Training images with one to three of 20 tags, some of them with none, and one to measure on."""
+    rng = np.random.default_rng(3)
+    shown = {
+        f"t{i:04d}": tuple(sorted(int(tag) for tag in rng.choice(range(1, 21), rng.integers(1, 4), replace=False)))
+        for i in range(count - none)
+    }
+    return images(shown | {f"u{i:04d}": () for i in range(none)}) | images({"v": (1, 2)}, "val")
+
+
+def seen(
+    records: dict[str, Record], drop: float, add: float, seed: int = 0, strong: int = 0
+) -> dict[str, tuple[int, ...]]:
+    train = [image_id for image_id in records if image_id != "v"]
+    chosen = splits.Splits(tuple(train[:strong]), tuple(train), ("v",))
+    return splits.tags_seen(chosen, records, 20, TagNoise(drop=drop, add=add), seed)
+
+
+def test_mistakes_come_at_the_rates_asked_for() -> None:
+    records = tagged()
+    found = splits.mistakes(seen(records, 0.2, 0.05), records)
+    absent = 20 * 2000 - found["tags"]
+    # Of images with a single tag some keep it, so that a few less are dropped.
+    assert 0.15 < found["dropped"] / found["tags"] < 0.2
+    assert found["added"] / absent == pytest.approx(0.05, abs=0.005)
+    many = tagged(500)
+    only = splits.mistakes(seen(many, 0.0, 0.3), many)
+    assert only["dropped"] == 0
+    assert only["added"] / (20 * 500 - only["tags"]) == pytest.approx(0.3, abs=0.02)
+
+
+def test_no_image_loses_all_of_its_tags() -> None:
+    records = tagged(300, none=20)
+    found = seen(records, 1.0, 0.0)
+    for image_id, tags in found.items():
+        assert len(tags) == (1 if records[image_id].tags else 0)
+        assert {*tags} <= {*records[image_id].tags}
+
+
+def test_mistakes_are_made_by_seed_and_image_alone() -> None:
+    records = tagged(200)
+    found = seen(records, 0.2, 0.05)
+    assert found == seen(dict(reversed(records.items())), 0.2, 0.05)
+    assert found != seen(records, 0.2, 0.05, seed=1)
+    half = {image_id: record for image_id, record in records.items() if image_id < "t0100"}
+    assert seen(half, 0.2, 0.05).items() <= found.items()
+    # What a lower rate drops, a higher one drops, too.
+    more = seen(records, 0.5, 0.05)
+    assert all({*more[i]} - {*found[i]} == set() or len(more[i]) == 1 for i in found)
+
+
+def test_images_with_masks_keep_their_tags_and_the_truth_stays() -> None:
+    records = tagged(200)
+    before = dict(records)
+    found = seen(records, 0.9, 0.5, strong=50)
+    strong = list(found)[:50]
+    assert all(found[image_id] == records[image_id].tags for image_id in strong)
+    assert sum(found[image_id] != records[image_id].tags for image_id in found) > 140
+    assert records == before
+    assert "v" not in found
+    assert seen(records, 0.0, 0.0) == {i: record.tags for i, record in records.items() if i != "v"}
+
+
+def test_the_table_of_tags_comes_back(tmp_path: Path) -> None:
+    """Names with blanks, images without tags; only those asked for are changed."""
+    records = tagged(50, none=5)
+    found = seen(records, 0.5, 0.1)
+    (tmp_path / "tags.csv").write_bytes(splits.tags_table(found, NAMES))
+    read = splits.as_training_sees(records, list(found), tmp_path, NAMES)
+    assert {image_id: record.tags for image_id, record in read.items()} == found | {"v": (1, 2)}
+    assert [*read] == [*records]
+    some = splits.as_training_sees(records, [*found][:10], tmp_path, NAMES)
+    assert all(some[i].tags == (found[i] if number < 10 else records[i].tags) for number, i in enumerate(found))
+    with pytest.raises(Problem, match="lacks 1 images of the split, v first"):
+        splits.as_training_sees(records, ["v"], tmp_path, NAMES)
+    with pytest.raises(Problem, match="has tags that are no classes of the data set, tag"):
+        splits.as_training_sees(records, [], tmp_path, NAMES[:5])
+
+
+def test_the_stage_writes_the_tags_that_training_sees(prepared: Path) -> None:
+    records, classes = read_manifest(prepared / "prepared/manifest.parquet"), ["background", "circle", "square", "star"]
+    read = splits.as_training_sees(records, [i for i in records if i.startswith("train")], split_of(prepared), classes)
+    assert read == records
+    before = json.loads((prepared / "split/split.json").read_text())
+    assert (before["tags_seen"]["dropped"], before["tags_seen"]["added"]) == (0, 0)
+    params = {"dataset": voc_section(prepared / "kit"), "split.strong.images": 2}
+    write_params(prepared / "params.yaml", params | {"split.tag_noise": {"drop": 0.5, "add": 0.5}})
+    out = split_of(prepared)
+    read = splits.as_training_sees(records, (out / "weak.txt").read_text().split(), out, classes)
+    strong = (out / "strong.txt").read_text().split()
+    assert all(read[image_id] == records[image_id] for image_id in strong)
+    changed = [image_id for image_id in records if read[image_id].tags != records[image_id].tags]
+    assert changed
+    after = json.loads((out / "split.json").read_text())
+    assert after["parameters"] != before["parameters"]
+    assert after["tags_seen"]["dropped"] + after["tags_seen"]["added"] > 0
+    assert after["per_class"] == before["per_class"], "counts tell the truth"

@@ -355,6 +355,10 @@ def test_what_entries_learn_from() -> None:
         ("sec", {}, "pseudo_labels/mine", Supervision(masks=False, tags=True)),
         ("dsrg", {}, "pseudo_labels/mine", Supervision(masks=True, tags=True)),
         ("dsrg", {"full_weight": 0.0}, "pseudo_labels/mine", Supervision(masks=False, tags=True)),
+        ("wssl", {}, "masks", Supervision(masks=True, tags=True)),
+        ("wssl", {"strong_weight": 0.0}, "masks", Supervision(masks=False, tags=True)),
+        ("dis", {}, "masks", Supervision(masks=True, tags=True)),
+        ("dis", {"weak_update": None}, "masks", Supervision(masks=True, tags=False)),
     ]
     for module, changes, labels, expected in cases:
         found = systems.load(module).supervision(params_of(module, **changes), labels)

@@ -15,6 +15,19 @@ decouplednet,0.3266,0.8723,0.1531,5,1500,stale
 broken,,0.5,0.1,5,0,current
 dsrg,,,,,,missing
 """
+OVER = ",".join(f"{over}{end}" for over in ("over_masks_only", "over_next") for end in ("", "_low", "_high"))
+COLUMNS = "system,state,mean_iou,pixel_accuracy,boundary_f,masks_per_class,tagged_images,published,seeds"
+SEEDED = f"""{COLUMNS},mean_over_seeds,std_over_seeds,{OVER}
+sec,current,0.3,0.7,0.03,none,1500,50.7,0,0.3001,,-0.02,-0.05,0.01,,,
+dis,current,0.31,0.8,0.1,5,1500,,0 1 2,0.4,0.0123,0.08,0.05,0.11,0.08,0.05,0.11
+masks,stale,0.5,0.8,0.1,,,,,,,,,,,,
+deeplab,current,0.32,0.9,0.1,5,0,,0 1,0.32,0.02,,,,0.02,-0.01,0.05
+"""
+CURVE = """system,point,seed,masks_per_class,masks,tagged,hours,mean_iou
+dis,masks_5,0,5.0,50,1000,8.6,0.3
+dis,masks_5,1,5.0,50,1000,8.6,0.32
+dis,masks_all,0,100.0,1000,1000,66.6,0.5
+"""
 
 
 def marked(name: str) -> str:
@@ -89,6 +102,40 @@ def test_states_are_told_where_they_differ_only(root: Path) -> None:
     tables.main(root=root)
     assert "| system | mIoU | pixel accuracy | boundary F | masks per class | tagged images |\n" in readme(root)
     assert readme(root).index("decouplednet") < readme(root).index("sec")
+
+
+def test_seeds_and_what_chance_may_explain(root: Path) -> None:
+    """The best over its seeds first; a paper's number where there is one."""
+    (root / "README.md").write_text(marked("report/voc_mini"))
+    (root / "data/voc_mini/report").mkdir(parents=True)
+    (root / "data/voc_mini/report/systems.csv").write_text(SEEDED)
+    (root / "docs/tables/report").mkdir()
+    (root / "docs/tables/report/voc_mini.json").write_text('{"command": "make seeds"}')
+    tables.main(root=root)
+    assert (
+        "| system | mIoU | pixel accuracy | boundary F | seeds | over masks only | over the next row | published "
+        "| masks per class | tagged images | state |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n"
+        "| dis | 40.0 ± 1.2 | 80.0 | 10.0 | 3 | +8.0 (+5.0 to +11.0) | +8.0 (+5.0 to +11.0) "
+        "| - | 5 | 1,500 | current |\n"
+        "| deeplab | 32.0 ± 2.0 | 90.0 | 10.0 | 2 | - | +2.0 (-1.0 to +5.0), level | - | 5 | 0 | current |\n"
+        "| sec | 30.0 | 70.0 | 3.0 | 1 | -2.0 (-5.0 to +1.0), level | - | 50.7 | none | 1,500 | current |\n"
+        "| masks | 50.0 | 80.0 | 10.0 | - | - | - | - |  |  | stale |\n"
+        "\nmIoU in per cent, mean ± standard deviation"
+    ) in readme(root)
+    assert "holds 0.\n\n`make seeds`.\n\n<!-- end -->" in readme(root)
+
+
+def test_a_curve_as_a_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "README.md").write_text(marked("curve/voc_mini"))
+    tables.main(root=root, check=True)
+    assert "data/voc_mini/curve/curve.csv is not there; `make curve`" in capsys.readouterr().out
+    (root / "data/voc_mini/curve").mkdir(parents=True)
+    (root / "data/voc_mini/curve/curve.csv").write_text(CURVE)
+    tables.main(root=root)
+    assert "| dis | 5.0 | 50 | 1,000 | 8.6 | 31.0 ± 1.4 | 2 |\n| dis | 100.0 | 1,000 | 1,000 | 66.6 | 50.0 | 1 |\n" in (
+        readme(root)
+    )
 
 
 def test_without_a_report_the_embedded_set_stays(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

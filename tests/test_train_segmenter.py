@@ -82,7 +82,8 @@ def test_crops_of_weak_images_are_refused(tmp_path: Path) -> None:
     """Of an older split, say: an image that has crops, but is strong no more."""
     strong = Path("split/strong.txt").read_text().split()
     (tmp_path / "strong.txt").write_text("".join(f"{image_id}\n" for image_id in strong[1:]))
-    (tmp_path / "weak.txt").write_text(Path("split/weak.txt").read_text())
+    for name in ("weak.txt", "tags.csv"):
+        (tmp_path / name).write_text(Path("split", name).read_text())
     with pytest.raises(Problem, match=f"{strong[0]} is none of the images that this system may learn from"):
         train(tmp_path / "out", "decouplednet", split=tmp_path)
 

@@ -17,7 +17,7 @@ from segcore.config.training import RecipeParams
 from segcore.errors import Problem
 from segcore.files import fingerprint
 from segcore.processes import Runtime
-from segcore.training.fit import Fit
+from segcore.training.fit import WATCHED, Fit
 from segcore.training.fit import Progress as Step
 
 SCRATCH = Path(".scratch")
@@ -79,7 +79,7 @@ def _logged(log: Path) -> Iterator[Callable[[Step], None]]:
         with _as_problem(partial):
             live.step = progress.step
             for term, value in progress.losses.items():
-                live.log_metric(f"loss/{term}", round(value, 6))
+                live.log_metric(term if term.startswith(WATCHED) else f"loss/{term}", round(value, 6))
             live.log_metric("learning_rate", round(progress.learning_rate, 8))
 
     try:

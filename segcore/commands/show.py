@@ -12,11 +12,12 @@ from rich import box
 from rich.table import Table
 
 from segcore.cli import command, console
-from segcore.reporting import page
+from segcore.reporting import comparison, page
 from segcore.reporting.results import Results
 
 SCORES = {"mean_iou": "mIoU", "pixel_accuracy": "pixel acc.", "mean_accuracy": "mean acc.", "boundary_f": "boundary F"}
 COUNTS = ("masks per class", "masks", "tagged")
+OVERS = ("over masks only", "over next row")
 NONE = "–"
 OLD = "older than these results or of other parameters"
 
@@ -30,6 +31,8 @@ def main(*, params: Path = Path("params.yaml")) -> None:
         console.console.print(pretty(table))
     else:
         console.say(table.to_string(index=False))
+    if not console.console.is_terminal:
+        console.say(comparison.NOTE)
     for part in results.wanting:
         console.say(f"{part.path} is {part.state}: `dvc repro {part.stage}`")
     for line in told(results):
@@ -42,9 +45,15 @@ def shown(results: Results) -> pd.DataFrame:
     for row in results.ranked:
         state = f"stale: {row.part.why}" if row.state == "stale" else row.state
         scores = {title: _percent(row.metrics.get(name)) for name, title in SCORES.items()}
+        if found := results.compared.get(row.system):
+            scores["mIoU"] = comparison.spread(found.mean, found.std)
+        overs = (found.over_masks, found.over_next) if found else (None, None)
+        differences = {title: comparison.told(over) or NONE for title, over in zip(OVERS, overs, strict=True)}
         counts = (row.masks_per_class or None, row.strong_images, row.tagged_images)
         texts = (NONE if count is None else str(count) for count in counts)
-        lines.append({"system": row.system, "state": state} | scores | dict(zip(COUNTS, texts, strict=True)))
+        lines.append(
+            {"system": row.system, "state": state} | scores | differences | dict(zip(COUNTS, texts, strict=True))
+        )
     return pd.DataFrame(lines)
 
 
@@ -66,7 +75,7 @@ def _percent(fraction: float | None) -> str:
 
 
 def pretty(table: pd.DataFrame) -> Table:
-    drawn = Table(box=box.SIMPLE_HEAD, caption="scores in per cent, on the validation images")
+    drawn = Table(box=box.SIMPLE_HEAD, caption=comparison.NOTE)
     for number, title in enumerate(table.columns):
         drawn.add_column(title, justify="right" if number > 1 else "left", no_wrap=number == 0)
     for cells in table.itertuples(index=False):

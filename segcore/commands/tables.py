@@ -1,9 +1,10 @@
 """Fill the tables of README.md and docs/results.md from files, so that no number in them is typed by hand.
 
 A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`. `docs/tables/NAME.csv` holds it as shown,
-the header first; `embedded` comes from the report on the embedded data set. `docs/tables/NAME.json`, where there is
-one, tells command, commit and machine, and becomes the line below the table. `--check` writes nothing and exits with 1
-if a table is not what the files say. No stage of the pipeline.
+the header first; `embedded` comes from the report on the embedded data set, `report/voc_mini` from that on voc_mini,
+and `curve/voc_mini` from its curve. `docs/tables/NAME.json`, where there is one, tells command, commit and machine, and
+becomes the line below the table. `--check` writes nothing and exits with 1 if a table is not what the files say. No
+stage of the pipeline.
 """
 
 import csv
@@ -12,27 +13,26 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 import typer
 
 from segcore.cli import command, console
 from segcore.errors import Problem, hint
 from segcore.files import write_atomically
+from segcore.reporting import rows as rows_of
 
 DOCUMENTS = ("README.md", "docs/results.md")
 TABLES = "docs/tables"
 EMBEDDED = "embedded"
 SYSTEMS = "data/shapes/report/systems.csv"
+MADE = {"report": "data/{}/report/systems.csv", "curve": "data/{}/curve/curve.csv"}
+"""Tables of a data set that runs make, by what stands before the slash in their names."""
 
 PLACE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n)(?P<content>.*?)(?P<end><!-- end -->)", re.DOTALL)
 OPENING = re.compile(r"<!-- table:.*")
-NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?")
+NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?( ± [\d.]+| \([+-][\d.]+ to [+-][\d.]+\)(, level)?)?")
 NOTHING = ("", "-", "none")
 """Cells that may stand in a column of numbers."""
 
-SCORES = {"mean_iou": "mIoU", "pixel_accuracy": "pixel accuracy", "boundary_f": "boundary F"}
-COUNTS = {"masks_per_class": "masks per class", "tagged_images": "tagged images"}
-STATE, CURRENT, MISSING = "state", "current", "missing"
 ABOUT = {"command": "`{}`", "commit": "commit {}", "machine": "{}"}
 """What the line below a table tells, in this order."""
 
@@ -82,50 +82,26 @@ def fill(text: str, root: Path, where: str) -> str:
 def table(name: str, root: Path, where: str) -> str | None:
     """A table in Markdown with the line below it; None where its file is made by a run that is still to come."""
     file = root / TABLES / f"{name}.csv"
-    if name == EMBEDDED:
-        systems = root / SYSTEMS
-        if not systems.is_file():
-            console.say(f"{where}: '{name}' stays as it is, as {SYSTEMS} is not there; `make demo` makes it")
+    kind, _, data_set = ("report/shapes" if name == EMBEDDED else name).partition("/")
+    if kind in MADE and data_set:
+        made = root / MADE[kind].format(data_set)
+        if not made.is_file():
+            by = "`make curve` makes" if kind == "curve" else "`make demo` and `make report` make"
+            console.say(f"{where}: '{name}' stays as it is, as {made.relative_to(root)} is not there; {by} it")
             return None
-        rows = of_systems(pd.read_csv(systems, dtype=dict.fromkeys([*COUNTS, STATE], str), keep_default_na=False))
-    elif file.is_file():
+        rows, note = rows_of.curve(made) if kind == "curve" else rows_of.systems(made)
+        return markdown(rows) + note + about(file.with_suffix(".json"))
+    if file.is_file():
         with file.open(newline="") as lines:
             rows = [row for row in csv.reader(lines) if row]
     else:
-        known = sorted({EMBEDDED, *(other.stem for other in file.parent.glob("*.csv"))})
+        known = sorted(
+            {EMBEDDED, "report/<data set>", "curve/<data set>", *(f.stem for f in file.parent.glob("*.csv"))}
+        )
         raise Problem(f"{where}: found the table '{name}'; there are {', '.join(known)}{hint(name, known)}")
     if len({len(row) for row in rows}) != 1:
         raise Problem(f"{file}: it must hold a header, and rows with as many cells")
     return markdown(rows) + about(file.with_suffix(".json"))
-
-
-def of_systems(systems: pd.DataFrame) -> list[list[str]]:
-    """The rows of the report's table, scores in per cent, best system first, after it what is stale.
-
-    Systems without a result are left out, and the states too, where all are current.
-    """
-    if STATE in systems:
-        systems = systems.loc[systems[STATE] != MISSING]
-    ranked = systems.assign(**{name: pd.to_numeric(systems[name], errors="coerce") for name in SCORES})
-    ranked = ranked.sort_values("mean_iou", ascending=False, kind="stable")
-    told = STATE in ranked and {*ranked[STATE]} != {CURRENT}
-    if told:
-        ranked = ranked.sort_values(STATE, key=lambda states: states != CURRENT, kind="stable")
-    columns = [ranked["system"], *(ranked[name].map(_percent) for name in SCORES)]
-    columns += [ranked[name].map(_grouped) for name in COUNTS]
-    header = ["system", *SCORES.values(), *COUNTS.values()]
-    if told:
-        columns.append(ranked[STATE])
-        header.append(STATE)
-    return [header, *map(list, zip(*columns, strict=True))]
-
-
-def _percent(fraction: float) -> str:
-    return "-" if pd.isna(fraction) else f"{100 * fraction:.1f}"
-
-
-def _grouped(count: str) -> str:
-    return f"{int(count):,}" if count.isdigit() else count
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -108,11 +108,24 @@ class StrongAll(Section):
     kind: Literal["all"]
 
 
+class TagNoise(Section):
+    """Mistakes in the tags of images that go by their tags; measuring never sees them."""
+
+    drop: Fraction
+    """Share of the tags that go missing; of an image that would lose its last one, one stays."""
+    add: Fraction
+    """Share of the tags that an image does not have, but is given."""
+
+
 class SplitParams(Section):
     """Which training images keep their masks (S) and which are used by their tags (W)."""
 
     strong: Annotated[StrongPerClass | StrongList | StrongAll, Field(discriminator="kind")]
     weak_includes_strong: bool
+    tag_noise: TagNoise | None
+    """Mistakes that training sees in the tags of images without masks; null for none."""
+    weak_images: Count | None
+    """How many images are used by their tags, chosen by the seed; fewer are among more. null: all."""
 
 
 class GradientEdges(Section):

@@ -104,8 +104,10 @@ class GridParams(Section):
     """Pixels of the image to a cell of the grid of scores."""
     branches: Annotated[tuple[Count, ...], Field(min_length=1)]
     """Dilations, in cells, of the branches whose scores are summed: (12,) or (6, 12, 18, 24)."""
+    kernel: Count
+    """Side of a branch's dilated convolution: 3 for a large field of view, 4 with the branch 4 for the small one."""
     width: Count
-    """Channels of fc6 and fc7 over VGG-16 (published: 1024); other trunks have none."""
+    """Channels of fc6 and fc7 over VGG-16 (published: 1024, small field of view 4096); other trunks have none."""
     dropout: Rate
     """Behind fc6 and fc7."""
     input_size: GridSize
@@ -113,13 +115,44 @@ class GridParams(Section):
 
     @model_validator(mode="after")
     def _cells_fit(self) -> "GridParams":
-        if (self.input_size - 1) % self.stride:
-            below = self.input_size - (self.input_size - 1) % self.stride
+        _check_cells(self.input_size, self.stride)
+        return self
+
+    @model_validator(mode="after")
+    def _branches_have_a_centre(self) -> "GridParams":
+        if self.kernel % 2 == 0 and any(branch % 2 for branch in self.branches):
             raise ValueError(
-                f"input_size {self.input_size} must be a multiple of stride {self.stride} and one more, such as "
-                f"{below} or {below + self.stride}"
+                f"branches {list(self.branches)} must be even under kernel {self.kernel}, or windows have no centre"
             )
         return self
+
+
+class DualParams(Section):
+    """One of `networks`: that of DIS, which explains an image by its classes and by its colours."""
+
+    kind: Literal["dual"]
+    stride: Literal[8, 16]
+    """Pixels of the image to a cell of the labelmap."""
+    fusion_kernel: Count
+    """Side of the last convolution, over labelmap and tags; odd. Not published."""
+    input_size: GridSize
+    """Side of the training images."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DualParams":
+        if self.fusion_kernel % 2 == 0:
+            raise ValueError(f"fusion_kernel {self.fusion_kernel} must be odd, as it has a centre")
+        _check_cells(self.input_size, self.stride)
+        return self
+
+
+def _check_cells(input_size: int, stride: int) -> None:
+    if (input_size - 1) % stride:
+        below = input_size - (input_size - 1) % stride
+        raise ValueError(
+            f"input_size {input_size} must be a multiple of stride {stride} and one more, such as "
+            f"{below} or {below + stride}"
+        )
 
 
 class ClassifierParams(Section):
@@ -153,4 +186,4 @@ class ClassifierParams(Section):
         return self
 
 
-NetworkParams = Annotated[DeconvolutionParams | GridParams, Field(discriminator="kind")]
+NetworkParams = Annotated[DeconvolutionParams | GridParams | DualParams, Field(discriminator="kind")]

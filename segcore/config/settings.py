@@ -24,6 +24,7 @@ from segcore.config.networks import (
     BackboneParams,
     ClassifierParams,
     DeconvolutionParams,
+    DualParams,
     FullyConnectedParams,
     GridParams,
     NetworkParams,
@@ -87,7 +88,7 @@ class Settings:
         self.evaluation: EvaluationParams = self._checked("evaluation", EvaluationParams)
         self.recipes: dict[str, RecipeParams] = self._completed_recipes()
         self.backbones: dict[str, BackboneParams] = self._named("backbones")
-        self.networks: dict[str, DeconvolutionParams | GridParams] = self._named("networks")
+        self.networks: dict[str, DeconvolutionParams | GridParams | DualParams] = self._named("networks")
         self.crfs: dict[str, CRFParams] = self._named("crfs")
         self.views: dict[str, Views] = self._named("views")
         self._resolve("cue_losses.*")

@@ -1,5 +1,6 @@
 """From a file to a training sample: read, scale, cut, flip, all decided by one seed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,12 @@ def binary_labels(
 
 
 class TaggedImages:
-    """Weak training samples: short side scaled to `resize`, a random square cut out, flipped half of the time."""
+    """Weak training samples: short side scaled to `resize`, a random square cut out, flipped half of the time.
 
-    def __init__(self, records: list[Record], n_tags: int, resize: int, input_size: int) -> None:
+    Without `resize` images are stretched to the square, so that all that their tags name is in it.
+    """
+
+    def __init__(self, records: list[Record], n_tags: int, resize: int | None, input_size: int) -> None:
         self.records = records
         self.n_tags = n_tags
         self.resize = resize
@@ -56,11 +60,14 @@ class TaggedImages:
 
     def sample(self, index: int, seed: int) -> Sample:
         record = self.records[index]
-        rng = np.random.default_rng(seed)
-        image = random_square(scaled(read_image(record.image), self.resize), self.input_size, rng)
+        rng, size = np.random.default_rng(seed), self.input_size
+        image = read_image(record.image)
+        if self.resize is None:
+            image = resized(image, size, size)
+        else:
+            image = random_square(scaled(image, self.resize), size, rng)
         if rng.random() < 0.5:
             image = image[:, ::-1]
-        size = self.input_size
         unknown = torch.full((size, size), IGNORE, dtype=torch.uint8)
         return Sample(record.image_id, planes(image), tag_vector(record.tags, self.n_tags), unknown, strong=False)
 
@@ -108,7 +115,7 @@ class LabelledImages:
     that range, and a random square is cut out; what it shows beyond the image is black (0) and unknown (255).
 
     Args:
-        labels: the PNG of each record, of the image's size.
+        labels: the PNG of each record, of the image's size; None where nothing is known of its pixels.
         every: keep the label of every n-th pixel, each way: those at the cells of a network of that stride.
         strong: whether a person made the labels.
     """
@@ -116,7 +123,7 @@ class LabelledImages:
     def __init__(
         self,
         records: list[Record],
-        labels: list[Path],
+        labels: Sequence[Path | None],
         n_tags: int,
         input_size: int,
         scales: tuple[float, float] | None = None,
@@ -136,7 +143,8 @@ class LabelledImages:
 
     def sample(self, index: int, seed: int) -> Sample:
         record, path = self.records[index], self.labels[index]
-        image, labels = read_image(record.image), read_labels(path)
+        image = read_image(record.image)
+        labels = np.full(image.shape[:2], IGNORE, dtype=np.uint8) if path is None else read_labels(path)
         if labels.shape != image.shape[:2]:
             raise Problem(f"{path} has {labels.shape} pixels (height, width), its image has {image.shape[:2]}")
         rng = np.random.default_rng(seed)

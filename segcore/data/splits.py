@@ -1,17 +1,23 @@
 """The strong images S, which keep their masks, the weak images W, which go by their tags, and those to measure on.
 
-As in Hong et al. 2015 (section 6.1), S is n images a class of the training set, and W is the whole training set.
+As in Hong et al. 2015 (section 6.1), S is n images a class of the training set, and W is the whole training set. The
+tags by which W goes may be made worse on purpose (Luo et al. 2017 learn from tags that are missing or wrong): training
+reads them from `TAGS_FILE`, measuring from the manifest.
 """
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from segcore.config.data import SplitParams, StrongAll, StrongList
+from segcore.config.data import SplitParams, StrongAll, StrongList, TagNoise
 from segcore.data.manifest import Record
 from segcore.errors import Problem, Problems
+from segcore.made_of import TAGS_FILE
 from segcore.seeds import derived_seed
 
 MASKS_FILE = "masks.csv"
@@ -40,7 +46,7 @@ def choose(
     `split.strong.file` where that is asked for.
 
     Raises:
-        Problem: S cannot be chosen as asked, or W would be empty.
+        Problem: S or W cannot be chosen as asked, or W would be empty.
     """
     train = {image_id: record for image_id, record in records.items() if record.split == "train"}
     shown = {image_id: record.label_classes for image_id, record in train.items() if record.label_classes is not None}
@@ -53,14 +59,23 @@ def choose(
         strong = [image_id for picked in per_class(shown, classes, how.images, seed) for image_id in picked]
     if not strong:
         raise Problem(f"split.strong.kind: {how.kind}: no training image has labels; add masks, or SBD's by sbd_root")
-    weak = set(train) if params.weak_includes_strong else set(train) - set(strong)
+    weak: Collection[str] = set(train) if params.weak_includes_strong else set(train) - set(strong)
     if not weak:
         raise Problem(
             "split.weak_includes_strong: false leaves no image to go by its tags, as every training image is strong; "
             "set it to true or choose fewer strong images"
         )
+    if params.weak_images is not None:
+        weak = _fewer(weak, params.weak_images, seed)
     val = [image_id for image_id, record in records.items() if record.split == "val"]
     return Splits(tuple(sorted(strong)), tuple(sorted(weak)), tuple(sorted(val)))
+
+
+def _fewer(weak: Collection[str], n: int, seed: int) -> list[str]:
+    """The first `n` in a random order, so that fewer are among more."""
+    if n > len(weak):
+        raise Problem(f"split.weak_images: found {n}; there are {len(weak)} to choose from, and null takes all")
+    return _shuffled(sorted(weak), seed, "weak images")[:n]
 
 
 def per_class(shown: Mapping[str, Collection[int]], classes: Sequence[str], n: int, seed: int) -> list[list[str]]:
@@ -170,6 +185,7 @@ def counts(splits: Splits, records: Mapping[str, Record], classes: Sequence[str]
     return {
         "strong": len(splits.strong),
         "weak": len(splits.weak),
+        "weak_without_mask": len({*splits.weak} - {*splits.strong}),
         "val": len(splits.val),
         "per_class": {
             name: {
@@ -180,4 +196,70 @@ def counts(splits: Splits, records: Mapping[str, Record], classes: Sequence[str]
             for index, name in enumerate(classes)
             if index > 0
         },
+    }
+
+
+def tags_seen(
+    splits: Splits, records: Mapping[str, Record], n_tags: int, noise: TagNoise | None, seed: int
+) -> dict[str, tuple[int, ...]]:
+    """The tags of every training image as training sees them: indices 1..L, sorted.
+
+    Strong images keep theirs. Of every other image one number is drawn for each class, by the seed and the id alone: a
+    tag goes missing if its number is below `drop`, a class that is none becomes one if its number is below `add`. An
+    image never loses all of its tags: if no tag is left or added, the one with the greatest number stays.
+    """
+    strong = {*splits.strong}
+    return {
+        image_id: record.tags
+        if noise is None or image_id in strong
+        else _with_mistakes(record.tags, n_tags, noise, derived_seed(seed, "tag noise", image_id))
+        for image_id, record in records.items()
+        if record.split == "train"
+    }
+
+
+def _with_mistakes(tags: tuple[int, ...], n_tags: int, noise: TagNoise, seed: int) -> tuple[int, ...]:
+    drawn = dict(enumerate(np.random.default_rng(seed).random(n_tags).tolist(), start=1))
+    left = [tag for tag, number in drawn.items() if (number >= noise.drop if tag in tags else number < noise.add)]
+    if not left and tags:
+        left = [max(tags, key=drawn.__getitem__)]
+    return tuple(left)
+
+
+def tags_table(seen: Mapping[str, tuple[int, ...]], classes: Sequence[str]) -> bytes:
+    """The content of `TAGS_FILE`: image_id,tags, names of classes with `|` between them."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("image_id", "tags"))
+    lines.writerows((image_id, "|".join(classes[tag] for tag in tags)) for image_id, tags in seen.items())
+    return text.getvalue().encode()
+
+
+def as_training_sees(
+    records: Mapping[str, Record], ids: Collection[str], split: Path, classes: Sequence[str]
+) -> dict[str, Record]:
+    """The records, those of the images `ids` with the tags that the folder of the split has for them.
+
+    Raises:
+        Problem: the table lacks some of these images, or is of other classes.
+        FileNotFoundError: there is none.
+    """
+    file, index = split / TAGS_FILE, {name: number for number, name in enumerate(classes)}
+    with file.open(newline="") as lines:
+        table = {line["image_id"]: line["tags"].split("|") if line["tags"] else [] for line in csv.DictReader(lines)}
+    if missing := [image_id for image_id in ids if image_id not in table]:
+        raise Problem(f"{file} lacks {len(missing)} images of the split, {missing[0]} first", made_by="split")
+    if strange := sorted({name for tags in table.values() for name in tags} - {*classes[1:]}):
+        raise Problem(f"{file} has tags that are no classes of the data set, {strange[0]} first", made_by="split")
+    seen = {i: replace(records[i], tags=tuple(index[name] for name in table[i])) for i in ids}
+    return {**records, **seen}
+
+
+def mistakes(seen: Mapping[str, tuple[int, ...]], records: Mapping[str, Record]) -> dict[str, int]:
+    """How many tags training images have, and how many of them training does not see, or sees beside them."""
+    pairs = [({*records[image_id].tags}, {*tags}) for image_id, tags in seen.items()]
+    return {
+        "tags": sum(len(true) for true, _ in pairs),
+        "dropped": sum(len(true - found) for true, found in pairs),
+        "added": sum(len(found - true) for true, found in pairs),
     }

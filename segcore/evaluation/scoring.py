@@ -16,8 +16,10 @@ from segcore.config.labels import EvaluationParams
 from segcore.data.manifest import Record
 from segcore.data.pictures import IGNORE, read_image, read_labels
 from segcore.errors import Problem, Problems
+from segcore.evaluation import per_image
 from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix
 from segcore.evaluation.numbers import rounded
+from segcore.evaluation.per_image import ImageCounts
 from segcore.files import write_atomically
 
 Labels = UInt8[np.ndarray, "H W"]
@@ -52,14 +54,29 @@ class Scores:
 
     confusion: ConfusionMatrix
     boundary: BoundaryScore
+    per_image: list[ImageCounts]
     images: list[ScoredImage]
     with_crf: "Scores | None" = None
     """The same of what a CRF made of the predictions; without its images."""
 
     def __add__(self, other: "Scores") -> "Scores":
         with_crf = self.with_crf + other.with_crf if self.with_crf and other.with_crf else None
-        images = self.images + other.images
-        return Scores(self.confusion + other.confusion, self.boundary + other.boundary, images, with_crf)
+        return Scores(
+            self.confusion + other.confusion,
+            self.boundary + other.boundary,
+            self.per_image + other.per_image,
+            self.images + other.images,
+            with_crf,
+        )
+
+    def count(self, image_id: str, truth: Labels, prediction: Labels) -> ConfusionMatrix:
+        """Add an image; gives its own counts."""
+        alone = ConfusionMatrix(self.confusion.n_classes)
+        alone.update(truth, prediction)
+        self.confusion += alone
+        self.boundary.update(truth, prediction)
+        self.per_image.append(ImageCounts.of(image_id, alone))
+        return alone
 
 
 def validation_records(manifest: dict[str, Record], val: Path) -> list[Record]:
@@ -96,7 +113,8 @@ def score(
     """
 
     def empty() -> Scores:
-        return Scores(ConfusionMatrix(n_classes), BoundaryScore(n_classes, params.boundary_tolerance), [])
+        boundary = BoundaryScore(n_classes, params.boundary_tolerance)
+        return Scores(ConfusionMatrix(n_classes), boundary, [], [])
 
     scores = empty()
     scores.with_crf = empty() if with_crf else None
@@ -105,14 +123,10 @@ def score(
         predictions = predict([read_image(record.image) for record in batch])
         for record, prediction in zip(batch, predictions, strict=True):
             truth = read_truth(record, n_classes)
-            alone = ConfusionMatrix(n_classes)
-            alone.update(truth, prediction.labels)
-            scores.confusion += alone
-            scores.boundary.update(truth, prediction.labels)
+            alone = scores.count(record.image_id, truth, prediction.labels)
             scores.images.append(ScoredImage(record.image_id, alone.mean_iou, _png(prediction.labels)))
             if scores.with_crf and prediction.refined is not None:
-                scores.with_crf.confusion.update(truth, prediction.refined)
-                scores.with_crf.boundary.update(truth, prediction.refined)
+                scores.with_crf.count(record.image_id, truth, prediction.refined)
     return scores
 
 
@@ -137,7 +151,7 @@ def _png(labels: Labels) -> bytes:
 
 
 def write_results(scores: Scores, names: Sequence[str], out: Path) -> None:
-    """metrics.json, per_class.csv, confusion.csv (for `dvc plots`) and confusion_counts.csv (exact)."""
+    """metrics.json, per_class.csv, confusion.csv (for `dvc plots`), confusion_counts.csv (exact) and images.parquet."""
     out.mkdir(parents=True, exist_ok=True)
     confusion, boundary = scores.confusion, scores.boundary
     metrics = summary(scores)
@@ -156,6 +170,7 @@ def write_results(scores: Scores, names: Sequence[str], out: Path) -> None:
     }
     for name, text in files.items():
         write_atomically(out / name, text.encode())
+    per_image.write(out, scores.per_image, scores.with_crf.per_image if scores.with_crf else None, names)
 
 
 def summary(scores: Scores) -> dict[str, Any]:

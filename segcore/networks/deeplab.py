@@ -1,7 +1,8 @@
 """DeepLab: class scores on the fine grid of a dilated trunk, added up over branches that look further and further.
 
-Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", ICLR 2015 (LargeFOV:
-one branch over VGG-16), and "DeepLab", PAMI 2018 (version 2: four branches). FickleNet and DSRG train this network.
+Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", ICLR 2015 (one branch
+over VGG-16: LargeFOV, and the small field of view that WSSL compares it with), and "DeepLab", PAMI 2018 (version 2:
+four branches). FickleNet and DSRG train this network.
 
 Cell i of the grid lies at pixel `stride` * i of the image, as every reduction on the way is centred on the first
 pixel: labels are read and scores are enlarged by that rule, whatever the size. `geometry.Grid` is the same rule for
@@ -17,16 +18,19 @@ from segcore.networks.dropout import KeyedDropout
 from segcore.networks.trunk import Trunk
 from segcore.networks.vgg import VGG16
 
-KEPT_PLACES = (0, 3, 6)
-"""Rows and columns of VGG-16's 7x7 fc6 that become the 3x3 of LargeFOV."""
+KEPT_PLACES = {3: (0, 3, 6), 4: (0, 2, 4, 6), 7: tuple(range(7))}
+"""Rows and columns of VGG-16's 7x7 fc6 that become an fc6 of that side."""
 
 
 class LargeFov(nn.Module):
-    """A branch over VGG-16: the fully connected layers as a dilated 3x3 and two 1x1 convolutions."""
+    """A branch over VGG-16: the fully connected layers as a dilated and two 1x1 convolutions.
 
-    def __init__(self, channels: int, width: int, n_classes: int, dilation: int, dropout: float) -> None:
+    A kernel of 3 at dilation 12 sees 224 pixels, the large field of view; one of 4 at dilation 4 sees 128, the small.
+    """
+
+    def __init__(self, channels: int, width: int, n_classes: int, dilation: int, kernel: int, dropout: float) -> None:
         super().__init__()
-        self.fc6 = nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation)
+        self.fc6 = nn.Conv2d(channels, width, kernel, padding=_centred(kernel, dilation), dilation=dilation)
         self.fc7 = nn.Conv2d(width, width, 1)
         self.fc8 = nn.Conv2d(width, n_classes, 1)
         self.drop6 = KeyedDropout(dropout)
@@ -45,26 +49,34 @@ class DeepLab(nn.Module):
     """A trunk that keeps a fine grid, and branches whose scores are summed.
 
     Over VGG-16 the branches are LargeFOV's, behind pool5 and an average pooling that keep the size. Over any other
-    trunk they are version 2's: one dilated 3x3 convolution each, straight to the classes; `width` and `dropout` then
-    have nothing to act on.
+    trunk they are version 2's: one dilated convolution each, straight to the classes; `width` and `dropout` then have
+    nothing to act on.
 
     Args:
         trunk: of stride 8 or 16.
         branches: the dilation of each branch, in cells of the grid: (12,) for LargeFOV, (6, 12, 18, 24) for version 2.
-        width: channels of fc6 and fc7 (published: 1024).
+        kernel: side of each dilated convolution (published: 3; 4 with branches (4,) for the small field of view).
+        width: channels of fc6 and fc7 (published: 1024; 4096 for the small field of view).
         dropout: rate behind fc6 and fc7 (published: 0.5).
     """
 
-    def __init__(self, trunk: Trunk, n_classes: int, branches: tuple[int, ...], width: int, dropout: float) -> None:
+    def __init__(
+        self, trunk: Trunk, n_classes: int, branches: tuple[int, ...], kernel: int, width: int, dropout: float
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.stride = trunk.stride
         self.pools: nn.Module = nn.Identity()
         if isinstance(trunk, VGG16):
             self.pools = nn.Sequential(nn.MaxPool2d(3, 1, padding=1), nn.AvgPool2d(3, 1, padding=1))
-            heads: list[nn.Module] = [LargeFov(trunk.channels, width, n_classes, d, dropout) for d in branches]
+            heads: list[nn.Module] = [
+                LargeFov(trunk.channels, width, n_classes, dilation, kernel, dropout) for dilation in branches
+            ]
         else:
-            heads = [nn.Conv2d(trunk.channels, n_classes, 3, padding=d, dilation=d) for d in branches]
+            heads = [
+                nn.Conv2d(trunk.channels, n_classes, kernel, padding=_centred(kernel, dilation), dilation=dilation)
+                for dilation in branches
+            ]
             for head in heads:
                 _start_as_published(head)
         self.branches = nn.ModuleList(heads)
@@ -83,20 +95,21 @@ class DeepLab(nn.Module):
     def borrow(self, weights: dict[str, Tensor]) -> tuple[str, ...]:
         """Start fc6 and fc7 of every branch from VGG-16's own, thinned out, where the shapes allow it.
 
-        Of fc6's 7x7 places 3x3 are kept, and of the channels of fc6 and fc7 every n-th, so that `width` are left: what
-        the published initial weights `vgg16_20M` were made by.
+        Of fc6's 7x7 places 3x3 (or 4x4) are kept, and of the channels of fc6 and fc7 every n-th, so that `width` are
+        left: what the published initial weights `vgg16_20M` (and `vgg16_128`) were made by.
 
         Returns:
-            Prefixes of the parameters that were filled; none if there is nothing to fill them from.
+            Prefixes of the parameters that were filled; none if there is nothing to fill them from, as in a file that
+            has VGG-16's convolutions only: fc6 and fc7 then start at random and learn as fast as new layers do.
         """
         if "classifier.0.weight" not in weights or not isinstance(self.trunk, VGG16):
             return ()
         fc6, fc7 = weights["classifier.0.weight"].unflatten(1, (-1, 7, 7)), weights["classifier.3.weight"]
         branches = [branch for branch in self.branches if isinstance(branch, LargeFov)]
-        width = branches[0].fc6.out_channels
-        if fc6.shape[1] != self.trunk.channels or len(fc6) % width:
+        width, kernel = branches[0].fc6.out_channels, branches[0].fc6.kernel_size[0]
+        if fc6.shape[1] != self.trunk.channels or len(fc6) % width or kernel not in KEPT_PLACES:
             return ()
-        every, places = len(fc6) // width, torch.tensor(KEPT_PLACES)
+        every, places = len(fc6) // width, torch.tensor(KEPT_PLACES[kernel])
         with torch.no_grad():
             for branch in branches:
                 branch.fc6.weight.copy_(fc6[::every][:, :, places][:, :, :, places])
@@ -105,6 +118,11 @@ class DeepLab(nn.Module):
                     assert layer.bias is not None
                     layer.bias.copy_(weights[key][::every])
         return tuple(f"branches.{i}.{layer}." for i in range(len(branches)) for layer in ("fc6", "fc7"))
+
+
+def _centred(kernel: int, dilation: int) -> int:
+    """The zeros around a map by which a dilated kernel keeps its size: an even kernel needs an even dilation."""
+    return dilation * (kernel - 1) // 2
 
 
 def _start_as_published(layer: nn.Module) -> None:

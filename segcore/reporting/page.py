@@ -15,7 +15,7 @@ from PIL import Image
 from segcore.config.settings import Settings
 from segcore.data.pictures import voc_palette
 from segcore.files import fingerprint
-from segcore.reporting import charts
+from segcore.reporting import charts, comparison
 from segcore.reporting.results import SCORES, Results, read_json
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -28,6 +28,8 @@ STAGES = (
     "train_segmenter",
     "evaluate",
 )
+WATCHED = "watched/"
+"""Before the names of curves that are watched and not minimised; see `training.fit`."""
 WIDEST = 1600
 """Pixels that an embedded picture is scaled down to."""
 
@@ -57,6 +59,7 @@ def rendered(results: Results, params_text: str, run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "embedded": embedded, "words": lambda name: name.replace("_", " ")}
+    environment.filters |= {"told": comparison.told}
     data, settings = results.data, results.settings
     shown = [row for row in results.ranked if row.state == "current"]
     counts = {row.system: _confusion(data / row.part.path) for row in shown}
@@ -71,6 +74,8 @@ def rendered(results: Results, params_text: str, run: Run) -> str:
         ranked=shown,
         tabled=[row for row in results.ranked if row.state != "missing"],
         wanting=results.wanting,
+        compared=results.compared,
+        note=comparison.NOTE,
         confusions=counts,
         panels={row.system: sorted((data / row.part.path / "panels").glob("*.png")) for row in shown},
         system_colours={row.system: row.colour for row in results.rows if row in shown},
@@ -83,6 +88,7 @@ def rendered(results: Results, params_text: str, run: Run) -> str:
         system_curves=_curve_charts(
             data / "segmenters", {row.system: row.colour for row in results.rows if row in shown}
         ),
+        watched=_watched(data / "segmenters", [row.system for row in shown]),
         classifier_curves=_curve_charts(data / "classifiers", {name: colours[name] for name in classifiers}),
         pseudo_labels={name: read_json(data / f"pseudo_labels/{name}/quality.json") for name in pseudo_labels},
         pseudo_label_figures=_there({name: data / f"pseudo_labels/{name}/figure.png" for name in pseudo_labels}),
@@ -107,15 +113,31 @@ def _curve_charts(folder: Path, colours: dict[str, int]) -> dict[str, Markup]:
     """A chart per metric that DVCLive recorded, over all runs that have it."""
     curves: dict[str, dict[str, charts.Curve]] = {}
     for name in colours:
-        root = folder / name / "training/plots/metrics"
-        for file in sorted(root.rglob("*.tsv")):
-            log = pd.read_csv(file, sep="\t")
-            metric = file.relative_to(root).with_suffix("").as_posix()
-            value = [column for column in log.columns if column not in ("step", "timestamp")][-1]
-            step, values = log[["step", value]].to_numpy(np.float64).T
-            curves.setdefault(metric, {})[name] = (step, values)
+        for metric, curve in _curves(folder / name).items():
+            curves.setdefault(metric, {})[name] = curve
     # Our own SVG, whose every text charts.py escapes.
     return {metric: Markup(charts.line_chart(some, "step", metric, colours)) for metric, some in sorted(curves.items())}
+
+
+def _curves(run: Path) -> dict[str, charts.Curve]:
+    """The metrics that DVCLive recorded of one training, by name: steps and values."""
+    root, curves = run / "training/plots/metrics", {}
+    for file in sorted(root.rglob("*.tsv")):
+        log = pd.read_csv(file, sep="\t")
+        value = [column for column in log.columns if column not in ("step", "timestamp")][-1]
+        step, values = log[["step", value]].to_numpy(np.float64).T
+        curves[file.relative_to(root).with_suffix("").as_posix()] = (step, values)
+    return curves
+
+
+def _watched(folder: Path, systems: list[str]) -> dict[str, dict[str, float]]:
+    """By system and figure: terms that are watched and not minimised, averaged over the last eighth of the steps."""
+    found = {}
+    for system in systems:
+        curves = _curves(folder / system)
+        last = {name: values[-max(1, len(values) // 8) :].mean() for name, (_, values) in curves.items()}
+        found[system] = {n.removeprefix(WATCHED): v for n, v in last.items() if n.startswith(WATCHED)}
+    return {system: figures for system, figures in found.items() if figures}
 
 
 @dataclass(frozen=True)

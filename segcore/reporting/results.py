@@ -14,8 +14,11 @@ from segcore.config import fingerprints, plan
 from segcore.config.settings import Settings
 from segcore.config.systems import CLASSIFIERS, CROPS, SEGMENTERS
 from segcore.errors import Problem
+from segcore.evaluation import per_image
 from segcore.files import fingerprint
-from segcore.reporting import charts, published
+from segcore.reporting import charts, kept, published
+from segcore.reporting.chance import Scored
+from segcore.reporting.comparison import Compared, Entry, columns, compared
 from segcore.reporting.supervision import supervision
 
 SCORES = ("mean_iou", "mean_iou_foreground", "pixel_accuracy", "mean_accuracy", "boundary_f")
@@ -27,13 +30,14 @@ WHY = {
     "data_set": "other data",
     "trained_on": "other data",
     "images": "another split",
+    "tags": "other tags",
     "training": "other training",
     "prediction": "other prediction",
 }
 """What it means that a fingerprint differs."""
 
 KINDS = {
-    "results": ("evaluate", ("metrics.json", "confusion_counts.csv")),
+    "results": ("evaluate", ("metrics.json", "confusion_counts.csv", per_image.FILE)),
     CLASSIFIERS: ("train_classifier", ("metrics.json",)),
     CROPS: ("make_crops", ("crops.json",)),
     "pseudo_labels": ("extract_pseudo_labels", ("quality.json",)),
@@ -100,8 +104,26 @@ class Results:
 
     @property
     def ranked(self) -> list[Row]:
-        """The rows, best first; a stale one never stands before a current one."""
-        return sorted(self.rows, key=lambda row: (RANKS.index(row.state), -(row.metrics.get("mean_iou") or 0)))
+        """The rows, best first over their seeds; a stale one never stands before a current one."""
+        return sorted(self.rows, key=lambda row: (RANKS.index(row.state), -self._mean(row)))
+
+    def _mean(self, row: Row) -> float:
+        found = self.compared.get(row.system)
+        return found.mean if found else row.metrics.get("mean_iou") or 0.0
+
+    @cached_property
+    def compared(self) -> dict[str, Compared]:
+        """The current rows over all seeds of which a current result is kept, and beside each other."""
+        entries = []
+        for row in self.rows:
+            if row.state != "current":
+                continue
+            own = [(self.settings.seed, self.data / row.part.path)]
+            others = kept.seeds_of(self.data, self.settings, row.system, self._data_set)
+            names = list(row.metrics["iou"])
+            by_seed = {seed: _scored(folder, names) for seed, folder in [*own, *others]}
+            entries.append(Entry(row.system, by_seed, bool(row.strong_images) and not row.tagged_images))
+        return compared(entries)
 
     def current(self, kind: str) -> list[str]:
         """The names of the current results of a kind."""
@@ -120,7 +142,9 @@ class Results:
                 "masks_per_class": row.masks_per_class,
                 "strong_images": row.strong_images,
                 "tagged_images": row.tagged_images,
+                "published": row.published,
             }
+            | columns(self.compared.get(row.system))
             for row in self.rows
         ).astype(dict.fromkeys(("images", "strong_images", "tagged_images"), "Int64"))
 
@@ -170,25 +194,24 @@ class Results:
             "data_set": self._data_set,
             "trained_on": self._data_set,
             "images": self._images("strong", "weak"),
+            "tags": self._tags,
             "training": fingerprints.expected(self.settings, f"{SEGMENTERS}/{system}"),
             "prediction": fingerprints.of(plan.evaluate(self.settings, system)),
         }
 
     def _made_of(self, path: str, name: str) -> Mapping[str, str | None]:
         entry = (self.settings.classifiers if path.startswith(CLASSIFIERS) else self.settings.pseudo_labels).get(name)
-        return {
+        wanted = {
             "data_set": self._data_set,
             "images": self._images(entry.images if entry else "strong"),
             "training": fingerprints.expected(self.settings, path),
         }
+        return wanted if path == CROPS else wanted | {"tags": self._tags}
 
     @cached_property
     def _data_set(self) -> str | None:
         """The fingerprint of the data set, if it was prepared by today's parameters."""
-        card = read_json(self.data / "prepared/dataset.json")
-        return (
-            card.get("fingerprint") if card.get("parameters") == fingerprints.of(plan.prepare(self.settings)) else None
-        )
+        return data_set_of(self.data, self.settings)
 
     @cached_property
     def _is_split_current(self) -> bool:
@@ -200,9 +223,25 @@ class Results:
         ids = [self._ids(name) for name in lists]
         return fingerprint(ids if len(ids) > 1 else ids[0], ()) if self._is_split_current else None
 
+    @cached_property
+    def _tags(self) -> str | None:
+        """The fingerprint of the tags that training sees, if they are of today's parameters."""
+        split = self.data / "split"
+        return made_of.tags(split) if self._is_split_current and (split / made_of.TAGS_FILE).is_file() else None
+
     def _ids(self, name: str) -> list[str]:
         path = self.data / f"split/{name}.txt"
         return path.read_text().split() if path.is_file() else []
+
+
+def _scored(folder: Path, names: list[str]) -> Scored:
+    return Scored(per_image.read(folder, names), made_of.read(folder)["data_set"])
+
+
+def data_set_of(data: Path, settings: Settings) -> str | None:
+    """The fingerprint of the data set in the folder `data`, if it was prepared by these settings."""
+    card = read_json(data / "prepared/dataset.json")
+    return card.get("fingerprint") if card.get("parameters") == fingerprints.of(plan.prepare(settings)) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

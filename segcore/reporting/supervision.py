@@ -27,7 +27,7 @@ def supervision(system: str, settings: Settings) -> tuple[int | str | None, bool
             sees_tags |= labels.images == "weak"
             makers += [] if isinstance(labels, LabelsFromFile) else [labels.input]
         else:
-            sees_tags |= learns.tags and entry.images == "weak"
+            sees_tags |= learns.tags
         for kind, maker in (path.split("/") for path in makers):
             if kind == CLASSIFIERS:
                 sees_tags |= settings.classifiers[maker].images == "weak"

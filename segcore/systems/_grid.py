@@ -40,7 +40,15 @@ class CueTraining(GridTraining):
 
 SMALLEST_TRAINING: dict[str, Any] = {
     "recipe": "segmenter",
-    "network": {"kind": "grid", "stride": 8, "branches": [1, 2], "width": 24, "dropout": 0.3, "input_size": 97},
+    "network": {
+        "kind": "grid",
+        "stride": 8,
+        "branches": [1, 2],
+        "kernel": 3,
+        "width": 24,
+        "dropout": 0.3,
+        "input_size": 97,
+    },
 }
 SMALLEST_PREDICTION: dict[str, Any] = {"views": {"scales": [1.0], "flip": False}, "crf": None}
 SMALLEST_CUES: dict[str, Any] = {
@@ -125,7 +133,7 @@ class CueSystem(GridSystem):
 def network_of(params: GridParams, origin: Origin) -> tuple[DeepLab, tuple[str, ...]]:
     """The network with its initial weights, and the prefixes of the layers that are VGG-16's own fc6 and fc7."""
     trunk = origin.trunk(params.stride)
-    network = DeepLab(trunk, origin.n_tags + 1, params.branches, params.width, params.dropout)
+    network = DeepLab(trunk, origin.n_tags + 1, params.branches, params.kernel, params.width, params.dropout)
     weights = pretrained.weights_of(origin.backbone) if isinstance(trunk, VGG16) else None
     return network, network.borrow(weights or {})
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -65,7 +65,15 @@ class Supervision:
     masks: bool
     """Masks that people made: of its list of images, or cut into crops."""
     tags: bool
-    """The tags of its images, by a loss or a step of its own."""
+    """The tags of the weak images, by a loss or a step of its own."""
+
+
+class CleanedTags(NamedTuple):
+    """Tags as a system that doubts them takes them, and what it thinks of each."""
+
+    tags: Float[Tensor, "B L"]
+    """0 or 1."""
+    probabilities: Float[Tensor, "B L"]
 
 
 class System(nn.Module, ABC):
@@ -107,6 +115,9 @@ class System(nn.Module, ABC):
     input_offset: int = 0
     """Its squares have sides of `input_step` * k + `input_offset` pixels."""
 
+    cleans_tags: bool = False
+    """Whether it doubts the tags that it is given: `clean_tags` then says what it makes of them."""
+
     @property
     def proposals(self) -> int:
         """Object proposals an image is predicted by; 0 predicts it whole."""
@@ -116,6 +127,8 @@ class System(nn.Module, ABC):
     def losses(self, batch: Batch) -> dict[str, Term]:
         """The terms to sum and minimise, by the name they are logged under.
 
+        A term whose total carries no gradient is watched and not minimised, such as a share of pixels: it is logged,
+        summed over processes and drawn in the report like the others, as `watched/<name>`.
         `batch.moment` says in which step of how many, for a warm-up or a schedule of weights. Every term is there from
         step 0 on, at a factor of 0 where it does not count yet: processes that share a batch wait for the gradient of
         every parameter in every step, and stop with "Expected to have finished reduction" if one has none.
@@ -133,6 +146,13 @@ class System(nn.Module, ABC):
     def probabilities(self, scores: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
         """The probability of each class, from scores as `predict` gives them or means of such."""
         return scores.softmax(1)
+
+    def clean_tags(self, images: Float[Tensor, "B 3 H W"], tags: Float[Tensor, "B L"]) -> CleanedTags:
+        """The tags of images, RGB in 0..255, as the finished system takes them where these were given; no gradients.
+
+        Called of a system that `cleans_tags` alone.
+        """
+        raise NotImplementedError
 
     def finish(self, batches: Iterable[Batch]) -> None:
         """Called once after training, in the precision of `predict`, with training batches on the system's device."""

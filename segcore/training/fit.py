@@ -22,10 +22,16 @@ from segcore.seeds import derived_seed
 from segcore.training import checkpoints
 from segcore.training.optimisation import Trainable, optimiser, rate
 
+WATCHED = "watched/"
+"""Before the names of terms that carry no gradient: figures that are watched, not minimised."""
+
 
 @dataclass(frozen=True)
 class Progress:
-    """One finished step. `losses` are the named terms; `replayed` steps come from the checkpoint of an earlier try."""
+    """One finished step. `losses` are the named terms; `replayed` steps come from the checkpoint of an earlier try.
+
+    A term without a gradient is there as `watched/<name>`.
+    """
 
     step: int
     losses: dict[str, float]
@@ -163,7 +169,8 @@ class Fit:
         return losses
 
     def _same_terms(self, step: int, losses: dict[str, float]) -> None:
-        # With several processes a term that joins or leaves ends in torch's error about an unfinished reduction.
+        # With several processes a term that joins or leaves, or whose gradient does, ends in torch's error about an
+        # unfinished reduction.
         if self.history and losses.keys() != self.history[0].keys():
             odd = ", ".join(sorted(losses.keys() ^ self.history[0].keys()))
             raise Problem(f"step {step}: terms of the loss joined or left ({odd}); each must be there in every step")
@@ -188,6 +195,9 @@ class Fit:
             total = torch.zeros((), device=self.runtime.device)
             for name, term in terms.items():
                 weight = self.runtime.sum(term.weight)
+                if not term.total.requires_grad:
+                    values[WATCHED + name] = Term(self.runtime.sum(term.total), weight).over(weight)
+                    continue
                 # Data parallelism averages gradients over processes; times their number makes it the sum it must be.
                 total = total + term.over(weight) * (self.runtime.world / self.recipe.accumulate)
                 values[name] = Term(self.runtime.sum(term.total), weight).over(weight)

@@ -1,0 +1,46 @@
+"""Train and evaluate systems with other seeds, and keep what the table needs of each, for means and intervals.
+
+Each seed runs in a copy of the project that shares DVC's cache (`segcore.cli.experiments`); the workspace stays as it
+is. What is kept already and of today's parameters is not run again; a run that was killed goes on. The report and
+`make tables` then show the spread over seeds. No stage of the pipeline.
+"""
+
+from pathlib import Path
+
+import typer
+
+from segcore.cli import command, console
+from segcore.cli.experiments import Copies
+from segcore.reporting import kept
+from segcore.reporting.results import data_set_of
+
+
+def main(
+    *,
+    seeds: list[int],
+    systems: list[str] = [],  # noqa: B006 typer reads it, nobody changes it
+    params: Path = Path("params.yaml"),
+    keep_copies: bool = False,
+) -> None:
+    """Run `systems` (all of params.yaml where none is named) with each of `seeds`: `--seeds 1 --seeds 2`."""
+    settings = command.settings(params)
+    chosen = kept.chosen_systems(settings, systems)
+    root = params.parent
+    data = root / "data" / settings.dataset.name
+    if settings.seed in seeds:
+        console.say(f"seed {settings.seed} is that of params.yaml: `dvc repro` makes its results")
+    wanted = [
+        kept.Experiment(system, {"seed": seed}, data / "results" / system / kept.SEEDS / str(seed))
+        for seed in dict.fromkeys(seeds)
+        for system in chosen
+        if seed != settings.seed
+    ]
+    failed = Copies(root, params).perform(wanted, settings, data_set_of(data, settings), keep_copies)
+    if failed:
+        console.say("not done:\n" + "\n".join(failed))
+        raise typer.Exit(1)
+    console.say("`make report tables` shows them")
+
+
+if __name__ == "__main__":
+    command.start(main)
