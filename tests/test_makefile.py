@@ -11,7 +11,7 @@ PROJECT = Path(__file__).parents[1]
 
 
 def planned(*arguments: str, folder: Path = PROJECT) -> str:
-    # `make test` runs this file: a make inside a make says which folder it enters, and the folder of a test says "index".
+    # `make test` runs this file: a make inside a make says which folder it enters, and that of a test says "index".
     command = ["make", "--dry-run", "--no-print-directory", "--file", str(PROJECT / "Makefile"), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
@@ -44,3 +44,10 @@ def test_torch_comes_from_an_index_of_choice_at_its_pinned_version(tmp_path: Pat
 
 def test_a_profile_is_named_by_the_command_that_lays_it_out() -> None:
     assert 'segcore.commands.use_profile --profile "voc-mini"' in planned("use", "PROFILE=voc-mini", "READY=")
+
+
+def test_every_target_that_runs_the_pipeline_goes_on_after_a_kill() -> None:
+    for target in ("demo", "all", "report", "check-params"):
+        said = planned(target, "READY=")
+        assert "python -m segcore.commands.repro" in said
+        assert not re.search(r"\bdvc repro", said)
