@@ -1,6 +1,7 @@
 """A tree of invented results, as the stages before the report leave it."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def predictor(records: list[Record], noise: float):
     random = np.random.default_rng(int(noise * 100))
     order = iter(records)
 
-    def predict(images: list[np.ndarray]) -> list[scoring.Prediction]:
+    def predict(images: Iterable[np.ndarray]) -> list[scoring.Prediction]:
         predictions = []
         for image in images:
             record = next(order)

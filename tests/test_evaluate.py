@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from segcore import made_of, systems
 from segcore.config import plan, settings
@@ -20,6 +19,7 @@ from segcore.data.pictures import read_image, read_labels, write_labels
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference, per_image, scoring
 from segcore.evaluation.numbers import rounded
+from segcore.evaluation.score_maps import ScoreMaps
 from segcore.models.classifiers import save_classifier
 from segcore.models.systems import save_system
 from segcore.networks import classifiers
@@ -120,7 +120,7 @@ def test_metrics_with_a_crf_stand_beside_those_without(
     """All that is written without one stays as it is; the numbers with it come from the refined labels alone."""
     refined, plain = inference.refined, read_results(untrained, PARAMS)
 
-    def nothing_but_background(system: System, scores: Tensor, image: np.ndarray, params: CRFParams) -> np.ndarray:
+    def nothing_but_background(system: System, scores: ScoreMaps, image: np.ndarray, params: CRFParams) -> np.ndarray:
         found = refined(system, scores, image, params)
         assert found.shape == image.shape[:2]
         assert found.dtype == np.uint8
