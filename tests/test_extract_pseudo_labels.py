@@ -241,7 +241,9 @@ def test_a_classifier_without_a_stochastic_head_is_refused(tmp_path: Path) -> No
 def test_a_classifier_of_other_classes_is_refused(tmp_path: Path) -> None:
     names = json.loads(Path("data/classes.json").read_text())
     (tmp_path / "classes.json").write_text(json.dumps([*names[:-1], "zebra"]))
-    split = Path(shutil.copytree("split", tmp_path / "split"))
+    with pytest.raises(Problem, match=f"has tags that are no classes of the data set, {names[-1]} first"):
+        extract(tmp_path / "out", classes=tmp_path / "classes.json")
+    split = shutil.copytree("split", tmp_path / "split")
     (split / "tags.csv").write_text((split / "tags.csv").read_text().replace(names[-1], "zebra"))
     with pytest.raises(Problem, match="was trained for .* train it again"):
         extract(tmp_path / "out", classes=tmp_path / "classes.json", split=split)
