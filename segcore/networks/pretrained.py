@@ -8,12 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from segcore.config.networks import NAMED_WEIGHTS as NAMED
 from segcore.config.networks import BackboneParams
 from segcore.errors import Problem, hint
 from segcore.networks.package_weights import package_weights
-
-NAMED = ("random", "imagenet", "package")
-"""Weights that are no file of the user's."""
 
 
 def weights_of(params: BackboneParams) -> dict[str, Tensor] | None:
