@@ -1,7 +1,8 @@
 """Choose the strong images (masks), the weak images (tags) and the validation images.
 
 Writes into `out`: `strong.txt`, `weak.txt`, `val.txt` with one image id a line, and `split.json` with counts; into
-`masks`: `masks.csv`, which names the masks that training may see.
+`masks`: `masks.csv`, which names the masks that training may see. Cues and saliency maps that were handed in are
+checked against these images.
 """
 
 import json
@@ -12,14 +13,15 @@ from segcore.cli import command, console, provenance
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.data import StrongList
-from segcore.data import splits
-from segcore.data.manifest import Record, read_class_names, read_manifest
+from segcore.data import handed_in, splits
+from segcore.data.manifest import Record, read_class_names, read_ids, read_manifest
 from segcore.errors import Problem
-from segcore.files import write_atomically
+from segcore.files import as_cell, write_atomically
 
 
 def main(*, manifest: Path, classes: Path, out: Path, masks: Path, params: Path = Path("params.yaml")) -> None:
-    plan = plans.split(command.settings(params))
+    settings = command.settings(params)
+    plan = plans.split(settings)
     if not console.is_main_process():
         return
     with provenance.timed("split", out):
@@ -28,6 +30,8 @@ def main(*, manifest: Path, classes: Path, out: Path, masks: Path, params: Path 
         strong = plan.split.strong
         listed = _read_list(Path(strong.file)) if isinstance(strong, StrongList) else None
         chosen = splits.choose(records, names, listed, plan.split, plan.seed)
+        lists = {name: [records[i] for i in getattr(chosen, name)] for name in ("strong", "weak")}
+        handed_in.check(settings.pseudo_labels, lists, names, out.parent)
         counts = {"parameters": fingerprints.of(plan)} | splits.counts(chosen, records, names)
         out.mkdir(parents=True, exist_ok=True)
         for name in ("strong", "weak", "val"):
@@ -43,17 +47,18 @@ def main(*, manifest: Path, classes: Path, out: Path, masks: Path, params: Path 
 
 def _masks(records: Mapping[str, Record], strong: Sequence[str]) -> str:
     """The masks that training may see: image_id,labels_sha256."""
-    lines = [f"{image_id},{records[image_id].labels_sha256}\n" for image_id in strong]
+    lines = [f"{as_cell(image_id)},{records[image_id].labels_sha256}\n" for image_id in strong]
     return "".join(["image_id,labels_sha256\n", *lines])
 
 
 def _read_list(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise Problem(
-            f"split.strong.file: {path} cannot be read ({error}); give a text file with an id a line"
-        ) from error
+        return read_ids(path.expanduser())
+    except FileNotFoundError:
+        reason = "there is no such file"
+    except Problem as problem:
+        reason = str(problem)
+    raise Problem(f"split.strong.file: {path} cannot be read ({reason}); give a text file with an id a line")
 
 
 if __name__ == "__main__":

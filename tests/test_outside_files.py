@@ -157,4 +157,4 @@ def test_the_embedded_set_names_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert json.loads((DATA / outside.FILE).read_text()) == {}
     check_params.main(data=DATA)
     assert "files" not in json.loads((DATA / "params/prepare.json").read_text())
-    np.testing.assert_equal(sorted(os.listdir(DATA)), ["backbones", "outside_files.json", "params"])
+    np.testing.assert_equal(sorted(file.name for file in DATA.iterdir()), ["backbones", "outside_files.json", "params"])
