@@ -1,5 +1,6 @@
 """What every stage does first and last: read the settings, show what happens, keep time, end with a clear error."""
 
+import errno
 import functools
 import inspect
 import logging
@@ -9,7 +10,7 @@ from typing import Any
 
 import typer
 
-from segcore.cli.console import console, escaped, say
+from segcore.cli.console import complain, say
 from segcore.config.settings import Settings, load
 from segcore.errors import Problem
 
@@ -28,14 +29,10 @@ def start(main: Callable[..., None]) -> None:
         try:
             main(**arguments)
         except Problem as problem:
-            console.print(f"[bold red]error[/]: {escaped(advised(problem))}")
+            complain(advised(problem))
             raise typer.Exit(2) from None
         except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            if error.filename is None and not missing:
-                raise
-            what = "not there; `dvc repro` makes what a stage needs" if missing else error.strerror
-            console.print(f"[bold red]error[/]: {escaped(f'{error.filename or error}: {what}')}")
+            complain(told(error))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             say("stopped; no output was left half-written; a training goes on from its last checkpoint when run again")
@@ -43,6 +40,15 @@ def start(main: Callable[..., None]) -> None:
 
     command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     typer.run(command)
+
+
+def told(error: OSError) -> str:
+    """What the system refused, of which file, as far as it says so."""
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename or error}: not there; `dvc repro` makes what a stage needs"
+    where = f"{error.filename}: " if error.filename is not None else ""
+    room = "; make room, then run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    return f"{where}{error.strerror or error}{room}"
 
 
 def advised(problem: Problem) -> str:

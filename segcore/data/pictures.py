@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageOps
 
 from segcore.errors import Problem
+from segcore.files import write_atomically
 
 IGNORE = 255
 """The label of pixels that count neither in training nor in evaluation."""
@@ -178,6 +179,17 @@ def read_labels(path: Path) -> UInt8[np.ndarray, "H W"]:
 def write_labels(path: Path, labels: UInt8[np.ndarray, "H W"]) -> None:
     """An indexed PNG in the colours of VOC; an `OSError` names the file."""
     path.write_bytes(labels_png(labels))
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """A picture, whole or not at all.
+
+    Raises:
+        Problem: it could not be written.
+    """
+    content = io.BytesIO()
+    image.save(content, format="PNG", optimize=True)
+    write_atomically(path, content.getvalue())
 
 
 def labels_png(labels: UInt8[np.ndarray, "H W"]) -> bytes:

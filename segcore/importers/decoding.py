@@ -24,6 +24,7 @@ from segcore.data.pictures import (
     voc_palette,
     why_broken,
     write_labels,
+    write_png,
 )
 from segcore.errors import About
 from segcore.importers import Finding, Fingerprint, colours, duplicates, sbd, sixteen_bit
@@ -132,7 +133,7 @@ def open_picture(path: Path, how: SixteenBit, converted: Path, finding: Finding)
         return Picture(path, fingerprint.sha256, fingerprint, size, orientation)
     path = converted / f"{finding.entry.image_id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(seen).save(path)
+    write_png(path, Image.fromarray(seen))
     return Picture(path, hashlib.sha256(path.read_bytes()).hexdigest(), fingerprint, size, 1)
 
 
