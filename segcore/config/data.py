@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from segcore.config.section import Count, Fraction, InputSize, Name, Section
 
@@ -90,6 +90,16 @@ class VocParams(Section):
     """Which values of pictures of 16 bits are black and white."""
     duplicates: Literal["refuse", "allow"]
     """Whether a validation picture may be a copy of a training picture."""
+
+    @field_validator("root")
+    @classmethod
+    def _is_spelled_out(cls, root: str) -> str:
+        if root.startswith("~"):
+            raise ValueError(
+                "must be spelled out, as DVC, which follows this folder, knows no ~; on the command line values with ~ "
+                """or blanks have quotes of their own: -S 'dataset.root="/home/me/my images"'"""
+            )
+        return root
 
     @model_validator(mode="after")
     def _has_a_name_of_its_own(self) -> "VocParams":
