@@ -62,7 +62,7 @@ def main(*, manifest: Path, classes: Path, split: Path, out: Path, params: Path 
         _warn(images, settings.crops.max_subsets)
         out.mkdir(parents=True, exist_ok=True)
         table = io.BytesIO()
-        pq.write_table(index(images), table)
+        pq.write_table(index(images), table, write_page_checksum=True)
         write_atomically(out / "crops.parquet", table.getvalue())
         counts = json.dumps(_counts(images, names), indent=2, ensure_ascii=False)
         write_atomically(out / "crops.json", f"{counts}\n".encode())

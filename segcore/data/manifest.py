@@ -113,7 +113,7 @@ def write_manifest(path: Path, records: Iterable[Record]) -> None:
         for record in records
     ]
     buffer = BytesIO()
-    pd.DataFrame(lines, columns=SCHEMA.names).to_parquet(buffer, index=False, schema=SCHEMA)
+    pd.DataFrame(lines, columns=SCHEMA.names).to_parquet(buffer, index=False, schema=SCHEMA, write_page_checksum=True)
     write_atomically(path, buffer.getvalue())
 
 
@@ -125,7 +125,7 @@ def read_manifest(path: Path) -> dict[str, Record]:
         FileNotFoundError: there is no such file.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         if missing := {*SCHEMA.names} - {*table.column_names}:
             raise Problem(f"{path} is no manifest: it lacks the columns {sorted(missing)}", made_by="prepare")
         lines = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()

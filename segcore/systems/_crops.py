@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from segcore.data.manifest import wrong_ids
 from segcore.data.pictures import LONGEST_SIDE
@@ -44,7 +45,7 @@ def crop_samples(inputs: Inputs) -> CropSamples:
     if inputs.crops is None or not file.is_file():
         raise Problem(f"{inputs.labels} holds no crop index; {advice}")
     try:
-        index = pd.read_parquet(file)
+        index = pq.read_table(file, page_checksum_verification=True).to_pandas()
     except (OSError, ValueError, NotImplementedError) as error:  # what Arrow raises is one of them
         raise Problem(f"{file} is no crop index ({error}); {advice}") from error
     if missing := {*COLUMNS} - {*index.columns}:
