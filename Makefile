@@ -40,7 +40,7 @@ use: $(READY)             ## make use PROFILE=voc-mini: put a profile in place o
 	@$(BIN)/python -m segcore.commands.use_profile --profile "$(PROFILE)"
 
 check-params: $(READY)    ## check every value of params.yaml, and make nothing
-	$(REPRO) --single-item check_params
+	$(REPRO) check_params
 
 test: $(READY)            ## every test, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -1,7 +1,13 @@
 """What a user can mend: one exception type, shown without a traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+EXAMPLES = 3
+"""Of many things that are wrong alike, so many are named."""
+
+MOST_LINES = 100
+"""Problems that a message lists; it counts the others."""
 
 
 class Problem(Exception):
@@ -21,7 +27,39 @@ class Problems(Problem):
 
     def __init__(self, heading: str, problems: list[str], *, made_by: str | None = None) -> None:
         self.problems = list(problems)
-        super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]), made_by=made_by)
+        lines = [f"  - {problem}" for problem in self.problems[:MOST_LINES]]
+        lines += [f"  ... and {len(self.problems) - MOST_LINES} more"] if len(self.problems) > MOST_LINES else []
+        super().__init__("\n".join([heading, *lines]), made_by=made_by)
+
+
+class About(str):
+    """A sentence on one of many things, `<what>: <rest>`, which `together` tells once for all that it is true of."""
+
+    what: str
+    rest: str
+
+    def __new__(cls, what: object, rest: str) -> "About":
+        self = super().__new__(cls, f"{what}: {rest}")
+        self.what, self.rest = str(what), rest
+        return self
+
+
+def together(sentences: Iterable[str]) -> list[str]:
+    """The sentences in their order, those that say the same of more than a few things told once, with examples."""
+    same: dict[str, list[str]] = {}
+    for sentence in sentences:
+        same.setdefault(sentence.rest if isinstance(sentence, About) else sentence, []).append(sentence)
+    told: list[str] = []
+    for rest, of in same.items():
+        whats = [sentence.what for sentence in of if isinstance(sentence, About)]
+        told += [f"{len(of)} times, {', '.join(whats[:EXAMPLES])} among them: {rest}"] if len(whats) > EXAMPLES else of
+    return told
+
+
+def some(names: Sequence[object], most: int = EXAMPLES) -> str:
+    """A few of the names, quoted, and how many others there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"'{name}'" for name in names[:most]) + more
 
 
 def hint(found: object, allowed: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +24,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        # Made anew: a link that somebody put there would be followed to the file that it names.
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -40,6 +43,32 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content` at once; see `replacing`."""
     with replacing(path) as file:
         file.write(content)
+
+
+def fresh_folder(folder: Path) -> None:
+    """An empty folder in the place of whatever a killed run left there; a link is taken away, never followed.
+
+    Raises:
+        OSError: it could not be made.
+    """
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+"""What a cell may begin with that a spreadsheet would run, and the mark by which `as_cell` keeps it from that."""
+
+
+def as_cell(text: str) -> str:
+    """A person's text for a CSV: one that a spreadsheet would take for a formula is marked as text by a `'`."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that `as_cell` made a cell of."""
+    return cell[1:] if cell.startswith("'") else cell
 
 
 def fingerprint(run: Any, sources: Iterable[Path]) -> str:

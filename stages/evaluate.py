@@ -14,7 +14,7 @@ from segcore.cli import command, console, provenance
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.data.manifest import data_set_fingerprint, read_class_names, read_manifest
-from segcore.errors import Problem
+from segcore.errors import Problem, some
 from segcore.evaluation import inference
 from segcore.evaluation.reading import Pictures
 from segcore.evaluation.scoring import Prediction, score, validation_records, write_results
@@ -56,6 +56,9 @@ def main(
         if runtime.is_main:
             scores = sum(shares[1:], start=shares[0])
             write_results(scores, names, out)
+            unseen = [name for name, count in zip(names, scores.confusion.counts.sum(1), strict=True) if not count]
+            if unseen:
+                console.say(f"warning: no validation mask shows {some(unseen)}: nothing measures it, its IoU is null")
             made_of.write(out, _origin(card.get("made_of", {}), data_set_fingerprint(known.values(), names), plan))
             write_panels(scores.images, {r.image_id: r for r in records}, names, plan.evaluation.panels, out)
             console.say(f"{system}: mIoU {scores.confusion.mean_iou:.4f} on {len(scores.images)} images, in {out}")

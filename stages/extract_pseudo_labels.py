@@ -26,7 +26,7 @@ from segcore.config import plan as plans
 from segcore.config.labels import LabelsFromFile
 from segcore.data import pseudo_labels, splits
 from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
-from segcore.data.pictures import labels_png, read_image, read_labels
+from segcore.data.pictures import labels_png, read_image, read_labels, write_png
 from segcore.evaluation import labelling
 from segcore.evaluation.labelling import Extract
 from segcore.evaluation.quality import Quality
@@ -114,7 +114,7 @@ def finish(records: Sequence[Record], names: list[str], kept: Path, out: Path) -
             quality.update(read_labels(record.labels), pseudo)
     summary = quality.summary(names)
     files.write_atomically(kept / pseudo_labels.LIST, "".join(f"{r.image_id}\n" for r in records).encode())
-    figure(records, names, kept).save(kept / "figure.png", format="PNG", optimize=True)
+    write_png(kept / "figure.png", figure(records, names, kept))
     files.write_atomically(kept / "quality.json", (json.dumps(summary, indent=2) + "\n").encode())
     out.mkdir(parents=True, exist_ok=True)
     # The list, by which others know the folder, goes first and comes last.

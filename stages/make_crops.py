@@ -27,7 +27,7 @@ from segcore.cli import command, console, provenance
 from segcore.config import fingerprints, plan
 from segcore.config.data import CropsParams
 from segcore.data.crops import ImageCrops, image_crops, index
-from segcore.data.manifest import Record, data_set_fingerprint, read_class_names, read_manifest
+from segcore.data.manifest import Record, data_set_fingerprint, read_class_names, read_ids, read_manifest
 from segcore.data.pictures import read_image, read_labels
 from segcore.errors import Problem, Problems
 from segcore.files import fingerprint, write_atomically
@@ -66,14 +66,14 @@ def main(*, manifest: Path, classes: Path, split: Path, out: Path, params: Path 
         _warn(images, settings.crops.max_subsets)
         out.mkdir(parents=True, exist_ok=True)
         table = io.BytesIO()
-        pq.write_table(index(images), table)
+        pq.write_table(index(images), table, write_page_checksum=True)
         write_atomically(out / "crops.parquet", table.getvalue())
         counts = json.dumps(_counts(images, names), indent=2, ensure_ascii=False)
         write_atomically(out / "crops.json", f"{counts}\n".encode())
         examples = _examples(images, {record.image_id: record for record in records})
         origin = {
             "data_set": data_set_fingerprint(read_manifest(manifest).values(), names),
-            "images": fingerprint((split / "strong.txt").read_text().split(), ()),
+            "images": fingerprint(read_ids(split / "strong.txt"), ()),
             "training": fingerprints.of(settings),
         }
         made_of.write(out, origin)
@@ -86,7 +86,7 @@ def main(*, manifest: Path, classes: Path, split: Path, out: Path, params: Path 
 def _strong_records(manifest: Path, strong: Path) -> list[Record]:
     """The strong images by id, each checked, so that no worker meets one that it cannot use."""
     known = read_manifest(manifest)
-    ids = sorted(set(strong.read_text().split()))
+    ids = sorted(set(read_ids(strong, made_by="split")))
     problems = [f"{image_id}: not in {manifest}" for image_id in ids if image_id not in known]
     records = [known[image_id] for image_id in ids if image_id in known]
     for record in records:

@@ -4,6 +4,7 @@ Writes into `out`: `manifest.parquet` (a line an image), `classes.json` (names b
 (fingerprint and counts) and `files/` (what was generated or converted; other pictures are used where they lie).
 """
 
+import errno
 import json
 import os
 import shutil
@@ -20,12 +21,23 @@ from segcore.config import fingerprints
 from segcore.config.data import ShapesParams, VocParams
 from segcore.config.plan import Prepare, prepare
 from segcore.data.manifest import Record, data_set_fingerprint, write_manifest
-from segcore.errors import Problem, Problems
-from segcore.files import write_atomically
-from segcore.importers import CONVERSIONS, WARNINGS, Finding, Listing, checks, duplicates, shapes, voc
+from segcore.errors import EXAMPLES, Problem, Problems, together
+from segcore.files import fresh_folder, write_atomically
+from segcore.importers import (
+    CONVERSIONS,
+    WARNINGS,
+    Finding,
+    Listing,
+    checks,
+    coverage,
+    duplicates,
+    shapes,
+    sixteen_bit,
+    voc,
+)
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUTPUTS = ("manifest.parquet", "files", "classes.json", "dataset.json")
-SHOWN_WARNINGS = 10
 
 
 def main(*, out: Path, params: Path = Path("params.yaml")) -> None:
@@ -36,22 +48,28 @@ def main(*, out: Path, params: Path = Path("params.yaml")) -> None:
     with provenance.timed("prepare", out):
         building = out.parent / f".{out.name}.partial"
         try:
-            _fresh(building)
+            fresh_folder(building)
+            (building / "files").mkdir()
             listing, findings = _inspect(plan, building / "files")
             _write(building, out, listing, findings, plan)
             _swap(building, out)
+        except Problem as problem:
+            problem.args = (str(problem).replace(str(building), str(out)),)  # the folder that a person knows
+            raise
         except OSError as error:
-            raise Problem(
-                f"{error.filename or out}: could not be written ({error.strerror}); {out} is as it was"
-            ) from error
+            raise _as_problem(error, building, out) from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
         _tell(findings, out)
 
 
-def _fresh(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "files").mkdir(parents=True)
+def _as_problem(error: OSError, building: Path, out: Path) -> Problem:
+    """What could not be written or read; the folder in which outputs are made has the name of theirs."""
+    named = Path(error.filename) if isinstance(error.filename, str) else out
+    ours = any(named.is_relative_to(folder) for folder in (building, out, out.parent))
+    where = out / named.relative_to(building) if named.is_relative_to(building) else named
+    what = "could not be written" if ours or error.errno in FULL else "could not be read or written"
+    return Problem(f"{where}: {what} ({error.strerror or error}); {out} is as it was")
 
 
 def _inspect(plan: Prepare, files: Path) -> tuple[Listing, list[Finding]]:
@@ -62,16 +80,17 @@ def _inspect(plan: Prepare, files: Path) -> tuple[Listing, list[Finding]]:
     else:
         root, dataset = Path(plan.dataset.root).expanduser(), plan.dataset
     listing = voc.read(root, dataset)
-    inspected = checks.inspect_all(
-        listing.entries, listing.classes, dataset.convert_palette, files / "SegmentationClass"
-    )
+    wide = dataset.sixteen_bit
+    wide = (sixteen_bit.measured(listing.entries) or "full") if wide == "measured" else wide
+    inspected = checks.inspect_all(listing.entries, listing.classes, dataset.convert_palette, wide, files)
     findings = list(_shown(inspected, len(listing.entries)))
     repeated, warnings = duplicates.judged(findings, dataset.duplicates)
-    problems = [*listing.problems, *(problem for finding in findings for problem in finding.problems), *repeated]
-    if problems:
+    unseen, uncovered = coverage.judged(findings, listing.classes)
+    of_files = [problem for finding in findings for problem in finding.problems]
+    if problems := together([*listing.problems, *of_files, *repeated, *unseen]):
         heading = f"the data set in {root} has {len(problems)} problems; nothing was written:"
         raise Problems(heading, problems)
-    findings[-1].warnings.extend(warnings)
+    findings[-1].warnings.extend([*listing.warnings, *warnings, *uncovered, *sixteen_bit.judged(findings, wide)])
     return listing, findings
 
 
@@ -163,11 +182,12 @@ def _counts(
 
 
 def _tell(findings: Sequence[Finding], out: Path) -> None:
-    warnings = [text for finding in findings for _, text in finding.warnings]
-    for text in warnings[:SHOWN_WARNINGS]:
-        console.say(f"warning: {text}")
-    if len(warnings) > SHOWN_WARNINGS:
-        console.say(f"... and {len(warnings) - SHOWN_WARNINGS} more warnings, counted in {out / 'dataset.json'}")
+    for kind in WARNINGS:
+        texts = together(text for finding in findings for named, text in finding.warnings if named == kind)
+        for text in texts[:EXAMPLES]:
+            console.say(f"warning: {text}")
+        if len(texts) > EXAMPLES:
+            console.say(f"... and {len(texts) - EXAMPLES} more of this kind, counted in {out / 'dataset.json'}")
     splits = Counter(finding.entry.split for finding in findings)
     console.say(
         f"{splits['train']} training and {splits['val']} validation images are in order: {out / 'manifest.parquet'}"

@@ -4,7 +4,6 @@
 it is no DVC output: two runs must give the same hashes. `systems.csv` holds only what is deterministic, and is one.
 """
 
-import json
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 from segcore.cli import command, console, provenance
 from segcore.files import write_atomically
 from segcore.reporting.page import Run, rendered
-from segcore.reporting.results import Results
+from segcore.reporting.results import Results, read_json
 
+WITH_TIMES = ("stage", "seconds", "peak_memory_mb", "machine", "commit")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-contrib-python-headless", "pillow", "dvc", "dvclive")
 
 
@@ -27,9 +27,9 @@ def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
         results = Results(data, settings)
         versions = {name: metadata.version(name) for name in PACKAGES}
         run = Run(provenance.machine(), provenance.commit(), versions, timings(data))
-        page = rendered(results, params.read_text(), run)
+        page = rendered(results, params.read_text("utf-8"), run)
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "systems.csv", results.table().to_csv(index=False).encode())
+        write_atomically(out / "systems.csv", results.table().to_csv(index=False).encode("utf-8"))
         write_atomically(out / "index.html", page.encode())
         for part in results.wanting:
             console.say(
@@ -41,7 +41,7 @@ def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
 def timings(data: Path) -> dict[str, dict[str, Any]]:
     """What `provenance.timed` recorded on this machine of the results in a folder, by stage."""
     files = sorted(provenance.timings_of(data).rglob("*.json"))
-    return {record["stage"]: record for record in (json.loads(file.read_text()) for file in files)}
+    return {record["stage"]: record for record in map(read_json, files) if {*WITH_TIMES} <= {*record}}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Writes into `out`: `strong.txt`, `weak.txt`, `val.txt` with one image id a line, `tags.csv` with the tags of training
 images as training sees them (with mistakes, if `tag_noise` asks for some), and `split.json` with counts; into `masks`:
-`masks.csv`, which names the masks that training may see.
+`masks.csv`, which names the masks that training may see. Cues and saliency maps that were handed in are checked against
+these images.
 """
 
 import json
@@ -13,15 +14,16 @@ from segcore.cli import command, console, provenance
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.data import StrongList
-from segcore.data import splits
-from segcore.data.manifest import Record, read_class_names, read_manifest
+from segcore.data import handed_in, splits
+from segcore.data.manifest import Record, read_class_names, read_ids, read_manifest
 from segcore.errors import Problem
-from segcore.files import write_atomically
+from segcore.files import as_cell, write_atomically
 from segcore.made_of import TAGS_FILE
 
 
 def main(*, manifest: Path, classes: Path, out: Path, masks: Path, params: Path = Path("params.yaml")) -> None:
-    plan = plans.split(command.settings(params))
+    settings = command.settings(params)
+    plan = plans.split(settings)
     if not console.is_main_process():
         return
     with provenance.timed("split", out):
@@ -31,6 +33,8 @@ def main(*, manifest: Path, classes: Path, out: Path, masks: Path, params: Path 
         listed = _read_list(Path(strong.file)) if isinstance(strong, StrongList) else None
         chosen = splits.choose(records, names, listed, plan.split, plan.seed)
         seen = splits.tags_seen(chosen, records, len(names) - 1, plan.split.tag_noise, plan.seed)
+        lists = {name: [records[i] for i in getattr(chosen, name)] for name in ("strong", "weak")}
+        handed_in.check(settings.pseudo_labels, lists, names, out.parent)
         counts = {"parameters": fingerprints.of(plan)} | splits.counts(chosen, records, names)
         counts["tags_seen"] = splits.mistakes(seen, records)
         out.mkdir(parents=True, exist_ok=True)
@@ -48,17 +52,18 @@ def main(*, manifest: Path, classes: Path, out: Path, masks: Path, params: Path 
 
 def _masks(records: Mapping[str, Record], strong: Sequence[str]) -> str:
     """The masks that training may see: image_id,labels_sha256."""
-    lines = [f"{image_id},{records[image_id].labels_sha256}\n" for image_id in strong]
+    lines = [f"{as_cell(image_id)},{records[image_id].labels_sha256}\n" for image_id in strong]
     return "".join(["image_id,labels_sha256\n", *lines])
 
 
 def _read_list(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise Problem(
-            f"split.strong.file: {path} cannot be read ({error}); give a text file with an id a line"
-        ) from error
+        return read_ids(path.expanduser())
+    except FileNotFoundError:
+        reason = "there is no such file"
+    except Problem as problem:
+        reason = str(problem)
+    raise Problem(f"split.strong.file: {path} cannot be read ({reason}); give a text file with an id a line")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ def voc_section(root: str | Path) -> dict[str, Any]:
     """The section `dataset` for a folder that `make_devkit` wrote."""
     return {
         "layout": "voc", "name": "tiny", "root": str(root), "train_list": "train", "val_list": "val",
-        "tags": {"kind": "masks"}, "sbd_root": None, "convert_palette": False, "duplicates": "refuse",
+        "tags": {"kind": "masks"}, "sbd_root": None, "convert_palette": False,
+        "sixteen_bit": "full", "duplicates": "refuse",
     }  # fmt: skip
 
 

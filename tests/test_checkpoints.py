@@ -2,6 +2,7 @@
 
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from segcore.errors import Problem
 from segcore.training import checkpoints
 from tests.loop import full_disk
 
+EMPTY: dict[str, Any] = {"model": {}, "optimiser": {"state": {}, "param_groups": []}, "history": []}
 STATE = {
     "model": {"a": torch.arange(3000.0), "count": torch.tensor(7)},
     "optimiser": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
@@ -56,10 +58,10 @@ def test_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [0, 1000, 12_000])
 def test_a_full_disk_leaves_the_former_checkpoint(size: int, tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
-    checkpoints.save(path, {"history": []})
+    checkpoints.save(path, EMPTY)
     with full_disk(size), pytest.raises(Problem, match=r"x\.pt could not be written \(File too large\); nothing"):
         checkpoints.save(path, STATE)
-    assert checkpoints.load(path) == {"history": []}
+    assert checkpoints.load(path) == EMPTY
     assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
 
 
@@ -77,12 +79,12 @@ def test_an_interruption_while_saving_leaves_the_former_checkpoint(
                 raise KeyboardInterrupt
 
     path = tmp_path / "x.pt"
-    checkpoints.save(path, {"history": []})
+    checkpoints.save(path, EMPTY)
     monkeypatch.setattr(checkpoints.hashlib, "sha256", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(path, STATE)
     monkeypatch.undo()
-    assert checkpoints.load(path) == {"history": []}
+    assert checkpoints.load(path) == EMPTY
     assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
 
 

@@ -16,7 +16,9 @@ from segcore.config import plan
 from segcore.config.settings import Settings, load
 from tests.devkit import PROJECT
 
-CHECK = "check_params"
+CHECK, OUTSIDE = "check_params", "outside_files"
+BEFORE_ALL = (CHECK, OUTSIDE)
+"""What runs before any stage that makes something: commands, not in stages/."""
 ROOMS = (
     *("errors", "files", "seeds", "processes", "made_of"),
     *("config", "data", "importers", "losses", "networks", "localisation", "training"),
@@ -129,12 +131,12 @@ def needed(name: str) -> set[str]:
     return {file for file in files if not says_nothing(file)}
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name != CHECK])
+@pytest.mark.parametrize("name", [name for name in STAGES if name not in BEFORE_ALL])
 def test_a_stage_declares_the_code_that_it_imports(name: str) -> None:
     assert {file for file in needed(name) if not covered(file, declared(name))} == set(), "dvc.yaml lacks these"
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != CHECK])
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in BEFORE_ALL])
 def test_no_code_is_declared_in_vain(script: str) -> None:
     """Over all its variants: what only one system needs is declared for all, as lists cannot be templated.
 
@@ -154,6 +156,13 @@ def test_check_params_declares_what_it_checks_by() -> None:
     assert all((PROJECT / place).exists() for place in CHECKED)
 
 
+def test_what_params_yaml_names_is_summed_up_always() -> None:
+    """And nothing but the check follows from it by itself."""
+    assert STAGES[OUTSIDE].always_changed
+    assert [name for name in STAGES if f"{DATA}/outside_files.json" in paths(name)] == [CHECK]
+    assert not any(stage.always_changed for name, stage in STAGES.items() if name != OUTSIDE)
+
+
 def test_what_is_declared_is_there() -> None:
     for name in STAGES:
         for place in declared(name):
@@ -161,7 +170,7 @@ def test_what_is_declared_is_there() -> None:
             assert not covered(place, CHANGES_NO_RESULT) or name == CHECK, (name, place)
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name != CHECK])
+@pytest.mark.parametrize("name", [name for name in STAGES if name not in BEFORE_ALL])
 def test_a_stage_depends_on_the_values_that_it_is_handed(name: str) -> None:
     """And on no parameters beside: DVC's own `params` are those of check_params alone."""
     written = {file for file, _ in plan.files(TODAY)}
@@ -172,7 +181,7 @@ def test_a_stage_depends_on_the_values_that_it_is_handed(name: str) -> None:
 
 
 def test_every_file_of_values_belongs_to_a_stage() -> None:
-    assert {file.replace("/", "@") for file, _ in plan.files(TODAY)} == {*STAGES} - {CHECK}
+    assert {file.replace("/", "@") for file, _ in plan.files(TODAY)} == {*STAGES} - {*BEFORE_ALL}
 
 
 def test_check_params_depends_on_all_sections() -> None:

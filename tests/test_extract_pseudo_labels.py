@@ -159,10 +159,13 @@ SEGMENTER = {
 }  # fmt: skip
 
 
-def npz(path: Path, cells: int = CELLS, leave_out: int = 0, label: int = 1) -> Path:
+def npz(path: Path, cells: int = CELLS, leave_out: int = 0, label: int | None = None) -> Path:
+    """Cues of the first tag of every image, or of one label for all."""
     ids = Path("split/weak.txt").read_text().split()[leave_out:]
     labels = np.full((len(ids), cells, cells), 255, np.uint8)
-    labels[:, 2:5, 2:5] = label
+    records = read_manifest(Path("data/manifest.parquet"))
+    for row, image_id in enumerate(ids):
+        labels[row, 2:5, 2:5] = records[image_id].tags[0] if label is None else label
     np.savez(path, image_ids=np.array(ids), labels=labels)
     return path
 
@@ -182,7 +185,8 @@ def test_published_cues_are_taken_as_they_are(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"cells": 7}, "found cues of 7 x 7 cells; an input_size of 65 has 9 x 9; set input_size to 49"),
-        ({"leave_out": 1}, "lacks 1 of 9 images: train_000"),
+        ({"leave_out": 1}, "lacks 1 of 9 images: 'train_000'"),
+        ({"label": 1}, r"the cues of \d of 9 images show classes that the images' tags lack: train_"),
         ({"label": 77}, "has label 77"),
     ],
 )
@@ -252,10 +256,12 @@ def test_a_classifier_of_other_classes_is_refused(tmp_path: Path) -> None:
 def test_saliency_maps_that_are_missing_are_all_named(tmp_path: Path) -> None:
     params = changed(tmp_path, background={"kind": "saliency", "root": str(tmp_path), "threshold": 0.06})
     weak = Path("split/weak.txt").read_text().split()
-    Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / f"{weak[0]}.png")
+    Image.fromarray(np.full((40, 48), 200, np.uint8)).save(tmp_path / f"{weak[0]}.png")
     with pytest.raises(Problems) as caught:
         extract(tmp_path / "out", params)
-    assert len(caught.value.problems) == len(weak) - 1
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{len(weak) - 1} times, {weak[1]}.png, ")
+    assert "this map is missing" in problem
 
 
 def test_an_external_saliency_map_says_what_is_background(tmp_path: Path) -> None:
@@ -264,8 +270,8 @@ def test_an_external_saliency_map_says_what_is_background(tmp_path: Path) -> Non
     )
     (tmp_path / "maps").mkdir()
     for image_id in Path("split/weak.txt").read_text().split():
-        bright = np.full((40, 40), 200, np.uint8)
-        bright[:, :20] = 0
+        bright = np.full((40, 48), 200, np.uint8)
+        bright[:, :24] = 0
         Image.fromarray(bright).save(tmp_path / f"maps/{image_id}.png")
     extract(tmp_path / "out", params)
     for image_id in pseudo_labels.listed(tmp_path / "out"):

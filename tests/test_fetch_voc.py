@@ -5,6 +5,7 @@ No test leaves this machine: the server is a thread.
 
 import hashlib
 import io
+import os
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -292,3 +293,27 @@ def test_addresses_and_sums_are_those_of_torchvision() -> None:
     assert fetch_voc.SBD.md5 == SBDataset.md5
     assert fetch_voc.VOC.filename == "VOCtrainval_11-May-2012.tar"
     assert len(fetch_voc.VOC.md5) == 32
+
+
+def test_links_placed_in_advance_are_not_followed(network: Network, tmp_path: Path) -> None:
+    elsewhere, file = tmp_path / "elsewhere", tmp_path / "file"
+    elsewhere.mkdir()
+    file.write_text("mine")
+    data = tmp_path / "data"
+    (data / "VOCdevkit").mkdir(parents=True)
+    (data / ".VOC2012.partial").symlink_to(elsewhere)
+    (data / ".voc.tar.partial").symlink_to(file)
+    fetch_voc.main(root=data)
+    assert not list(elsewhere.iterdir())
+    assert file.read_text() == "mine"
+    assert (data / "VOCdevkit/VOC2012").is_dir()
+
+
+def test_what_is_unpacked_has_the_usual_modes(network: Network, tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        fetch_voc.main(root=tmp_path / "data")
+    finally:
+        os.umask(umask)
+    modes = {path.is_dir(): path.stat().st_mode & 0o777 for path in (tmp_path / "data/VOCdevkit/VOC2012").rglob("*")}
+    assert modes == {True: 0o755, False: 0o644}

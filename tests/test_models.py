@@ -275,7 +275,7 @@ def test_a_start_that_is_no_model_is_a_problem(tmp_path: Path) -> None:
         build_on(tmp_path, TAGS, never)
     (tmp_path / "model.json").write_text(json.dumps({"kind": "picture", "format": 1}))
     with pytest.raises(
-        Problem, match="found a picture of format 1; wanted a backbone or a classifier or a system of format 2"
+        Problem, match="found a picture of format 1; wanted a backbone or a classifier or a system of format 3"
     ):
         build_on(tmp_path, TAGS, never)
 
@@ -292,9 +292,9 @@ def test_what_is_no_model_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(Problem, match="holds no model .*run the stage that trains it"):
         load(tmp_path, "decouplednet")
     saved_system(tmp_path, "decouplednet")
-    with pytest.raises(Problem, match="found a classifier of format 2; wanted a system of format 2"):
+    with pytest.raises(Problem, match="found a classifier of format 3; wanted a system of format 3"):
         load(tmp_path / "classifier", "decouplednet")
-    with pytest.raises(Problem, match="found a system of format 2; wanted a classifier"):
+    with pytest.raises(Problem, match="found a system of format 3; wanted a classifier"):
         load_classifier(tmp_path / "system", CPU)
     card = card_in(tmp_path / "system")
     (tmp_path / "system/model.json").write_text(json.dumps(card | {"format": 99}))
@@ -325,4 +325,4 @@ def test_nothing_but_numbers_and_text_is_stored(tmp_path: Path) -> None:
     state = load_file(tmp_path / "system/model.safetensors")
     assert any(key.startswith("classifier.") for key in state)
     assert any(key.startswith("segmenter.") for key in state)
-    assert card_in(tmp_path / "system")["format"] == 2
+    assert card_in(tmp_path / "system")["format"] == 3

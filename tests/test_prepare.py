@@ -199,7 +199,7 @@ def test_all_problems_are_told_at_once_and_nothing_is_written(prepared: Prepare,
     expected = {
         "train_000.jpg: is empty": "replace it",
         "train_001.jpg: cannot be decoded whole": "replace it",
-        "train_002.jpg: this file is missing": "unlist train_002",
+        "train_002.jpg: this file is missing": "unlist the image",
         "train_003.png: is 47x40 while": "48x40",
         "val_000.png: this file is missing": "a val image needs it",
         "train.txt: the id 'train_004' is listed 2 times": "leave one",
@@ -217,7 +217,7 @@ def test_outputs_survive_a_later_failure(prepared: Prepare, root: Path) -> None:
     out = prepared()
     before = (out / "manifest.parquet").read_bytes()
     image_at(root).write_bytes(b"\xff\xd8no picture")
-    assert "cannot be decoded whole" in only_problem(prepared)
+    assert "is no picture, or its beginning is damaged" in only_problem(prepared)
     assert (out / "manifest.parquet").read_bytes() == before
     assert (out / "files").is_dir()
 
@@ -245,7 +245,9 @@ def test_a_full_disk_is_a_problem_and_loses_nothing(
     if size > 20:
         write_labels(labels_at(root, "train_001"), np.zeros((40, 48), np.uint8))
     if size == 400:
-        (root / "classes.txt").write_text("\n".join(["background", "circle", "square", "star", "x" * 400]))
+        (root / "classes.txt").write_text(
+            "\n".join(["background", "circle", "square", "star", *(str(n) * 90 for n in range(1, 5))])
+        )
     before = contents(changed)
     # capsys keeps what is said in memory: the file that pytest has for it could not grow either.
     with full_disk(size), pytest.raises(Problem, match=rf"{written}:? could not be written \(File too large\)"):
@@ -597,11 +599,11 @@ def test_what_a_csv_can_get_wrong(prepared: Prepare, root: Path) -> None:
         file.write("val_000,circle\n")
     problems = problems_of(prepared, tags=csv("tags.csv"))
     for found in (
-        "the id 'train_000' has no line",
+        "the id 'train_000': it has no line",
         "train_001: names the class 'sqare', which the data set does not have; did you mean 'square'?",
         "train_002.png: shows star, which the tags of train_002 do not name (circle)",
         "train_003.png: shows circle, which the tags of train_003 do not name (nothing)",
-        "the id 'val_000' has more than one line",
+        "the id 'val_000': it has more than one line",
     ):
         assert any(found in problem for problem in problems), (found, problems)
 
@@ -673,7 +675,7 @@ def test_an_ending_in_a_list_is_named(prepared: Prepare, root: Path) -> None:
 
 
 def test_a_csv_without_its_columns_and_none_at_all(prepared: Prepare, root: Path) -> None:
-    (root / "tags.csv").write_text("id;tags\ntrain_000;circle\n")
+    (root / "tags.csv").write_text("id,tags\ntrain_000,circle\n")
     assert "lacks the column image_id" in only_problem(prepared, tags=csv("tags.csv"))
     assert "this file is missing" in only_problem(prepared, tags=csv("no.csv"))
 
@@ -728,7 +730,17 @@ def test_difficult_objects_count_or_are_skipped(prepared: Prepare, root: Path) -
         (None, "this annotation is missing"),
         ("<annotation><object>", "cannot be read as a VOC annotation"),
         ('<!DOCTYPE a [<!ENTITY b "circle">]><a><object><name>&b;</name></object></a>', "DTD or entities"),
-        ("<a><object><name>cube</name></object><object><name>circle</name></object></a>", "names the class 'cube'"),
+        (
+            "<annotation><object><name>cube</name></object><object><name>circle</name></object></annotation>",
+            "names the class 'cube'",
+        ),
+        ("<annotations><image name='a'/></annotations>", "its root is <annotations>, VOC's is <annotation>"),
+        ("<annotation><polygon/></annotation>", "it has no <object> but <polygon>: it is of another format"),
+        ("<annotation><object><nam>circle</nam></object></annotation>", "an <object> without a <name>"),
+        (
+            "<annotation><size><width>40</width><height>48</height></size><object><name>circle</name></object></annotation>",
+            "is 48x40, but its annotation is of a picture of 40x48 pixels",
+        ),
     ],
 )
 def test_what_an_annotation_can_get_wrong(prepared: Prepare, root: Path, content: str | None, found: str) -> None:

@@ -1,6 +1,7 @@
 """What every stage does first and last: read the settings, show what happens, keep time, end with a clear error."""
 
 import contextlib
+import errno
 import functools
 import inspect
 import logging
@@ -12,7 +13,7 @@ from typing import Any
 import typer
 
 from segcore.cli import held, marks, scratch
-from segcore.cli.console import console, escaped, is_main_process, say
+from segcore.cli.console import complain, is_main_process, say
 from segcore.config.settings import Settings, load
 from segcore.errors import Problem
 
@@ -34,11 +35,7 @@ def start(main: Callable[..., None]) -> None:
         except Problem as problem:
             raise _ended(problem) from None
         except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            if error.filename is None and not missing:
-                raise
-            what = "not there; `dvc repro` makes what a stage needs" if missing else error.strerror
-            console.print(f"[bold red]error[/]: {escaped(f'{error.filename or error}: {what}')}")
+            complain(told(error))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             _end_children()
@@ -51,7 +48,7 @@ def start(main: Callable[..., None]) -> None:
 
 def _ended(problem: Problem) -> typer.Exit:
     """Tell what can be mended, and end."""
-    console.print(f"[bold red]error[/]: {escaped(advised(problem))}")
+    complain(advised(problem))
     _end_children()
     return typer.Exit(2)
 
@@ -75,6 +72,15 @@ def _alone(arguments: dict[str, Any]) -> Iterator[None]:
     with held.held(out, patiently=False):
         scratch.take_away(scratch.halves_of(out))
         yield
+
+
+def told(error: OSError) -> str:
+    """What the system refused, of which file, as far as it says so."""
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename or error}: not there; `dvc repro` makes what a stage needs"
+    where = f"{error.filename}: " if error.filename is not None else ""
+    room = "; make room, then run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    return f"{where}{error.strerror or error}{room}"
 
 
 def advised(problem: Problem) -> str:

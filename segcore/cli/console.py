@@ -3,8 +3,9 @@
 import os
 
 from rich.console import Console
+from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 def is_main_process() -> bool:
@@ -15,8 +16,15 @@ def is_main_process() -> bool:
 def say(message: str) -> None:
     """A line for a person, from the first process only."""
     if is_main_process():
-        console.print(message, markup=False)
+        console.print(shown(message), markup=False)
 
 
-def escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+def complain(message: str) -> None:
+    """An error, letter by letter: what a person wrote is no markup."""
+    console.print(Text.assemble(("error", "bold red"), f": {shown(message)}"))
+
+
+def shown(text: str) -> str:
+    """A text that a terminal shows and does not obey; bytes of file names that are no UTF-8 are spelled out."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(one if one.isprintable() or one in "\n\t " else ascii(one)[1:-1] for one in text)

@@ -15,7 +15,7 @@ from torch import nn
 from segcore.cli import console, held, provenance, scratch
 from segcore.config.training import RecipeParams
 from segcore.errors import Problem
-from segcore.files import fingerprint
+from segcore.files import fingerprint, fresh_folder
 from segcore.processes import Runtime
 from segcore.training.fit import WATCHED, Fit
 from segcore.training.fit import Progress as Step
@@ -87,8 +87,8 @@ def _logged(log: Path) -> Iterator[Callable[[Step], None]]:
         yield lambda _: None
         return
     partial = log.with_name(f".{log.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     with _as_problem(partial):
+        fresh_folder(partial)
         live = Live(str(partial), dvcyaml=None, save_dvc_exp=False, monitor_system=False)
 
     def write(progress: Step) -> None:

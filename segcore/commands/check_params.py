@@ -12,7 +12,8 @@ from typing import Any
 
 from segcore import regularisers
 from segcore.cli import command, console
-from segcore.config import plan
+from segcore.commands.outside_files import SCRATCH
+from segcore.config import outside, plan
 from segcore.files import fingerprint, write_atomically
 from segcore.models.systems import save_backbone
 
@@ -25,11 +26,16 @@ def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
     for name, content in plan.files(settings):
         if files := [Path(str(regularisers.load(n).__file__)) for n in _regularisers(content)]:
             content["code"] = fingerprint("regularisers", files)  # DVC cannot name what only some entries have
+        # The lists of the split are chosen, and cues and saliency maps are checked, before anything is trained.
+        read = {"split": [content, settings.given["pseudo_labels"]], "report": []}.get(name, [content])
+        if sums := outside.sums(dict(enumerate(read)), settings.dataset.root, data, SCRATCH):
+            content["files"] = sums
         file = data / f"params/{name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     for name, backbone in plan.backbones(settings):
-        save_backbone(data / f"backbones/{name}/model", name, backbone)
+        sums = outside.sums({name: backbone.model_dump(mode="json")}, None, data, SCRATCH)
+        save_backbone(data / f"backbones/{name}/model", name, backbone, sums)
     console.say(f"{params} is in order")
 
 

@@ -22,8 +22,9 @@ from torchvision.datasets.utils import USER_AGENT, calculate_md5, check_integrit
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from segcore.cli import command, console
+from segcore.data.manifest import read_ids
 from segcore.errors import Problem
-from segcore.files import write_atomically
+from segcore.files import fresh_folder, write_atomically
 
 SILENCE = 60.0
 """Seconds without a byte after which a download counts as failed."""
@@ -85,6 +86,8 @@ def _download(archive: Archive, root: Path) -> None:
         if partial.is_file():
             partial.unlink()
         return
+    if partial.is_symlink():
+        partial.unlink()  # it would be followed to the file that it names
     try:
         _fetch(archive.url, partial)
     except (OSError, http.client.HTTPException) as error:
@@ -144,10 +147,11 @@ def _size(path: Path) -> int:
 
 def _unpack(archive: Archive, root: Path, target: Path) -> None:
     unpacking = root / f".{target.name}.partial"
-    shutil.rmtree(unpacking, ignore_errors=True)
+    fresh_folder(unpacking)
     try:
         with tarfile.open(root / archive.filename) as tar:
             _extract(tar, unpacking)
+        _usual_modes(unpacking)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(unpacking / archive.inside, target)
     except tarfile.TarError as error:
@@ -171,6 +175,14 @@ def _extract(tar: tarfile.TarFile, folder: Path) -> None:
         tar.extract(member, folder, set_attrs=False)
 
 
+def _usual_modes(folder: Path) -> None:
+    """As whatever this user makes: tarfile leaves folders that nobody else may open."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
 def _write_trainaug(voc: Path, sbd: Path) -> int:
     lists = voc / "ImageSets" / "Segmentation"
     ids = _ids(lists / "train.txt") | _ids(sbd / "train.txt") | _ids(sbd / "val.txt")
@@ -181,7 +193,7 @@ def _write_trainaug(voc: Path, sbd: Path) -> int:
 
 def _ids(path: Path) -> set[str]:
     try:
-        return set(path.read_text().split())
+        return set(read_ids(path))
     except FileNotFoundError:
         raise Problem(f"{path}: this list is missing; delete its data set's folder and run this again") from None
 

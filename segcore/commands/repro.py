@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
                 marks.clear()
             return code
     except Problem as problem:
-        console.console.print(f"[bold red]error[/]: {console.escaped(str(problem))}")
+        console.complain(str(problem))
         return 2
     except KeyboardInterrupt:
         return 130

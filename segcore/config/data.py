@@ -1,8 +1,8 @@
 """The sections that make data: the data set, the split, the crops."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from segcore.config.section import Count, Fraction, InputSize, Long, Name, Section, Side
 
@@ -39,6 +39,20 @@ class TagsFromTable(Section):
 
 
 TagsParams = Annotated[TagsFromMasks | TagsFromAnnotations | TagsFromTable, Field(discriminator="kind")]
+
+
+def _range(value: Any) -> Any:
+    """`full`, `measured`, or two numbers: one sentence for all that it can be instead of one for each."""
+    if value in ("full", "measured"):
+        return value
+    is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(type(one) is int for one in value)
+    if is_pair and 0 <= value[0] < value[1] <= 65535:
+        return tuple(value)
+    raise ValueError("must be full, measured, or [low, high], two whole numbers of 0 to 65535")
+
+
+SixteenBit = Literal["full", "measured"] | tuple[int, int]
+"""Which values of 16-bit pictures become 0 and 255; see `segcore.importers.sixteen_bit`."""
 
 
 class ShapesParams(Section):
@@ -88,8 +102,20 @@ class VocParams(Section):
     """A folder with SBD's cls/*.mat, where the masks are not PNGs."""
     convert_palette: bool
     """Convert masks that hold colours instead of class indices."""
+    sixteen_bit: Annotated[SixteenBit, BeforeValidator(_range)]
+    """Which values of pictures of 16 bits are black and white."""
     duplicates: Literal["refuse", "allow"]
     """Whether a validation picture may be a copy of a training picture."""
+
+    @field_validator("root")
+    @classmethod
+    def _is_spelled_out(cls, root: str) -> str:
+        if root.startswith("~"):
+            raise ValueError(
+                "must be spelled out, as DVC, which follows this folder, knows no ~; on the command line values with ~ "
+                """or blanks have quotes of their own: -S 'dataset.root="/home/me/my images"'"""
+            )
+        return root
 
     @model_validator(mode="after")
     def _has_a_name_of_its_own(self) -> "VocParams":

@@ -7,6 +7,9 @@ from pydantic import AfterValidator, Field, model_validator
 from segcore.config.labels import Selection
 from segcore.config.section import Cells, Count, GridSize, Name, Padding, Rate, Section, Side, Width
 
+NAMED_WEIGHTS = ("random", "imagenet", "package")
+"""Weights that are no file of the user's."""
+
 BACKBONES = ("vgg16", "vgg16_bn", "resnet18", "resnet50", "resnet101", "timm/<model>")
 
 

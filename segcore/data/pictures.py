@@ -6,20 +6,120 @@ The conventions of PASCAL VOC hold everywhere: labels are class indices, 0 is ba
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from segcore.errors import Problem
+from segcore.files import write_atomically
 
 IGNORE = 255
 """The label of pixels that count neither in training nor in evaluation."""
 
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError)
-BROKEN += (struct.error, zlib.error, Image.DecompressionBombError)
+BROKEN += (struct.error, zlib.error)
 """What Pillow raises for broken files, by format and place."""
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""What is read, whatever a file's name says; Pillow would start Ghostscript for others."""
+
+LONGEST_SIDE = 16_384
+MOST_PIXELS = 2**27
+GREATEST_RATIO = 32
+"""Of the longer side to the shorter. Pictures are scaled by their shorter side, and padded to squares of their longer
+one: beyond these bounds a picture of a few bytes takes gigabytes."""
+
+Image.MAX_IMAGE_PIXELS = None  # as `opened` has bounds of its own, and words for them
+
+
+@contextmanager
+def opened(file: Path | io.BytesIO) -> Iterator[ImageFile.ImageFile]:
+    """A picture of one of `FORMATS` whose size every stage can hold; its pixels are not yet decoded.
+
+    Raises:
+        ValueError: of another size.
+        any of BROKEN: no picture.
+    """
+    with Image.open(file, formats=FORMATS) as image:
+        if (wrong := wrong_size(*image.size)) is not None:
+            raise ValueError(wrong)
+        yield image
+
+
+def has_sixteen_bits(image: ImageFile.ImageFile) -> bool:
+    """Whether a picture that is not yet decoded stores 16 bits a colour.
+
+    Pillow keeps the upper 8 bits of 16-bit colour as it decodes, and forgets about it.
+    """
+    return image.mode.startswith("I") or any(";16" in str(tile.args) for tile in image.tile)
+
+
+def wrong_size(width: int, height: int) -> str | None:
+    """What keeps every stage from holding a picture of so many pixels."""
+    long, short = max(width, height), min(width, height)
+    if short < 1 or long > LONGEST_SIDE or width * height > MOST_PIXELS:
+        bounds = f"{LONGEST_SIDE:,} pixels a side and {MOST_PIXELS / 1e6:.0f} million in all"
+        return f"its {width}x{height} pixels are too many; allowed are {bounds}: scale it down"
+    if long > GREATEST_RATIO * short:
+        return f"its {width}x{height} pixels are too long a strip; allowed is {GREATEST_RATIO} times as long as wide"
+    return None
+
+
+SIGNATURES = {
+    b"version https://git-lfs": "a Git LFS pointer instead of the file; run `git lfs pull`",
+    b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x93NUMPY": "a NumPy array",
+    b"MATLAB": "a MATLAB file",
+    b"<!doctype html": "a web page (HTML), as a failed download leaves it",
+    b"<html": "a web page (HTML), as a failed download leaves it",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "an XML file",
+    b"8bps": "a Photoshop file",
+}
+"""By the bytes that files begin with, in lower case where they are letters: what they are."""
+
+
+def kind_of(content: bytes) -> str:
+    """In words, what a file is that was taken for something else, by its first bytes."""
+    if not content:
+        return "empty"
+    if content[4:8] == b"ftyp":
+        brand = content[8:12].decode("ascii", "replace")
+        return f"{'an AVIF' if brand == 'avif' else 'a HEIC'} picture; save it as a JPEG or PNG" if brand in (
+            "heic", "heix", "hevc", "mif1", "msf1", "avif",
+        ) else "a film (MP4)"  # fmt: skip
+    begin = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
+    for signature, words in SIGNATURES.items():
+        if begin.lower().startswith(signature.lower()):
+            return words
+    if not content.strip(b"\0"):
+        return "nothing but zeros, as a broken copy or download leaves it"
+    try:
+        text = content[:200].decode("utf-8", "strict" if len(content) <= 200 else "ignore")
+    except UnicodeDecodeError:
+        return "of no known kind"
+    if sum(not (one.isprintable() or one.isspace()) for one in text) == 0 and len(text) > len(content[:200]) // 2:
+        return f"a text that begins with {text[:20]!r}"
+    return "of no known kind"
+
+
+def why_broken(error: BaseException, content: bytes) -> str:
+    """In words, what Pillow could not read in a file of this content (or its beginning)."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        kind = kind_of(content)
+        return f"is {kind}" if kind != "of no known kind" else "is no picture, or its beginning is damaged"
+    text = str((isinstance(error, OSError) and error.strerror) or error or type(error).__name__)
+    if "text chunk" in text.lower() or "MAX_TEXT" in text:
+        return "holds texts (metadata) that are too long to be read; its pixels may be in order: save it without them"
+    if text.startswith("its "):
+        return f"cannot be used: {text}"
+    return f"cannot be decoded whole ({text})"
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
@@ -31,14 +131,18 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         Problem: there is no such file, or it is damaged.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
     except BROKEN as error:
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: BaseException) -> Problem:
-    reason = (isinstance(error, OSError) and error.strerror) or error or type(error).__name__
+    try:
+        with path.open("rb") as file:
+            reason = why_broken(error, file.read(512))
+    except OSError as closed:
+        reason = closed.strerror or str(closed)
     return Problem(f"{path} cannot be read ({reason}); mend it, then prepare the data set anew: that checks all files")
 
 
@@ -60,7 +164,7 @@ def read_labels(path: Path) -> UInt8[np.ndarray, "H W"]:
         Problem: there is no such file, it is damaged, or it holds colours.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             if image.mode in ("P", "L"):
                 return np.asarray(image)
             mode = image.mode
@@ -73,8 +177,19 @@ def read_labels(path: Path) -> UInt8[np.ndarray, "H W"]:
 
 
 def write_labels(path: Path, labels: UInt8[np.ndarray, "H W"]) -> None:
-    """An indexed PNG in the colours of VOC."""
+    """An indexed PNG in the colours of VOC; an `OSError` names the file."""
     path.write_bytes(labels_png(labels))
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """A picture, whole or not at all.
+
+    Raises:
+        Problem: it could not be written.
+    """
+    content = io.BytesIO()
+    image.save(content, format="PNG", optimize=True)
+    write_atomically(path, content.getvalue())
 
 
 def labels_png(labels: UInt8[np.ndarray, "H W"]) -> bytes:

@@ -143,6 +143,7 @@ def _on_ridge(
 def _structured_forest(path: str) -> "cv2.ximgproc.StructuredEdgeDetection":
     """The edge detector of Dollar and Zitnick 2013; loading takes seconds, so once a process."""
     advice = "name OpenCV's model.yml.gz (opencv_extra, testdata/cv/ximgproc) or set `crops.edges: gradient`"
+    path = str(Path(path).expanduser())
     if not Path(path).is_file():
         raise Problem(f"crops.edges.model: there is no file {path}; {advice}")
     # OpenCV divides by the number of trees without a look: a file without it would end the process.

@@ -6,14 +6,18 @@ nothing is known.
 """
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
-from segcore.data.pictures import IGNORE
-from segcore.errors import Problem
+from segcore.data.manifest import Record, read_ids, wrong_ids
+from segcore.data.pictures import BROKEN, IGNORE, kind_of
+from segcore.errors import Problem, Problems, some
+
+STRIDE = 8
+"""Pixels of an input to a cell of published cues: 321 give 41."""
 
 LIST = "images.txt"
 
@@ -37,7 +41,17 @@ def listed(folder: Path) -> list[str]:
     path = folder / LIST
     if not path.is_file():
         raise Problem(f"{folder} holds no pseudo-labels (there is no {LIST}); run the stage that extracts them")
-    return [line for line in path.read_text().splitlines() if line]
+    return read_ids(path)
+
+
+def _reason(path: Path, error: BaseException) -> str:
+    try:
+        with path.open("rb") as file:
+            kind = kind_of(file.read(512))
+    except OSError as closed:
+        return closed.strerror or str(closed)
+    known = kind not in ("of no known kind", "a ZIP archive")
+    return f"it is {kind}" if known else str(error) or type(error).__name__
 
 
 class CuesFile:
@@ -53,8 +67,11 @@ class CuesFile:
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
-        except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-            raise Problem(f"{path} is no readable .npz file of cues ({error})") from error
+        except FileNotFoundError:
+            raise Problem(f"{path} is no readable .npz file of cues: there is none; put it there") from None
+        except (*BROKEN, AttributeError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+            # zipfile and NumPy raise a dozen types for what is damaged.
+            raise Problem(f"{path} is no readable .npz file of cues ({_reason(path, error)})") from error
         if missing := {"image_ids", "labels"} - set(arrays):
             raise Problem(f"{path} lacks the arrays {sorted(missing)}; found {sorted(arrays)}")
         ids, labels = arrays["image_ids"], arrays["labels"]
@@ -68,22 +85,69 @@ class CuesFile:
         self._rows = {str(image_id): row for row, image_id in enumerate(ids)}
         if len(self._rows) != len(ids):
             raise Problem(f"{path}: {len(ids) - len(self._rows)} image_ids are there twice")
+        if wrong := wrong_ids(map(str, ids)):
+            raise Problems(f"{path} cannot be used:", [f"{path}: its image_ids: {one}" for one in wrong])
         self._labels: UInt8[np.ndarray, "n h w"] = labels
 
-    def check(self, ids: Sequence[str], n_classes: int) -> None:
-        """See that these images are all there and have no other classes than 0..`n_classes` - 1.
+    def check(self, records: Sequence[Record], names: Sequence[str], input_size: int) -> None:
+        """See that the cues are those of these images: there, on this grid, of the classes that the tags name.
+
+        Args:
+            names: of the classes, background first.
+            input_size: side of the square that images are stretched to, in pixels.
 
         Raises:
-            Problem: they have not.
+            Problems: all that is not so.
         """
-        if missing := [image_id for image_id in ids if image_id not in self._rows]:
-            raise Problem(f"{self.path} lacks {len(missing)} of {len(ids)} images: {', '.join(missing[:5])} ...")
-        for image_id in ids:
-            labels = self.labels(image_id)
-            if (beyond := labels[(labels >= n_classes) & (labels != IGNORE)]).size:
-                raise Problem(
-                    f"{self.path}: {image_id} has label {beyond[0]}; allowed are 0..{n_classes - 1} and {IGNORE}"
+        there = [record for record in records if record.image_id in self._rows]
+        missing = [record.image_id for record in records if record.image_id not in self._rows]
+        problems = [f"{self.path} lacks {len(missing)} of {len(records)} images: {some(missing)}"] if missing else []
+        height, width = self._labels.shape[1:]
+        cells = -(-input_size // STRIDE)
+        if (height, width) != (cells, cells):
+            problems.append(
+                f"{self.path}: found cues of {width} x {height} cells; an input_size of {input_size} has "
+                f"{cells} x {cells}; set input_size to {STRIDE * height - 7}"
+            )
+        shown = {record.image_id: self._classes(record.image_id) for record in there}
+        for image_id, classes in shown.items():
+            if beyond := [one for one in classes if one >= len(names)]:
+                problems.append(
+                    f"{self.path}: {image_id} has label {beyond[0]}; allowed are 0..{len(names) - 1} and {IGNORE}"
                 )
+                break
+        problems += self._against_tags(there, shown, names)
+        if problems:
+            raise Problems(f"{self.path} cannot be used:", problems)
+
+    def _classes(self, image_id: str) -> list[int]:
+        """The classes that the cues of an image show, without the background."""
+        return [int(one) for one in np.unique(self.labels(image_id)) if one not in (0, IGNORE)]
+
+    def _against_tags(
+        self, records: Sequence[Record], shown: Mapping[str, list[int]], names: Sequence[str]
+    ) -> Iterator[str]:
+        odd = [record for record in records if set(shown[record.image_id]) - set(record.tags)]
+        if odd:
+            first = odd[0]
+            has, tags = (
+                ", ".join(names[one] if one < len(names) else str(one) for one in of) or "nothing"
+                for of in (shown[first.image_id], first.tags)
+            )
+            yield (
+                f"{self.path}: the cues of {len(odd)} of {len(records)} images show classes that the images' tags "
+                f"lack: {first.image_id} has cues of {has}, its tags name {tags}; 0 is background, 1 is {names[1]}"
+                + self._one_off(odd, names)
+            )
+        if records and not any(shown.values()):
+            yield f"{self.path}: no image has a cue of any class; 0 is background, 1 is {names[1]}"
+
+    def _one_off(self, odd: Sequence[Record], names: Sequence[str]) -> str:
+        """What the numbers look like, where all images tell the same."""
+        for off, why in ((1, "one too low, as without background"), (-1, "one too high")):
+            if all({one + off for one in self._classes(r.image_id)} - {0} <= {*r.tags} for r in odd):
+                return f": they look numbered {why}"
+        return ""
 
     def labels(self, image_id: str) -> UInt8[np.ndarray, "h w"]:
         """The cues of one image."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from segcore.data import geometry
@@ -41,6 +41,17 @@ def binary_labels(
     table[:, 1 : subset.shape[1] + 1] = subset.to(table.dtype)
     table[:, IGNORE] = IGNORE
     return table.gather(1, labels.flatten(1).long()).view_as(labels)
+
+
+def known(labels: UInt8[np.ndarray, "H W"], n_tags: int, path: Path) -> UInt8[np.ndarray, "H W"]:
+    """The labels, all of which are classes of the data set or unknown.
+
+    Raises:
+        Problem: they are not; the file is another one than was checked.
+    """
+    if (beyond := labels[(labels > n_tags) & (labels != IGNORE)]).size:
+        raise Problem(f"{path}: found label {beyond[0]}; allowed are 0..{n_tags} and {IGNORE}: make it anew")
+    return labels
 
 
 class TaggedImages:
@@ -98,7 +109,8 @@ class CropSamples:
         if record.labels is None:
             raise ValueError(f"{record.image_id} has crops but no labels")
         rng = np.random.default_rng(seed)
-        image, labels = geometry.cut(read_image(record.image), read_labels(record.labels), self.boxes[index], self.warp)
+        labels = known(read_labels(record.labels), self.n_tags, record.labels)
+        image, labels = geometry.cut(read_image(record.image), labels, self.boxes[index], self.warp)
         top, left = rng.integers(0, self.warp - self.input_size + 1, size=2)
         window = np.s_[top : top + self.input_size, left : left + self.input_size]
         image, labels = image[window], labels[window]
@@ -144,7 +156,10 @@ class LabelledImages:
     def sample(self, index: int, seed: int) -> Sample:
         record, path = self.records[index], self.labels[index]
         image = read_image(record.image)
-        labels = np.full(image.shape[:2], IGNORE, dtype=np.uint8) if path is None else read_labels(path)
+        if path is None:
+            labels = np.full(image.shape[:2], IGNORE, dtype=np.uint8)
+        else:
+            labels = known(read_labels(path), self.n_tags, path)
         if labels.shape != image.shape[:2]:
             raise Problem(f"{path} has {labels.shape} pixels (height, width), its image has {image.shape[:2]}")
         rng = np.random.default_rng(seed)
@@ -181,7 +196,7 @@ class CueSamples:
 
     def sample(self, index: int, seed: int) -> Sample:
         record, path = self.records[index], self.cues[index]
-        cues = read_labels(path)
+        cues = known(read_labels(path), self.n_tags, path)
         if cues.shape != (self.grid, self.grid):
             raise Problem(f"{path} has {cues.shape} cells, the network {self.grid, self.grid}")
         image = resized(read_image(record.image), self.input_size, self.input_size)

@@ -15,14 +15,14 @@ from segcore.config.labels import (
     Saliency,
 )
 from segcore.config.plan import ExtractPseudoLabels
+from segcore.data import saliency_maps
 from segcore.data.geometry import Grid, stretched_square
 from segcore.data.manifest import Record
 from segcore.data.pictures import read_image
-from segcore.data.pseudo_labels import CuesFile
+from segcore.data.pseudo_labels import STRIDE, CuesFile
 from segcore.errors import Problem
 from segcore.evaluation import inference
 from segcore.evaluation.reading import Pictures
-from segcore.localisation import background
 from segcore.localisation.labeller import PseudoLabeller
 from segcore.models.classifiers import load_classifier
 from segcore.models.systems import load_system
@@ -33,23 +33,20 @@ Labels = UInt8[np.ndarray, "_ _"]
 Extract = Callable[[Sequence[Record]], Iterator[tuple[Labels, Labels]]]
 """The cues at the grid and the labels at full size of some images, one after the other."""
 
-STRIDE = 8
-"""Pixels of an input to a cell of the grid: 321 give 41."""
-
 
 def check(records: Sequence[Record], entry: LabelsParams) -> list[Path]:
     """See what can be wrong before work starts; gives the files of the saliency maps, if such are used.
 
     Raises:
-        Problem: no images, or a folder of saliency maps that lacks some.
+        Problem: no images, or saliency maps that are missing or of other images.
     """
     if not records:
         raise Problem(f"the list of {entry.images} images is empty", made_by="split")
     if not (isinstance(entry, LabelsFromMaps) and isinstance(entry.background, Saliency)):
         return []
-    root, ids = Path(entry.background.root), [record.image_id for record in records]
-    background.check_saliency(root, ids)
-    return [background.saliency_file(root, image_id) for image_id in ids]
+    root = Path(entry.background.root).expanduser()
+    saliency_maps.check(root, records)
+    return [saliency_maps.file_of(root, record.image_id) for record in records]
 
 
 def extractor(
@@ -84,17 +81,10 @@ def from_cues(file: CuesFile, entry: LabelsFromFile, names: list[str], chosen: S
     """Published cues, as they are.
 
     Raises:
-        Problem: an image lacks cues, or they are of another grid or of other classes.
+        Problem: an image lacks cues, or they are of another grid or of classes that its tags lack.
     """
-    file.check([record.image_id for record in chosen], len(names))
+    file.check(chosen, names, entry.input_size)
     grid = Grid(entry.input_size, STRIDE)
-    cells = grid.cells
-    height, width = file.labels(chosen[0].image_id).shape
-    if (height, width) != (cells, cells):
-        raise Problem(
-            f"{file.path}: found cues of {width} x {height} cells; an input_size of {entry.input_size} has "
-            f"{cells} x {cells}; set input_size to {STRIDE * height - 7}"
-        )
 
     def extract(records: Sequence[Record]) -> Iterator[tuple[Labels, Labels]]:
         cues = [file.labels(record.image_id) for record in records]

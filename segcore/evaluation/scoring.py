@@ -13,7 +13,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from segcore.config.labels import EvaluationParams
-from segcore.data.manifest import Record
+from segcore.data.manifest import Record, read_ids
 from segcore.data.pictures import IGNORE, read_labels
 from segcore.errors import Problem, Problems
 from segcore.evaluation import per_image
@@ -21,7 +21,7 @@ from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix
 from segcore.evaluation.numbers import rounded
 from segcore.evaluation.per_image import ImageCounts
 from segcore.evaluation.reading import Pictures
-from segcore.files import write_atomically
+from segcore.files import as_cell, write_atomically
 
 Labels = UInt8[np.ndarray, "H W"]
 
@@ -86,7 +86,7 @@ def validation_records(manifest: dict[str, Record], val: Path) -> list[Record]:
     Raises:
         Problems: an image is not in the manifest or has no labels to compare with; all of them are listed.
     """
-    ids = val.read_text().split()
+    ids = read_ids(val, made_by="split")
     problems = [f"{image_id}: not in the manifest" for image_id in ids if image_id not in manifest]
     problems += [
         f"{image_id}: no labels to compare with; add its mask or take it off the validation list"
@@ -97,6 +97,12 @@ def validation_records(manifest: dict[str, Record], val: Path) -> list[Record]:
         raise Problems(f"{len(problems)} images of {val} cannot be scored:", problems, made_by="split")
     if not ids:
         raise Problem(f"{val} names no images", made_by="split")
+    if not any(manifest[image_id].label_classes for image_id in ids):
+        raise Problem(
+            f"no mask of the {len(ids)} images of {val} shows a class, so there is nothing to measure; "
+            f"{IGNORE} means unknown: if it was meant as a class, write the index of that class instead",
+            made_by="prepare",
+        )
     return [manifest[image_id] for image_id in ids]
 
 
@@ -159,14 +165,15 @@ def write_results(scores: Scores, names: Sequence[str], out: Path) -> None:
     metrics |= {"images": len(scores.images), "iou": dict(zip(names, confusion.iou.tolist(), strict=True))}
     if scores.with_crf:
         metrics["with_crf"] = summary(scores.with_crf)
+    cells = [as_cell(name) for name in names]
     per_class = pd.DataFrame(
-        {"class": names, "iou": confusion.iou, "accuracy": confusion.accuracy, "boundary_f": boundary.per_class}
+        {"class": cells, "iou": confusion.iou, "accuracy": confusion.accuracy, "boundary_f": boundary.per_class}
     )
-    counts = pd.DataFrame(confusion.counts, index=pd.Index(names, name="actual"), columns=list(names))
+    counts = pd.DataFrame(confusion.counts, index=pd.Index(cells, name="actual"), columns=cells)
     files: dict[str, Any] = {
         "metrics.json": json.dumps(rounded(metrics), indent=2) + "\n",
         "per_class.csv": per_class.round(4).to_csv(index=False),
-        "confusion.csv": _confusion_rows(confusion.counts, names).to_csv(index=False),
+        "confusion.csv": _confusion_rows(confusion.counts, cells).to_csv(index=False),
         "confusion_counts.csv": counts.to_csv(),
     }
     for name, text in files.items():

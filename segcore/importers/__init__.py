@@ -18,6 +18,11 @@ CONVERSIONS = (
 """What may happen to pictures when they are read (see `read_image`) and to labels (see `decoding`)."""
 
 WARNINGS = (
+    "narrow_sixteen_bit",
+    "clipped_sixteen_bit",
+    "class_in_no_mask",
+    "class_of_no_image",
+    "labels_twice",
     "tag_not_in_labels",
     "difficult_in_labels",
     "no_tags",
@@ -46,6 +51,8 @@ class Entry:
     labels: Path | None
     tags: tuple[int, ...] | None
     skipped: tuple[int, ...] = ()
+    annotated: tuple[int, int] | None = None
+    """Width and height of the picture as its annotation has them, or None where it does not say."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Listing:
     classes: tuple[str, ...]
     entries: tuple[Entry, ...]
     problems: tuple[str, ...]
+    warnings: tuple[tuple[str, str], ...] = ()
+    """Pairs of a kind out of `WARNINGS` and a sentence."""
 
 
 @dataclass(frozen=True)
@@ -81,3 +90,7 @@ class Finding:
     warnings: list[tuple[str, str]] = field(default_factory=list)
     """Pairs of a kind out of `WARNINGS` and a sentence."""
     conversions: list[str] = field(default_factory=list)
+    values: tuple[int, int] | None = None
+    """The lowest and the highest value in a picture of 16 bits; None for others."""
+    unknown: bool = False
+    """Whether its labels hold 255."""

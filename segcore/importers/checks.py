@@ -8,31 +8,39 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from segcore.config.data import SixteenBit
 from segcore.data.manifest import Record
+from segcore.errors import About
 from segcore.importers import Entry, Finding
 from segcore.importers.decoding import Labels, Picture, open_labels, open_picture
 
 
 def inspect_all(
-    entries: Sequence[Entry], classes: Sequence[str], convert_palette: bool, converted: Path
+    entries: Sequence[Entry], classes: Sequence[str], convert_palette: bool, sixteen_bit: SixteenBit, converted: Path
 ) -> Iterator[Finding]:
     """Findings in the order of the entries, while threads work ahead.
 
-    Labels that had to be converted are written into the folder `converted` as indexed PNGs.
+    What had to be converted is written into the folder `converted`: labels as indexed PNGs into `SegmentationClass`,
+    pictures of 16 bits as RGB PNGs into `JPEGImages`.
 
     Raises:
-        OSError: converted labels could not be written.
+        OSError: it could not be written.
     """
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        yield from pool.map(lambda entry: inspect(entry, classes, convert_palette, converted), entries)
+        yield from pool.map(lambda entry: inspect(entry, classes, convert_palette, sixteen_bit, converted), entries)
 
 
-def inspect(entry: Entry, classes: Sequence[str], convert_palette: bool, converted: Path) -> Finding:
+def inspect(
+    entry: Entry, classes: Sequence[str], convert_palette: bool, sixteen_bit: SixteenBit, converted: Path
+) -> Finding:
     """Open the picture and the labels of one entry and compare them with each other and with the tags."""
     finding = Finding(entry)
-    picture = open_picture(entry.image, finding)
+    picture = open_picture(entry.image, sixteen_bit, converted / "JPEGImages", finding)
     finding.fingerprint = picture.fingerprint if picture is not None else None
-    labels = open_labels(entry.labels, classes, convert_palette, converted, finding) if entry.labels else None
+    masks = converted / "SegmentationClass"
+    labels = open_labels(entry.labels, classes, convert_palette, masks, finding) if entry.labels else None
+    if picture is not None and entry.annotated is not None:
+        _compare_annotation(picture, entry.annotated, entry, finding)
     if picture is not None and labels is not None:
         _compare_sizes(picture, labels, entry, finding)
     if labels is not None and entry.tags is not None:
@@ -42,16 +50,16 @@ def inspect(entry: Entry, classes: Sequence[str], convert_palette: bool, convert
         return finding
     if not tags:
         why = "all its objects are difficult" if entry.skipped else "neither tags nor labels name a class"
-        finding.warnings.append(("no_tags", f"{entry.image}: {why}; it serves as background"))
+        finding.warnings.append(("no_tags", About(entry.image, f"{why}; it serves as background")))
     finding.record = Record(
         image_id=entry.image_id,
-        image=entry.image,
+        image=picture.path,
         labels=labels.path if labels else None,
         width=picture.size[0],
         height=picture.size[1],
         tags=tags,
         split=entry.split,
-        image_sha256=picture.fingerprint.sha256,
+        image_sha256=picture.sha256,
         labels_sha256=labels.sha256 if labels else None,
         label_classes=labels.classes if labels else None,
     )
@@ -76,6 +84,17 @@ def _compare_sizes(picture: Picture, labels: Labels, entry: Entry, finding: Find
     else:
         message += "; export both at one size, labels without interpolation"
     finding.problems.append(message)
+
+
+def _compare_annotation(picture: Picture, annotated: tuple[int, int], entry: Entry, finding: Finding) -> None:
+    """An annotation of another picture names other things; one that was made before a turn by EXIF is in order."""
+    turned = picture.orientation > 4 and annotated == picture.size[::-1]
+    if annotated != picture.size and not turned:
+        (width, height), (across, down) = picture.size, annotated
+        finding.problems.append(
+            f"{entry.image}: is {width}x{height}, but its annotation is of a picture of {across}x{down} pixels; "
+            "give it the annotation of this picture, or mend its <size>"
+        )
 
 
 def _compare_tags(

@@ -14,8 +14,20 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from PIL.ExifTags import Base
 
-from segcore.data.pictures import BROKEN, IGNORE, to_rgb, voc_palette, write_labels
-from segcore.importers import Finding, Fingerprint, colours, duplicates, sbd
+from segcore.config.data import SixteenBit
+from segcore.data.pictures import (
+    BROKEN,
+    IGNORE,
+    has_sixteen_bits,
+    opened,
+    to_rgb,
+    voc_palette,
+    why_broken,
+    write_labels,
+    write_png,
+)
+from segcore.errors import About
+from segcore.importers import Finding, Fingerprint, colours, duplicates, sbd, sixteen_bit
 
 _VOC_PALETTE = voc_palette()
 
@@ -24,6 +36,10 @@ _VOC_PALETTE = voc_palette()
 class Picture:
     """What is remembered of a picture that was decoded without fault."""
 
+    path: Path
+    """Of the converted file if there is one."""
+    sha256: str
+    """Of the bytes of that file."""
     fingerprint: Fingerprint
     size: tuple[int, int]
     """Width and height as a person sees it."""
@@ -42,14 +58,17 @@ class Labels:
 
 def _read(path: Path, finding: Finding) -> bytes | None:
     try:
+        # A pipe or a device would be waited for without end.
+        if path.exists() and not path.is_file():
+            finding.problems.append(About(path, "is no file but a folder, a pipe or a device; put the file there"))
+            return None
         return path.read_bytes()
     except FileNotFoundError:
-        finding.problems.append(
-            f"{path}: this file is missing; a {finding.entry.split} image needs it: "
-            f"add it, or unlist {finding.entry.image_id}"
-        )
+        wanted = f"this file is missing; a {finding.entry.split} image needs it: add it, or unlist the image"
+        finding.problems.append(About(path, wanted))
     except OSError as error:
-        finding.problems.append(f"{path}: cannot be read ({error.strerror}); check the file and its permissions")
+        reason = f"cannot be read ({error.strerror}); check the file, and the permissions of its folders"
+        finding.problems.append(About(path, reason))
     return None
 
 
@@ -64,20 +83,25 @@ class _Decoded:
 def _decode(path: Path, content: bytes, finding: Finding) -> _Decoded | None:
     """The picture with every pixel decoded, so that a truncated file shows."""
     try:
-        image = Image.open(BytesIO(content))
-        # Pillow tells before it decodes only: it keeps the upper 8 bits of 16-bit colour and forgets about it.
-        sixteen_bit = any(";16" in str(tile.args) for tile in image.tile)
-        image.load()
-        orientation = image.getexif().get(Base.Orientation, 1)
+        with opened(BytesIO(content)) as image:
+            wide = has_sixteen_bits(image)
+            image.load()
+            orientation = image.getexif().get(Base.Orientation, 1)
     except BROKEN as error:
-        what = f"cannot be decoded whole ({error})" if content else "is empty"
-        finding.problems.append(f"{path}: {what}; replace it by an intact copy, or unlist {finding.entry.image_id}")
+        advice = "replace it by an intact picture, or unlist the image"
+        finding.problems.append(About(path, f"{why_broken(error, content)}; {advice}"))
         return None
-    return _Decoded(image, sixteen_bit, orientation if orientation in range(2, 9) else 1)
+    return _Decoded(image, wide, orientation if orientation in range(2, 9) else 1)
 
 
-def open_picture(path: Path, finding: Finding) -> Picture | None:
-    """The size and hashes of the picture at `path`; how `pictures.read_image` will convert it goes to the finding."""
+def open_picture(path: Path, how: SixteenBit, converted: Path, finding: Finding) -> Picture | None:
+    """The size and hashes of the picture at `path`; how `pictures.read_image` will convert it goes to the finding.
+
+    One of 16 bits is brought into 8 bits in the folder `converted`, unless `how` says that its range is the full one.
+
+    Raises:
+        OSError: it could not be written there.
+    """
     content = _read(path, finding)
     decoded = _decode(path, content, finding) if content is not None else None
     if content is None or decoded is None:
@@ -86,18 +110,31 @@ def open_picture(path: Path, finding: Finding) -> Picture | None:
     reasons = {
         "grey": image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L"),
         "cmyk": image.mode == "CMYK",
-        "sixteen_bit": decoded.sixteen_bit or image.mode.startswith("I"),
+        "sixteen_bit": decoded.sixteen_bit,
         "palette": image.mode in ("P", "PA"),
         "transparent": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
         "turned": orientation != 1,
     }
     finding.conversions += [name for name, holds in reasons.items() if holds]
     try:
+        if "sixteen_bit" in finding.conversions:
+            finding.values = sixteen_bit.range_of(content)
+        if finding.values is not None and how != "full":
+            assert how != "measured", "the range has been measured"
+            image, lost = sixteen_bit.narrowed(content, how, image.getexif())
+            finding.warnings += sixteen_bit.told(path, lost, how)
         seen = np.asarray(to_rgb(ImageOps.exif_transpose(image)))
     except BROKEN as error:
-        finding.problems.append(f"{path}: cannot be converted to RGB ({error}); save it anew as a JPEG or an RGB PNG")
+        reason = f"cannot be converted to RGB ({error}); save it anew as a JPEG or an RGB PNG"
+        finding.problems.append(About(path, reason))
         return None
-    return Picture(_fingerprint(content, seen), (seen.shape[1], seen.shape[0]), orientation)
+    fingerprint, size = _fingerprint(content, seen), (seen.shape[1], seen.shape[0])
+    if finding.values is None or how == "full":
+        return Picture(path, fingerprint.sha256, fingerprint, size, orientation)
+    path = converted / f"{finding.entry.image_id}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(path, Image.fromarray(seen))
+    return Picture(path, hashlib.sha256(path.read_bytes()).hexdigest(), fingerprint, size, 1)
 
 
 def _fingerprint(content: bytes, picture: UInt8[np.ndarray, "H W 3"]) -> Fingerprint:
@@ -128,7 +165,9 @@ def open_labels(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_labels(path, labels)
         content = path.read_bytes()
-    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:IGNORE]) + 1
+    counts = np.bincount(labels.ravel(), minlength=256)
+    finding.unknown = bool(counts[IGNORE])
+    present = np.flatnonzero(counts[1:IGNORE]) + 1
     size = (labels.shape[1], labels.shape[0])
     return Labels(path, hashlib.sha256(content).hexdigest(), size, tuple(present.tolist()))
 
@@ -151,7 +190,13 @@ def _from_picture(
         return None
     image = decoded.image
     if (wrong := _wrong_kind(image, content)) is not None:
-        finding.problems.append(f"{path}: labels must be an indexed or grey 8-bit PNG, found {wrong}")
+        finding.problems.append(About(path, f"labels must be an indexed or grey 8-bit PNG, found {wrong}"))
+        return None
+    if decoded.orientation != 1:
+        reason = (
+            f"labels carry an EXIF orientation, {decoded.orientation}, by which some programs turn them and others "
+        )
+        finding.problems.append(About(path, f"{reason}do not; save them as they are to be seen, without it"))
         return None
     if image.mode == "L" or (image.mode == "P" and not _is_painted(image, highest)):
         return np.asarray(image)
@@ -177,6 +222,8 @@ def _from_picture(
 
 def _wrong_kind(image: Image.Image, content: bytes) -> str | None:
     """What keeps a picture from being labels, and what to do; None if its values can be taken as they are."""
+    if image.format in ("JPEG", "MPO"):
+        return "a JPEG, whose compression makes other classes of them; export them anew"
     # Pillow stretches the values of such greys to 0..255 and forgets about it; the PNG header has the bits at byte 24.
     bits = content[24] if image.format == "PNG" else 8
     if image.mode in ("1", "L") and bits < 8:

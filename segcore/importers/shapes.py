@@ -45,7 +45,7 @@ def as_devkit(folder: Path) -> VocParams:
     return VocParams.model_validate({
         "layout": "voc", "name": "generated", "root": str(folder), "train_list": "train", "val_list": "val",
         "tags": {"kind": "masks"}, "sbd_root": None, "convert_palette": False,
-        "duplicates": "refuse",
+        "sixteen_bit": "full", "duplicates": "refuse",
     })  # fmt: skip
 
 

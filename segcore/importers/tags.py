@@ -10,13 +10,15 @@ of 472 images lose a tag, and every one of these has it in its mask), and that i
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
 from segcore.config.data import TagsFromAnnotations, TagsFromTable, VocParams
-from segcore.errors import hint
+from segcore.errors import About, hint, some
+from segcore.importers import annotations
+from segcore.importers.folders import PICTURE_ENDINGS, Folder, one_form, spelled
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Named:
 
     tags: tuple[int, ...]
     skipped: tuple[int, ...]
+    size: tuple[int, int] | None = None
+    """Width and height of the picture that was annotated, where the source says so."""
 
 
 Reader = Callable[[str], Named | None]
@@ -40,16 +44,20 @@ def reader(root: Path, params: VocParams, classes: Sequence[str], problems: list
             for name in classes
             if len(name.split()) > 1
         ]
-        return _csv_reader(_csv_path(root, params.tags.file), classes, problems)
+        return _csv_reader(_csv_path(root, params.tags.file, problems), classes, problems)
     if isinstance(params.tags, TagsFromAnnotations):
         return _xml_reader(root / "Annotations", params.tags.difficult == "skip", classes, problems)
     return None
 
 
-def _csv_path(root: Path, name: str) -> Path:
-    """`tags_file` is meant from the data set's root; from the project where it is not there."""
+def _csv_path(root: Path, name: str, problems: list[str]) -> Path:
+    """`tags.file` is meant from the data set's root; from the project where it is not there."""
     path = Path(name).expanduser()
-    return root / path if (root / path).is_file() else path
+    if path.is_absolute() or not (root / path).is_file():
+        return path
+    if path.is_file() and path.read_bytes() != (root / path).read_bytes():
+        problems.append(f"dataset.tags.file: {path} and {root / path} differ; delete one, or write its whole path")
+    return root / path
 
 
 def _csv_reader(path: Path, classes: Sequence[str], problems: list[str]) -> Reader:
@@ -59,15 +67,22 @@ def _csv_reader(path: Path, classes: Sequence[str], problems: list[str]) -> Read
 
     def tags_of(image_id: str) -> Named | None:
         if image_id not in table:
-            problems.append(
-                f"{path}: the id '{image_id}' has no line; add '{image_id},<class names>' or unlist the image"
-            )
+            other = next((known for known in table if one_form(known) == one_form(image_id)), None)
+            if other is not None:
+                problems.append(f"{path}: {spelled(other)} and {spelled(image_id)} differ in their Unicode form only")
+            else:
+                problems.append(
+                    About(
+                        f"{path}: the id '{image_id}'",
+                        "it has no line; add '<id>,<class names>' or unlist the image",
+                    )
+                )
             return None
         cell = table[image_id]
         if found := re.search("[,;|]", cell):
             problems.append(f"{path}: {image_id}: found '{found[0]}' between tags in '{cell}'; separate them by blanks")
             return None
-        indices = _indices(cell.split(), classes, f"{path}: {image_id}", problems)
+        indices = _indices(cell.split(), classes, path, image_id, problems)
         return None if indices is None else Named(indices, ())
 
     return tags_of
@@ -76,12 +91,13 @@ def _csv_reader(path: Path, classes: Sequence[str], problems: list[str]) -> Read
 def _read_csv(path: Path, problems: list[str]) -> dict[str, str] | None:
     """Tags by image id, or None where the file cannot serve (one problem then says it for all ids)."""
     try:
+        if path.exists() and not path.is_file():
+            problems.append(f"{path}: is no file; dataset.tags.file must be a CSV with image_id,tags")
+            return None
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.DictReader(file)
-            if missing := {"image_id", "tags"} - set(lines.fieldnames or ()):
-                problems.append(
-                    f"{path}: lacks the column {', '.join(sorted(missing))}; the first line must be image_id,tags"
-                )
+            if (wrong := _wrong_header(lines.fieldnames or ())) is not None:
+                problems.append(f"{path}: {wrong}; the first line must be image_id,tags")
                 return None
             rows: list[tuple[str, str]] = []
             for line in lines:
@@ -92,22 +108,44 @@ def _read_csv(path: Path, problems: list[str]) -> dict[str, str] | None:
                         f"{path}: line {lines.line_num}, '{image_id}', has more cells than the first line has columns; "
                         "the tags of an image stand in one cell, separated by blanks"
                     )
+                elif line["tags"] is None:
+                    reason = "has no cell for tags; write '<id>,' where an image shows none of the classes"
+                    problems.append(About(f"{path}: line {lines.line_num}, '{image_id}'", reason))
     except FileNotFoundError:
         problems.append(
             f"{path}: this file is missing; dataset.tags.file is meant from dataset.root or from the project"
         )
         return None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        problems.append(f"{path}: cannot be read ({error.strerror}); check its permissions")
+        return None
+    except (UnicodeDecodeError, csv.Error) as error:
         problems.append(f"{path}: cannot be read as CSV ({error}); save it as UTF-8 text with image_id,tags")
         return None
-    table = dict(rows)
-    if len(table) < len(rows):
-        seen: set[str] = set()
-        twice = sorted({image_id for image_id, _ in rows if image_id in seen or seen.add(image_id)})
-        problems += [
-            f"{path}: the id '{image_id}' has more than one line; put all its tags into one" for image_id in twice
-        ]
-    return table
+    with_ending = [image_id for image_id, _ in rows if Path(image_id).suffix.lower() in PICTURE_ENDINGS]
+    if with_ending:
+        problems.append(f"{path}: found the ids {some(with_ending)}; write them without the ending, as the lists do")
+        rows = [(_without_ending(image_id), tags) for image_id, tags in rows]
+    twice = [image_id for image_id, count in Counter(image_id for image_id, _ in rows).items() if count > 1]
+    problems += [
+        About(f"{path}: the id '{image_id}'", "it has more than one line; put all its tags into one")
+        for image_id in sorted(twice)
+    ]
+    return dict(rows)
+
+
+def _without_ending(image_id: str) -> str:
+    return image_id[: -len(Path(image_id).suffix)] if Path(image_id).suffix.lower() in PICTURE_ENDINGS else image_id
+
+
+def _wrong_header(columns: Sequence[str]) -> str | None:
+    """What is wrong with the first line of a table of tags."""
+    if len(columns) == 1 and (found := re.search("[;\t|]", columns[0])):
+        return f"found {found[0]!r} between columns where a comma is wanted; save it separated by commas"
+    if missing := {"image_id", "tags"} - set(columns):
+        return f"lacks the column {', '.join(sorted(missing))}"
+    twice = [name for name in ("image_id", "tags") if list(columns).count(name) > 1]
+    return f"has the column {twice[0]} more than once" if twice else None
 
 
 def _xml_reader(folder: Path, skip: bool, classes: Sequence[str], problems: list[str]) -> Reader:
@@ -116,52 +154,48 @@ def _xml_reader(folder: Path, skip: bool, classes: Sequence[str], problems: list
             f"{folder}: this folder is missing; dataset.tags: annotations needs one <id>.xml an image there"
         )
         return lambda image_id: None
+    files = Folder(folder, problems)
 
     def tags_of(image_id: str) -> Named | None:
-        path = folder / f"{image_id}.xml"
+        path = files.mask(image_id, problems, ending=".xml")
+        assert path is not None, "it is wanted"
         try:
-            objects = _objects(path, skip)
+            found = annotations.read(path, skip)
         except FileNotFoundError:
-            problems.append(
-                f"{path}: this annotation is missing; add it, unlist the image, or take tags from masks or csv"
-            )
+            wanted = "this annotation is missing; add it, unlist the image, or take tags from masks or csv"
+            problems.append(About(path, wanted))
             return None
-        except (OSError, ValueError, ElementTree.ParseError) as error:
-            problems.append(f"{path}: cannot be read as a VOC annotation ({error}); mend it or take it from the devkit")
+        except OSError as error:
+            problems.append(About(path, f"cannot be read ({error.strerror}); check its permissions"))
             return None
-        indices = _indices([name for name, _ in objects], classes, str(path), problems)
-        tags = _indices([name for name, difficult in objects if not difficult], classes, str(path), [])
+        except ValueError as error:
+            advice = "mend it or take it from the devkit"
+            problems.append(About(path, f"cannot be read as a VOC annotation ({error}); {advice}"))
+            return None
+        indices = _indices([name for name, _ in found.objects], classes, path, image_id, problems)
+        tags = _indices([name for name, difficult in found.objects if not difficult], classes, path, image_id, [])
         if indices is None or tags is None:
             return None
-        return Named(tags, tuple(sorted(set(indices) - set(tags))))
+        return Named(tags, tuple(sorted(set(indices) - set(tags))), found.size)
 
     return tags_of
 
 
-def _objects(path: Path, skip: bool) -> list[tuple[str, bool]]:
-    """Names of the annotated objects, not of their parts, and whether each is to be skipped as difficult.
-
-    Raises:
-        ValueError: the text is no annotation, or one that cannot be trusted.
-    """
-    text = path.read_text("utf-8-sig")
-    # Entities can expand to gigabytes or name other files; no annotation needs a DTD. Null characters are refused with
-    # them, because the parser would take such text for UTF-16 and find a DTD in it that is not seen here.
-    if any(part in text for part in ("<!DOCTYPE", "<!ENTITY", "\0")):
-        raise ValueError("it declares a DTD or entities, or holds null characters, which are refused")
-    objects = []
-    for element in ElementTree.fromstring(text).iter("object"):
-        name, mark = ((element.findtext(key) or "").strip() for key in ("name", "difficult"))
-        if skip and mark not in ("", "0", "1"):
-            raise ValueError(f"it marks '{name}' with <difficult>{mark}</difficult>; allowed are 0 and 1")
-        objects.append((name, skip and mark == "1"))
-    return objects
-
-
-def _indices(names: Sequence[str], classes: Sequence[str], where: str, problems: list[str]) -> tuple[int, ...] | None:
+def _indices(
+    names: Sequence[str], classes: Sequence[str], path: Path, image_id: str, problems: list[str]
+) -> tuple[int, ...] | None:
     known = {name: index for index, name in enumerate(classes) if index > 0}
     unknown = sorted(set(names) - set(known))
+    where = str(path) if path.stem == image_id else f"{path}: {image_id}"
     for name in unknown:
-        meant = hint(name, known) or f"; allowed are {', '.join(known)}"
-        problems.append(f"{where}: names the class '{name}', which the data set does not have{meant}")
+        problems.append(About(where, f"names the class '{name}', {_why_unknown(name, known)}"))
     return None if unknown else tuple(sorted({known[name] for name in names}))
+
+
+def _why_unknown(name: str, known: dict[str, int]) -> str:
+    if name == "background":
+        return "which is no tag: an image without any of the classes has none"
+    for other in known:
+        if one_form(other) == one_form(name):
+            return f"which differs from the data set's {spelled(other)} in its Unicode form only: {spelled(name)}"
+    return f"which the data set does not have{hint(name, known) or f'; allowed are {some([*known], 20)}'}"

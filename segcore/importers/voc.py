@@ -4,15 +4,17 @@ Masks that VOC's own set lacks come from `SegmentationClassAug/` or from SBD's `
 unless the root holds a `classes.txt`: one name a line, `background` first.
 """
 
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segcore.config.data import VocParams
-from segcore.data.manifest import Split
-from segcore.errors import Problem
+from segcore.data.manifest import Split, wrong_ids
+from segcore.errors import About, Problem, some
 from segcore.importers import Entry, Listing, tags
+from segcore.importers.folders import MASK_ENDING, PICTURE_ENDINGS, Folder, one_form, spelled
 
 CLASSES = (
     "background",
@@ -38,7 +40,8 @@ CLASSES = (
     "tvmonitor",
 )
 
-PICTURE_ENDINGS = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
+LONGEST_NAME = 100
+"""Characters of a class name."""
 
 
 def read(root: Path, params: VocParams) -> Listing:
@@ -52,159 +55,151 @@ def read(root: Path, params: VocParams) -> Listing:
     classes = _read_classes(root, problems)
     train = _read_ids(root, params.train_list, problems)
     val = _read_ids(root, params.val_list, problems)
-    for image_id in sorted(set(train) & set(val)):
-        problems.append(
-            f"{image_id}: this id is in both lists, {params.train_list}.txt and {params.val_list}.txt; "
-            "an image that is trained on cannot measure anything: remove it from one of them"
+    problems += [
+        About(
+            image_id,
+            f"this id is in both lists, {params.train_list}.txt and {params.val_list}.txt; "
+            "an image that is trained on cannot measure anything: remove it from one of them",
         )
+        for image_id in sorted(set(train) & set(val))
+    ]
     trained_on = set(train)
     val = [image_id for image_id in val if image_id not in trained_on]
-    problems += _written_twice([*train, *val])
+    twice_spelled = _spellings([*train, *val])
+    problems += [_written_twice(same) for same in twice_spelled]
+    train, val = ([one for one in ids if not any(one in same for same in twice_spelled)] for ids in (train, val))
     tags_of = tags.reader(root, params, classes, problems)
-    find_labels = _labels_finder(root, params)
-    pictures = _pictures(root)
+    pictures, masks = Folder(root / "JPEGImages", problems), Folder(root / "SegmentationClass", problems)
+    twice: list[str] = []
+    find_labels = _labels_finder(root, params, masks, problems, twice)
     entries = [
-        *_entries(root, "train", train, pictures, find_labels, tags_of, problems),
-        *_entries(root, "val", val, pictures, lambda image_id: _mask(root, image_id), tags_of, problems),
+        *_entries(masks, "train", train, pictures, find_labels, tags_of, problems),
+        *_entries(masks, "val", val, pictures, lambda image_id: masks.mask(image_id, problems), tags_of, problems),
     ]
-    return Listing(tuple(classes), tuple(entries), tuple(problems))
+    places = f"labels in {masks.path} and elsewhere (SegmentationClassAug/ or SBD); those in {masks.path} are taken"
+    warnings = [("labels_twice", f"{len(twice)} images, {some(twice)}, have {places}")] if twice else []
+    return Listing(tuple(classes), tuple(entries), tuple(problems), tuple(warnings))
 
 
 def _check_root(root: Path) -> None:
-    if (root / "JPEGImages").is_dir():
-        return
-    below = sorted(folder.parent.as_posix() for folder in root.glob("*/JPEGImages"))
-    below += sorted(folder.parent.as_posix() for folder in root.glob("*/*/JPEGImages"))
+    try:
+        if (root / "JPEGImages").is_dir():
+            return
+        below = sorted(folder.parent.as_posix() for folder in root.glob("*/JPEGImages"))
+        below += sorted(folder.parent.as_posix() for folder in root.glob("*/*/JPEGImages"))
+        found = "it has no folder JPEGImages/" if root.is_dir() else "there is no such folder"
+    except OSError as error:
+        raise Problem(f"dataset.root: {root}: cannot be read ({error.strerror}); check its permissions") from None
     hint = f"; did you mean {below[0]}?" if below else "; give the folder that holds it, as VOCdevkit/VOC2012 does"
-    found = "it has no folder JPEGImages/" if root.is_dir() else "there is no such folder"
     raise Problem(f"dataset.root: {root}: {found}{hint}")
 
 
 def _read_classes(root: Path, problems: list[str]) -> list[str]:
     path = root / "classes.txt"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return list(CLASSES)
+    before = len(problems)
     lines = _read_lines(path, problems)
+    if len(problems) > before:
+        return list(CLASSES)  # to go on with; the problem keeps them from being used
     if not lines or lines[0] != "background":
         problems.append(f"{path}: the first line must be 'background', found {lines[0] if lines else 'nothing'!r}")
     if not 2 <= len(lines) <= 255:
         problems.append(
             f"{path}: holds {len(lines)} names; allowed are 2 to 255, as labels have 8 bits and 255 is unknown"
         )
-    twice = [name for name, count in Counter(lines).items() if count > 1]
+    twice = [name for name, count in Counter(map(one_form, lines)).items() if count > 1]
     problems += [f"{path}: the name '{name}' stands there more than once; a class has one index" for name in twice]
+    odd = [name for name in lines if not name.isprintable() or len(name) > LONGEST_NAME]
+    if odd:
+        what = f"a class name has at most {LONGEST_NAME} characters, all of which can be seen"
+        problems.append(f"{path}: found {some([ascii(name)[1:60] for name in odd])}; {what}")
     return lines
 
 
 def _read_ids(root: Path, name: str, problems: list[str]) -> list[str]:
     path = root / "ImageSets" / "Segmentation" / f"{name}.txt"
-    if not path.is_file():
+    if not os.path.lexists(path):
         others = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
         problems.append(f"{path}: this list is missing; lists there: {others}; set dataset.train_list or val_list")
         return []
+    before = len(problems)
     lines = _read_lines(path, problems)
-    if not lines:
+    if not lines and len(problems) == before:
         problems.append(f"{path}: this list is empty; write one image id a line")
     counts = Counter(lines)
     problems += [
-        f"{path}: the id '{line}' is listed {count} times; leave one" for line, count in counts.items() if count > 1
+        About(f"{path}: the id '{line}' is listed {count} times", "leave one")
+        for line, count in counts.items()
+        if count > 1
     ]
-    # An id becomes part of file names: none may lead out of the data set's folders.
-    wrong = [
-        line
-        for line in counts
-        if any(part in line for part in ("/", "\\", "..", "\0"))
-        or line != line.split()[0]
-        or Path(line).suffix in PICTURE_ENDINGS
-    ]
-    problems += [
-        f"{path}: found '{line}'; an image id is a file name without its folder and ending, such as 2007_000032"
-        for line in wrong
-    ]
-    return [line for line in counts if line not in wrong]
+    with_ending = [line for line in counts if Path(line).suffix.lower() in PICTURE_ENDINGS]
+    if with_ending:
+        what = "an image id is a file name without its folder and ending, such as 2007_000032"
+        problems.append(f"{path}: found {some(with_ending)}; {what}")
+    ids = [line for line in counts if line not in set(with_ending)]
+    problems += [f"{path}: {wrong}" for wrong in wrong_ids(ids)]
+    return [line for line in ids if not wrong_ids([line])]
 
 
 def _read_lines(path: Path, problems: list[str]) -> list[str]:
     """The lines that are not blank; a byte order mark, which Windows editors put there, is dropped."""
     try:
-        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        if path.exists() and not path.is_file():
+            problems.append(f"{path}: is no file; put a plain text there")
+            return []
+        return [line.strip() for line in re.split(r"[\r\n]+", path.read_text("utf-8-sig")) if line.strip()]
+    except FileNotFoundError:
+        problems.append(f"{path}: is a link that leads nowhere; put a plain text there, or delete it")
+    except OSError as error:
+        problems.append(f"{path}: cannot be read ({error.strerror}); check its permissions")
+    except UnicodeDecodeError as error:
         problems.append(f"{path}: cannot be read as UTF-8 text ({error}); save it as plain text")
-        return []
+    return []
 
 
-def _one_form(name: str) -> str:
-    """The name in the one form of Unicode that all its spellings share: an accent may be a character of its own."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _written_twice(ids: Sequence[str]) -> list[str]:
-    """Problems for ids that only a computer tells apart: some file systems take their files for one."""
-    spellings: defaultdict[str, list[str]] = defaultdict(list)
+def _spellings(ids: Sequence[str]) -> list[list[str]]:
+    """Ids that only a computer tells apart: some file systems take their files for one."""
+    spellings: dict[str, list[str]] = {}
     for image_id in ids:
-        spellings[_one_form(image_id)].append(image_id)
-    return [
-        f"the ids {' and '.join(_spelled(image_id) for image_id in same)} differ in their Unicode form only; "
-        "leave one, or rename one with its files"
-        for same in spellings.values()
-        if len(same) > 1
-    ]
+        spellings.setdefault(one_form(image_id), []).append(image_id)
+    return [same for same in spellings.values() if len(same) > 1]
 
 
-def _spelled(name: str) -> str:
-    return name if name.isascii() else f"{name} ({ascii(name)})"
+def _written_twice(same: Sequence[str]) -> About:
+    return About(
+        f"the ids {' and '.join(spelled(image_id) for image_id in same)}",
+        "they differ in their Unicode form only; leave one, or rename one with its files",
+    )
 
 
-def _pictures(root: Path) -> dict[str, list[Path]]:
-    """By id, in one form of Unicode, the pictures of any ending that cameras and editors write."""
-    pictures: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in sorted((root / "JPEGImages").iterdir()):
-        if path.suffix in PICTURE_ENDINGS:
-            pictures[_one_form(path.stem)].append(path)
-    return pictures
-
-
-def _picture(root: Path, image_id: str, pictures: Mapping[str, list[Path]], problems: list[str]) -> Path:
-    """The one picture of the id; where there is none, the devkit's own name for it."""
-    found = pictures.get(_one_form(image_id), [])
-    found = [path for path in found if path.stem == image_id] or found
-    if not found:
-        return root / "JPEGImages" / f"{image_id}{PICTURE_ENDINGS[0]}"
-    if len(found) > 1:
-        names = " and ".join(_spelled(path.name) for path in found)
-        problems.append(f"{image_id}: has {len(found)} pictures in {root / 'JPEGImages'}, {names}; remove all but one")
-    elif found[0].stem != image_id:
-        problems.append(
-            f"the id {_spelled(image_id)} and its picture {_spelled(found[0].name)} in {root / 'JPEGImages'} differ in "
-            "their Unicode form; give both the same, and so the labels and tags"
-        )
-    return found[0]
-
-
-def _mask(root: Path, image_id: str) -> Path:
-    return root / "SegmentationClass" / f"{image_id}.png"
-
-
-def _labels_finder(root: Path, params: VocParams) -> Callable[[str], Path | None]:
+def _labels_finder(
+    root: Path, params: VocParams, masks: Folder, problems: list[str], twice: list[str]
+) -> Callable[[str], Path | None]:
+    """Where an image's labels are, VOC's own before those that others added; `twice` takes ids that have both."""
     sbd_root = Path(params.sbd_root).expanduser() if params.sbd_root is not None else None
-
-    def find(image_id: str) -> Path | None:
-        places = [_mask(root, image_id), root / "SegmentationClassAug" / f"{image_id}.png"]
-        places += [sbd_root / "cls" / f"{image_id}.mat"] if sbd_root is not None else []
-        return next((place for place in places if place.is_file()), None)
-
     if sbd_root is not None and not (sbd_root / "cls").is_dir():
         raise Problem(
             f"dataset.sbd_root: {sbd_root} has no folder cls/ with SBD's .mat files; mend it or set it to null"
         )
+    added = Folder(root / "SegmentationClassAug", problems)
+    sbd = Folder(sbd_root / "cls", problems) if sbd_root is not None else None
+
+    def find(image_id: str) -> Path | None:
+        places = [masks.mask(image_id, problems, wanted=False), added.mask(image_id, problems, wanted=False)]
+        places += [sbd.mask(image_id, problems, wanted=False, ending=".mat")] if sbd is not None else []
+        found = [place for place in places if place is not None]
+        twice.extend([image_id] if len(found) > 1 else [])
+        return found[0] if found else None
+
     return find
 
 
 def _entries(
-    root: Path,
+    masks: Folder,
     split: Split,
     ids: Sequence[str],
-    pictures: Mapping[str, list[Path]],
+    pictures: Folder,
     find_labels: Callable[[str], Path | None],
     tags_of: tags.Reader | None,
     problems: list[str],
@@ -213,19 +208,21 @@ def _entries(
     for image_id in ids:
         labels = find_labels(image_id)
         if labels is None and tags_of is None:
-            problems.append(
-                f"{image_id}: a training image without labels, and tags come from labels; put them at "
-                f"{_mask(root, image_id)}, set dataset.sbd_root, or take dataset.tags from annotations or csv"
+            advice = (
+                f"a training image without labels, and tags come from labels; put them into {masks.path} as "
+                f"<id>{MASK_ENDING}, set dataset.sbd_root, or take dataset.tags from annotations or csv"
             )
+            problems.append(About(image_id, advice))
         named = tags_of(image_id) if tags_of is not None else None
         entries.append(
             Entry(
                 image_id=image_id,
                 split=split,
-                image=_picture(root, image_id, pictures, problems),
+                image=pictures.picture(image_id, problems),
                 labels=labels,
                 tags=named.tags if named is not None else None,
                 skipped=named.skipped if named is not None else (),
+                annotated=named.size if named is not None else None,
             )
         )
     return entries

@@ -1,17 +1,16 @@
 """Cues of the background for images that have tags only: by the gradient of a classifier, or from saliency maps."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segcore.data import saliency_maps
 from segcore.data.geometry import Grid
-from segcore.errors import Problem, Problems
+from segcore.errors import Problem
 from segcore.networks.classifiers import Classifier
 from segcore.networks.trunk import Features
 
@@ -95,39 +94,13 @@ def gradient_cue(classifier: Classifier, images: Float[Tensor, "B 3 H W"], fract
     return lowest(importance(classifier, images)[0], fraction)
 
 
-def saliency_file(root: Path, image_id: str) -> Path:
-    """The saliency map of an image: a grey PNG, bright where something stands out."""
-    return root / f"{image_id}.png"
-
-
-def check_saliency(root: Path, ids: Iterable[str]) -> None:
-    """See that every image has its saliency map.
-
-    Raises:
-        Problems: all those that have none.
-    """
-    missing = [image_id for image_id in ids if not saliency_file(root, image_id).is_file()]
-    if missing:
-        raise Problems(
-            f"saliency_root: {root} lacks the maps of {len(missing)} images; add them or choose background: gradient",
-            [saliency_file(root, image_id).name for image_id in missing],
-        )
-
-
 def saliency_cue(path: Path, grid: Grid, threshold: float) -> Bool[np.ndarray, "h w"]:
     """The cells whose saliency, in 0..1 at the pixel that each lies at, is below `threshold`.
 
-    The map may have any size; it is stretched as its image is. DSRG, and FickleNet after it, take 0.06 with the maps of
-    DRFI.
+    The map may be a smaller picture than its image; it is stretched as that is. DSRG, and FickleNet after it, take
+    0.06 with the maps of DRFI.
 
     Raises:
         Problem: the file is missing or no grey 8-bit PNG.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode != "L":
-                raise Problem(f"{path}: a saliency map must be a grey 8-bit PNG, found mode {image.mode}")
-            values = grid.at_cells(np.asarray(image)).astype(np.float32)
-    except OSError as error:
-        raise Problem(f"{path} is not a readable saliency map ({error})") from error
-    return values / 255 < threshold
+    return grid.at_cells(saliency_maps.read(path)).astype(np.float32) / 255 < threshold

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from segcore.config.labels import Gradient, LabelsFromMaps, NoBackground
+from segcore.data import saliency_maps
 from segcore.data.geometry import Grid
 from segcore.data.pictures import IGNORE
 from segcore.errors import Problem
@@ -117,7 +118,7 @@ class PseudoLabeller:
         top: Tensor = self.classifier.trunk(images).top
         if isinstance(params.background, NoBackground):
             return top, [None] * len(images)
-        files = [background.saliency_file(Path(params.background.root), image_id) for image_id in ids]
+        files = [saliency_maps.file_of(Path(params.background.root).expanduser(), image_id) for image_id in ids]
         grid = Grid(images.shape[2], self.classifier.trunk.stride)
         cues = [background.saliency_cue(file, grid, params.background.threshold) for file in files]
         return top, [torch.from_numpy(cue).to(self.device) for cue in cues]

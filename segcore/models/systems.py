@@ -17,11 +17,17 @@ from segcore.networks.origin import Origin
 from segcore.systems.contract import System
 
 
-def save_backbone(folder: Path, name: str, params: BackboneParams) -> None:
-    """Write the card of a backbone, for a system to start from; its weights are where its parameters say."""
+def save_backbone(
+    folder: Path, name: str, params: BackboneParams, files: Mapping[str, str | None] | None = None
+) -> None:
+    """Write the card of a backbone, for a system to start from; its weights are where its parameters say.
+
+    `files` has the sum of each file that they name, so that who starts from it starts again if that is another one.
+    """
     plain = params.model_dump(mode="json")
     made_of = {"training": fingerprint(plain, ())}
-    write(folder, {"kind": "backbone", "name": name, "params": plain, "made_of": made_of}, None)
+    card = {"kind": "backbone", "name": name, "params": plain, "made_of": made_of}
+    write(folder, card | ({"files": dict(files)} if files else {}), None)
 
 
 def save_system(

@@ -58,9 +58,11 @@ def _load_into(trunk: Trunk, weights: dict[str, Tensor], params: BackboneParams)
     wanted = target.state_dict()
     missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
     differing = [k for k, v in wanted.items() if k in weights and weights[k].shape != v.shape]
-    if missing or differing:
+    typed = [k for k, v in wanted.items() if k in weights and weights[k].is_floating_point() != v.is_floating_point()]
+    if missing or differing or typed:
         raise Problem(
             f"weights: {params.weights} is not of {params.name} at width {params.width}: "
-            f"{len(missing)} arrays are missing {missing[:3]}, {len(differing)} have another shape {differing[:3]}"
+            f"{len(missing)} arrays are missing {missing[:3]}, {len(differing)} have another shape {differing[:3]}, "
+            f"{len(typed)} another type {typed[:3]}"
         )
     target.load_state_dict({key: weights.get(key, value) for key, value in wanted.items()})

@@ -45,7 +45,14 @@ class Timm(Trunk):
         if self.stride < 32:  # models that start with patches would drop what is left over of the image
             height, width = images.shape[2:]
             images = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
-        levels = self.body(images)
+        try:
+            levels = self.body(images)
+        except AssertionError as error:  # of those that know one size of picture only
+            size = f"{images.shape[2]}x{images.shape[3]}"
+            raise Problem(
+                f"name: this timm model does not take pictures of {size} pixels ({error}); set input_size, test_size "
+                "and views to the size that it was made for, or choose another trunk"
+            ) from error
         if self.channels_are_last:
             levels = [level.permute(0, 3, 1, 2) for level in levels]
         return Features(tuple(levels), (None,) * LEVELS)

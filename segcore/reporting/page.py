@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from PIL import Image
 
 from segcore.config.settings import Settings
-from segcore.data.pictures import voc_palette
+from segcore.data.pictures import BROKEN, opened, voc_palette
+from segcore.errors import Problem
 from segcore.files import fingerprint
 from segcore.reporting import charts, comparison
-from segcore.reporting.results import SCORES, Results, read_json
+from segcore.reporting.results import AGAIN, SCORES, Results, read_counts, read_curve, read_json
 
 TEMPLATES = Path(__file__).parent / "templates"
 STAGES = (
@@ -69,39 +68,45 @@ def rendered(results: Results, params_text: str, run: Run) -> str:
     cards = {"Data set": "prepared/dataset.json", "Split": "split/split.json", "Crops": "crops/crops.json"}
     cards = {title: file for title, file in cards.items() if results.current(file.partition("/")[0])}
     crops_figure = data / "crops/figure.png"
-    return environment.get_template("report.html.j2").render(
-        mark=mark(results),
-        ranked=shown,
-        tabled=[row for row in results.ranked if row.state != "missing"],
-        wanting=results.wanting,
-        compared=results.compared,
-        note=comparison.NOTE,
-        confusions=counts,
-        panels={row.system: sorted((data / row.part.path / "panels").glob("*.png")) for row in shown},
-        system_colours={row.system: row.colour for row in results.rows if row in shown},
-        score_names=SCORES,
-        settings=settings,
-        class_names=names,
-        class_colours=dict(zip(names, ("#" + bytes(rgb).hex() for rgb in voc_palette()), strict=False)),
-        classifiers={name: read_json(data / f"classifiers/{name}/metrics.json") for name in classifiers},
-        classifier_colours={name: colours[name] for name in classifiers},
-        system_curves=_curve_charts(
+    content = {
+        "mark": mark(results),
+        "ranked": shown,
+        "tabled": [row for row in results.ranked if row.state != "missing"],
+        "wanting": results.wanting,
+        "compared": results.compared,
+        "note": comparison.NOTE,
+        "confusions": counts,
+        "panels": {row.system: sorted((data / row.part.path / "panels").glob("*.png")) for row in shown},
+        "system_colours": {row.system: row.colour for row in results.rows if row in shown},
+        "score_names": SCORES,
+        "settings": settings,
+        "class_names": names,
+        "class_colours": dict(zip(names, ("#" + bytes(rgb).hex() for rgb in voc_palette()), strict=False)),
+        "classifiers": {name: read_json(data / f"classifiers/{name}/metrics.json") for name in classifiers},
+        "classifier_colours": {name: colours[name] for name in classifiers},
+        "system_curves": _curve_charts(
             data / "segmenters", {row.system: row.colour for row in results.rows if row in shown}
         ),
-        watched=_watched(data / "segmenters", [row.system for row in shown]),
-        classifier_curves=_curve_charts(data / "classifiers", {name: colours[name] for name in classifiers}),
-        pseudo_labels={name: read_json(data / f"pseudo_labels/{name}/quality.json") for name in pseudo_labels},
-        pseudo_label_figures=_there({name: data / f"pseudo_labels/{name}/figure.png" for name in pseudo_labels}),
-        crops_figure=crops_figure if results.current("crops") and crops_figure.is_file() else None,
-        cards={title: _card(read_json(data / file)) for title, file in cards.items()},
-        params_text=params_text,
-        stages=_expected_stages(settings),
-        run=run,
-    )
+        "watched": _watched(data / "segmenters", [row.system for row in shown]),
+        "classifier_curves": _curve_charts(data / "classifiers", {name: colours[name] for name in classifiers}),
+        "pseudo_labels": {name: read_json(data / f"pseudo_labels/{name}/quality.json") for name in pseudo_labels},
+        "pseudo_label_figures": _there({name: data / f"pseudo_labels/{name}/figure.png" for name in pseudo_labels}),
+        "crops_figure": crops_figure if results.current("crops") and crops_figure.is_file() else None,
+        "cards": {title: _card(read_json(data / file)) for title, file in cards.items()},
+        "params_text": params_text,
+        "stages": _expected_stages(settings),
+        "run": run,
+    }
+    try:
+        return environment.get_template("report.html.j2").render(content)
+    except (jinja2.UndefinedError, TypeError, ValueError, AttributeError) as error:
+        read = "metrics.json, quality.json, dataset.json, split.json or crops.json"
+        raise Problem(f"{data}: a {read} in it has other contents than its stage writes ({error}); {AGAIN}") from error
 
 
 def _confusion(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "confusion_counts.csv", index_col="actual")
+    names, counts = read_counts(folder / "confusion_counts.csv")
+    return pd.DataFrame(counts, index=names, columns=names)
 
 
 def _there(files: dict[str, Path]) -> dict[str, Path]:
@@ -121,13 +126,8 @@ def _curve_charts(folder: Path, colours: dict[str, int]) -> dict[str, Markup]:
 
 def _curves(run: Path) -> dict[str, charts.Curve]:
     """The metrics that DVCLive recorded of one training, by name: steps and values."""
-    root, curves = run / "training/plots/metrics", {}
-    for file in sorted(root.rglob("*.tsv")):
-        log = pd.read_csv(file, sep="\t")
-        value = [column for column in log.columns if column not in ("step", "timestamp")][-1]
-        step, values = log[["step", value]].to_numpy(np.float64).T
-        curves[file.relative_to(root).with_suffix("").as_posix()] = (step, values)
-    return curves
+    root = run / "training/plots/metrics"
+    return {file.relative_to(root).with_suffix("").as_posix(): read_curve(file) for file in sorted(root.rglob("*.tsv"))}
 
 
 def _watched(folder: Path, systems: list[str]) -> dict[str, dict[str, float]]:
@@ -185,8 +185,11 @@ def _expected_stages(settings: Settings) -> list[str]:
 def embedded(path: Path) -> str:
     """The picture as a data URL, WebP, so that the page stands alone and stays small."""
     file = io.BytesIO()
-    with Image.open(path) as image:
-        picture = image.convert("RGB")
+    try:
+        with opened(path) as image:
+            picture = image.convert("RGB")
+    except BROKEN as error:
+        raise Problem(f"{path} is damaged ({error}); {AGAIN}") from error
     picture.thumbnail((WIDEST, 10 * WIDEST))
     picture.save(file, format="WEBP", quality=88, method=4)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

@@ -67,8 +67,28 @@ def load(path: Path) -> dict[str, Any] | Unreadable | None:
             if head != MAGIC + hashlib.file_digest(file, "sha256").digest():
                 return Unreadable(f"{path} is damaged (its check sum differs)")
             file.seek(HEAD_BYTES)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
     except OSError as error:
         return Unreadable(f"{path} cannot be read ({error.strerror})")
+    except Exception as error:  # torch raises a dozen types for a file of right sum that is none of its own
+        return Unreadable(f"{path} holds no state of a training ({type(error).__name__})")
+    if (wrong := _wrong(state)) is not None:
+        return Unreadable(f"{path} holds no state of a training ({wrong})")
+    return state
+
+
+def _wrong(state: Any) -> str | None:
+    """What a state lacks that was saved in the midst of a training."""
+    if not isinstance(state, dict) or {*state} != {"model", "optimiser", "history"}:
+        return "it has other parts"
+    arrays, optimiser, history = state["model"], state["optimiser"], state["history"]
+    if not isinstance(arrays, dict) or not all(isinstance(value, torch.Tensor) for value in arrays.values()):
+        return "its model is none"
+    if not isinstance(optimiser, dict) or {*optimiser} != {"state", "param_groups"}:
+        return "its optimiser is none"
+    if not isinstance(history, list) or not all(isinstance(losses, dict) for losses in history):
+        return "its history is none"
+    numbers = [value for losses in history for value in losses.values()]
+    return None if all(isinstance(value, float) for value in numbers) else "its history is none"

@@ -221,7 +221,15 @@ class Fit:
             return None
         if isinstance(state, checkpoints.Unreadable):
             return state.reason
+        own = {name: value.shape for name, value in self._state().items()}
+        try:
+            if own != {name: value.shape for name, value in state["model"].items()}:
+                raise ValueError("its arrays are others")
+            if len(state["history"]) >= self.recipe.steps:
+                raise ValueError(f"it has {len(state['history'])} of {self.recipe.steps} steps")
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise Problem(f"{self.checkpoint} is no checkpoint of this run ({error}); delete it") from error
         self.model.load_state_dict(state["model"], strict=False)
-        self.optimiser.load_state_dict(state["optimiser"])
         self.history = state["history"]
         return None
