@@ -2,7 +2,7 @@
 
 import typer
 
-from segcore.commands import new, stage
+from segcore.commands import new, predict, stage
 
 app = typer.Typer(
     name="segcore",
@@ -14,6 +14,7 @@ app = typer.Typer(
 )
 app.command()(new.new)
 app.command()(new.upgrade)
+app.command()(predict.predict)
 app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(stage.stage)
 
 
