@@ -1,27 +1,6 @@
-"""`segcore`, and `python -m segcore`: one command line for a person's own data. What takes long is imported late."""
+"""`segcore`, and `python -m segcore`."""
 
-import typer
-
-from segcore.commands import new, predict, stage
-
-app = typer.Typer(
-    name="segcore",
-    help="Semantic segmentation from many image tags and a few masks. Every command shows an example in its --help.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-app.command()(new.new)
-app.command()(new.upgrade)
-app.command()(predict.predict)
-app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(stage.stage)
-
-
-def main() -> None:
-    """The entry of the package's script."""
-    app()
-
+from segcore.commands.main import main
 
 if __name__ == "__main__":
     main()

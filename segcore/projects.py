@@ -39,11 +39,11 @@ ON_GPU: dict[str, Any] = {"workers": 4, "checkpoint_every": 500}
 """Of every recipe, where there is a GPU to be kept busy."""
 
 HEAD = """\
-# Parameters of this project: the profile `own` of segcore {version}. Every value here changes a result, and a stage runs
-# again only if a value that it uses changed. A typo is an error before any work starts.
+# Parameters of this project: the profile `own` of segcore {version}. Every value here changes a result, and a stage
+# runs again only if a value that it uses changed. A typo is an error before any work starts.
 """
 DVC_HEAD = """\
-# Written by `segcore new`, as segcore {version} has it; `segcore upgrade` writes it anew. Your values are in params.yaml.
+# Written by `segcore new` of segcore {version}; `segcore upgrade` writes it anew. Your values are in params.yaml.
 """
 IGNORED = """\
 __pycache__/

@@ -15,7 +15,8 @@ from segcore.cli import app, console
 def new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is not there yet, or is empty.")],
     systems: Annotated[
-        str, typer.Option(help="Which systems to compare, by commas: deeplab learns from masks, decouplednet from both.")
+        str,
+        typer.Option(help="Which to compare, by commas: deeplab learns from masks, decouplednet from tags, too."),
     ] = "decouplednet,deeplab",
     trunk: Annotated[
         str, typer.Option(help="lite (its weights are installed), resnet18 or resnet50 (downloaded when used first).")
@@ -53,8 +54,8 @@ def new(
         for file, text in texts.items():
             write_atomically(folder / file, text.encode())
         console.say(
-            f"{folder}: a project with {', '.join(wanted)}. Next, in it: `segcore import FORMAT SOURCE --into {images}`, "
-            f"then `dvc repro`, then `segcore predict data/{name}/segmenters/{wanted[0]} PHOTOS --out predicted`"
+            f"{folder}: a project with {', '.join(wanted)}. Next, in it: `segcore import FORMAT SOURCE --into "
+            f"{images}`, then `dvc repro`, then `segcore predict data/{name}/segmenters/{wanted[0]} PHOTOS --out predicted`"
         )
 
 

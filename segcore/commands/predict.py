@@ -17,7 +17,9 @@ def predict(
         list[str], typer.Argument(metavar="IMAGES...", help="Files, folders (searched through), patterns, .txt lists.")
     ],
     out: Annotated[Path, typer.Option(help="Where masks, overlays and predictions.csv go.")],
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also each photograph with its classes in colour.")] = False,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also each photograph with its classes in colour.")
+    ] = False,
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Also the probability of each pixel's class, 255 being 1.")
     ] = False,

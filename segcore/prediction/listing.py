@@ -67,7 +67,8 @@ def _of(text: str) -> Iterator[tuple[Path, str]]:
                 yield listed if listed.is_absolute() else path.parent / listed, listed.name
     elif path.is_file():
         yield path, path.name
-    elif matches := sorted(glob.glob(str(path), recursive=True)):
+    # A pattern may be absolute, which pathlib's is not.
+    elif matches := sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207
         for match in map(Path, matches):
             if match.is_file():
                 yield match, match.name

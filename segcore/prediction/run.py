@@ -262,7 +262,7 @@ def _write_table(
     lines.writerow(header)
     rows = (done[photo.name] for photo in photos if photo.name in done)
     for row in (row for row in rows if "problem" not in row):
-        tags = " ".join(classes[index] for index in row["tags"])
+        tags = " ".join(classes[int(index)] for index in row["tags"])
         values = [*row["probabilities"][1:], *row["shares"]]
         lines.writerow([row["image"], row["mask"], row["width"], row["height"], tags, *values])
     write_atomically(path, text.getvalue().encode())
