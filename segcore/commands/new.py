@@ -53,6 +53,8 @@ def new(
         }
         for file, text in texts.items():
             write_atomically(folder / file, text.encode())
+        if (folder / ".git").is_dir():
+            commit(folder)
         console.say(
             f"{folder}: a project with {', '.join(wanted)}. Next, in it: `segcore import FORMAT SOURCE --into "
             f"{images}`, then `dvc repro`, then `segcore predict data/{name}/segmenters/{wanted[0]} PHOTOS --out predicted`"
@@ -100,23 +102,31 @@ def begin(folder: Path, git: bool) -> None:
         Problem: Git or DVC refused.
     """
     inside = git and shutil.which("git") is not None
-    own = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC_"))}
     options = ["--quiet"]
     if not inside:
         options.append("--no-scm")
-    elif _said(["git", "rev-parse", "--show-toplevel"], folder, own, may_fail=True):
+    elif _said(["git", "rev-parse", "--show-toplevel"], folder, may_fail=True):
         options.append("--subdir")
     else:
-        _said(["git", "init", "--quiet"], folder, own)
-    _said([sys.executable, "-m", "dvc", "init", *options], folder, own)
+        _said(["git", "init", "--quiet"], folder)
+    _said([sys.executable, "-m", "dvc", "init", *options], folder)
     for setting in (["core.analytics", "false"], *([["core.autostage", "true"]] if inside else [])):
-        _said([sys.executable, "-m", "dvc", "config", "--quiet", *setting], folder, own)
+        _said([sys.executable, "-m", "dvc", "config", "--quiet", *setting], folder)
 
 
-def _said(command: list[str], folder: Path, environment: dict[str, str], may_fail: bool = False) -> str:
+def commit(folder: Path) -> None:
+    """The first commit, without which DVC's logging refuses to work; by nobody where Git does not know its person."""
+    known = _said(["git", "config", "user.email"], folder, may_fail=True)
+    nobody = [] if known else ["-c", "user.name=segcore", "-c", "user.email=segcore@localhost"]
+    _said(["git", "add", "--all"], folder)
+    _said(["git", *nobody, "commit", "--quiet", "--no-verify", "--message", "A project of segcore new"], folder)
+
+
+def _said(command: list[str], folder: Path, may_fail: bool = False) -> str:
     from segcore.errors import Problem
 
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC_"))}
+    done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True)
     if done.returncode and not may_fail:
         raise Problem(f"{folder}: `{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()}")
     return "" if done.returncode else done.stdout.strip()

@@ -17,7 +17,7 @@ UNLABELLED = ("unlabelled", "unlabeled", "unsorted")
 """Folders whose name is no tag."""
 
 SEPARATORS = ";|,"
-YES, NO = {"1", "1.0", "true", "yes", "x"}, {"", "0", "0.0", "false", "no", "nan"}
+YES, NO = {"1", "1.0", "true", "yes"}, {"", "0", "0.0", "false", "no", "nan"}
 
 
 def read_folders(source: Path) -> Collection:
@@ -83,11 +83,9 @@ def _table(source: Path) -> pd.DataFrame:
                 table[name] = ["|".join(map(str, cell)) for cell in table[name]]
         return table.fillna("").astype(str)
     text = read_text(source)
-    try:
-        dialect = csv.Sniffer().sniff(text[:10_000], delimiters=",;\t")
-    except csv.Error:
-        dialect = csv.excel
-    rows = list(csv.DictReader(text.splitlines(), dialect=dialect))
+    first = text.partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    rows = list(csv.DictReader(text.splitlines(), delimiter=separator))
     if not rows:
         raise Problem(f"{source}: holds no lines below its first one")
     return pd.DataFrame([{k: (v or "").strip() for k, v in row.items() if k is not None} for row in rows])
