@@ -28,6 +28,9 @@ Labels = UInt8[np.ndarray, "H W"]
 HOW = "prediction.json"
 """Beside a model that was taken out of its project: how it predicts."""
 
+SAMPLES = 160
+"""Pixels along the shorter side at which the probabilities of tags are looked up: scores come from coarser grids."""
+
 
 class _Edges(Section):
     """The part of a file of `check_params` that a system with proposals needs."""
@@ -44,7 +47,7 @@ class Predicted:
     shares: Float[np.ndarray, " K"]
     """Of the pixels, those of each class; they sum to 1."""
     probabilities: Float[np.ndarray, " K"]
-    """Of each class, the greatest that any pixel has: low where the picture shows nothing of it."""
+    """Of each class, the greatest of a grid of pixels: low where the picture shows nothing of it."""
     confidence: UInt8[np.ndarray, "H W"] | None
     """The probability of each pixel's class, 255 being 1; None where nobody asked for it."""
 
@@ -109,13 +112,15 @@ class Model:
             labels = inference.refined(self.system, scores, picture, crf)
         else:
             labels = inference.winners(scores)
-        probabilities = self.system.probabilities(scores[None])[0]
         sure = None
         if confidence:
+            probabilities = self.system.probabilities(scores[None])[0]
             index = torch.from_numpy(labels.astype(np.int64)).to(probabilities.device)
             sure = (probabilities.gather(0, index[None])[0] * 255).round().to(torch.uint8).cpu().numpy()
+        step = max(1, min(labels.shape) // SAMPLES)
+        some = self.system.probabilities(scores[None, :, ::step, ::step])[0]
         counts = np.bincount(labels.ravel(), minlength=len(self.classes))
-        return Predicted(labels, counts / labels.size, probabilities.flatten(1).amax(1).cpu().numpy(), sure)
+        return Predicted(labels, counts / labels.size, some.flatten(1).amax(1).cpu().numpy(), sure)
 
 
 def as_array(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:
