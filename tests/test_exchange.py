@@ -78,7 +78,7 @@ def instances(annotations: list[dict[str, Any]], letters: str = "abc", **of_imag
     return {
         "info": {"year": 2026}, "licenses": [],
         "images": [
-            {"id": 100 + place, "file_name": f"{letter}.jpg", "width": WIDTH, "height": HEIGHT, "license": 1} | of_images
+            {"id": 100 + place, "file_name": f"{letter}.jpg", "width": WIDTH, "height": HEIGHT} | of_images
             for place, letter in enumerate(letters)
         ],
         "categories": [

@@ -56,8 +56,8 @@ def new(
         if (folder / ".git").is_dir():
             commit(folder)
         console.say(
-            f"{folder}: a project with {', '.join(wanted)}. Next, in it: `segcore import FORMAT SOURCE --into "
-            f"{images}`, then `dvc repro`, then `segcore predict data/{name}/segmenters/{wanted[0]} PHOTOS --out predicted`"
+            f"{folder}: a project with {', '.join(wanted)}. Next, in it: `segcore import FORMAT SOURCE --into {images}`, "
+            f"`dvc repro report`, `segcore predict data/{name}/segmenters/{wanted[0]} PHOTOS --out predicted`"
         )
 
 
