@@ -17,8 +17,10 @@ import pandas as pd
 import pytest
 import tifffile
 from PIL import Image
-from pycocotools import mask as coco_masks
+from pycocotools import mask as untyped
+from typer.testing import CliRunner
 
+from segcore.commands.main import app
 from segcore.data.pictures import read_labels
 from segcore.errors import Problem
 from segcore.exchange import Collection, brush, coco, collection, cvat, devkit, label_studio, labelme, masks, tables
@@ -26,6 +28,7 @@ from segcore.exchange.drawing import drawn
 from segcore.exchange.halves import families, held_back
 from segcore.exchange.rasters import Reading, pixels_of
 
+coco_masks: Any = untyped
 WIDTH, HEIGHT = 48, 40
 DISC, BOX = np.zeros((HEIGHT, WIDTH), bool), np.zeros((HEIGHT, WIDTH), bool)
 DISC[8:20, 6:20] = True
@@ -615,3 +618,35 @@ def test_compressed_counts_are_summed_before_they_are_trusted() -> None:
     for counts in (whole["counts"][:-2], whole["counts"] + "1", "~~~", whole["counts"] + "\x7f"):
         with pytest.raises(ValueError, match="add up"):
             drawn({"size": [HEIGHT, WIDTH], "counts": counts}, WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [
+        ("coco", {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": []}),
+        ("coco", {"images": [], "annotations": [], "categories": [{"id": 1}]}),
+        ("label-studio", [{"id": 1, "data": {"image": "a.jpg"}, "annotations": [{"result": [3]}]}]),
+    ],
+)
+def test_a_file_with_holes_is_one_message(photos: Path, form: str, content: Any) -> None:
+    file = photos.parent / "holes.json"
+    file.write_text(json.dumps(content))
+    arguments = ["import", form, str(file), "--images", str(photos), "--into", str(photos.parent / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert "holes.json" in result.output
+
+
+def test_the_command_tells_what_was_left_out_and_what_came_of_it(photos: Path) -> None:
+    annotations = [{"image_id": 100 + place, "category_id": 7, "segmentation": runs(BOX)} for place in range(4)]
+    content = instances(annotations, "abcd")
+    content["images"].append({"id": 5, "file_name": "gone.jpg", "width": 9, "height": 9})
+    file = photos.parent / "instances.json"
+    file.write_text(json.dumps(content))
+    command = ["import", "coco", str(file), "--images", str(photos), "--into", str(photos.parent / "out")]
+    result = CliRunner().invoke(app, [*command, "--val", "0.25"])
+    assert result.exit_code == 1, result.output
+    assert "left out: gone.jpg: its picture was not found" in result.output
+    assert "3 images to train on and 1 to measure on, 4 with masks; 0 unlabelled" in result.output
+    assert "nothing changed, 1 left out" in CliRunner().invoke(app, [*command, "--val", "0.25"]).output
+    assert "2 to measure on" in CliRunner().invoke(app, [*command, "--val", "0.5"]).output

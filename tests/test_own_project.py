@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from pycocotools import mask as coco_masks
+from pycocotools import mask as untyped
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -26,6 +26,7 @@ from segcore.data.pictures import read_labels
 from segcore.errors import Problem
 from tests.devkit import PROJECT, changed, draw
 
+coco_masks: Any = untyped
 TINY: dict[str, Any] = {
     "crops.per_subset": 2, "crops.warp": 72, "crops.input_size": 64, "recipes.common.warmup_steps": 0,
     "recipes.grid.steps": 3, "recipes.grid.batch_size": 2, "networks.grid.width": 8, "networks.grid.input_size": 65,

@@ -62,15 +62,10 @@ def import_(
         from segcore.exchange import coco, cvat, devkit, label_studio, labelme, tables
         from segcore.exchange import masks as painted
         from segcore.exchange.rasters import Reading
+        from segcore.exchange.reading import understood
 
         options = devkit.Options(
-            source={
-                "format": format,
-                "source": str(source.resolve()),
-                "options": [str(one) for one in (images, masks, colours, names, object, image_column, tags_column)],
-                "split": [val, str(val_list), seed],
-                "pictures": [bands, range_, empty],
-            },
+            source={"format": format, "source": str(source.resolve())},
             val=val,
             val_names=None if val_list is None else _listed(val_list),
             seed=seed,
@@ -78,21 +73,22 @@ def import_(
             empty_is_background=empty == "background",
             reading=Reading(_bands(bands), _limits(range_)),
         )
-        match format:
-            case "coco":
-                collection = coco.read(source, images, masks)
-            case "label-studio":
-                collection = label_studio.read(source, images)
-            case "cvat":
-                collection = cvat.read(source, images)
-            case "labelme":
-                collection = labelme.read(source, images)
-            case "folders":
-                collection = tables.read_folders(source)
-            case "table":
-                collection = tables.read_table(source, images, image_column, tags_column)
-            case "masks":
-                collection = painted.read(source, images, masks, colours or [], names, object)
+        with understood(source, format):
+            match format:
+                case "coco":
+                    collection = coco.read(source, images, masks)
+                case "label-studio":
+                    collection = label_studio.read(source, images)
+                case "cvat":
+                    collection = cvat.read(source, images)
+                case "labelme":
+                    collection = labelme.read(source, images)
+                case "folders":
+                    collection = tables.read_folders(source)
+                case "table":
+                    collection = tables.read_table(source, images, image_column, tags_column)
+                case "masks":
+                    collection = painted.read(source, images, masks, colours or [], names, object)
         report = devkit.write(collection, into, options, _watched)
         for problem in report.skipped[:NAMED]:
             console.console.print(f"left out: {problem}", markup=False)

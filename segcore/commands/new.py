@@ -55,10 +55,10 @@ def new(
             write_atomically(folder / file, text.encode())
         if (folder / ".git").is_dir():
             commit(folder)
-        console.say(
-            f"{folder}: a project with {', '.join(wanted)}. Next, in it: `segcore import FORMAT SOURCE --into {images}`, "
-            f"`dvc repro report`, `segcore predict data/{name}/segmenters/{wanted[0]} PHOTOS --out predicted`"
-        )
+        console.say(f"{folder}: a project with {', '.join(wanted)}. Next, in it:")
+        console.say(f"  segcore import FORMAT SOURCE --into {images}")
+        console.say("  dvc repro report")
+        console.say(f"  segcore predict data/{name}/segmenters/{wanted[0]} PHOTOS --out predicted")
 
 
 def upgrade(

@@ -96,6 +96,8 @@ def _panoptic(
     file = folder / own[0]["file_name"]
 
     def paint(index: Mapping[str, int]) -> np.ndarray:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"its PNG, {file}, lies outside of {folder}")
         try:
             with Image.open(file) as image:
                 colours = np.asarray(image.convert("RGB")).astype(np.int64)

@@ -44,7 +44,7 @@ class Options:
     """How the folder is to be made."""
 
     source: dict[str, Any]
-    """What is imported and how, for the record: another source is refused."""
+    """What is imported, for the record: another source is refused."""
     val: float
     """Share of the images to measure on."""
     val_names: frozenset[str] | None

@@ -41,6 +41,8 @@ class Pictures:
 
     def find(self, name: str) -> Path | None:
         """The picture of a path, URL or name: by its path in the folder, else by its own name if only one has that."""
+        if name in self.by_path:
+            return self.by_path[name]
         path = _local(name)
         if path in self.by_path:
             return self.by_path[path]

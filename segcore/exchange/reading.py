@@ -1,6 +1,8 @@
 """Files of other tools, read with care: of bounded size, nothing in them followed or run."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -59,6 +61,20 @@ def _bytes(path: Path, most: int) -> bytes:
         raise Problem(f"{path}: there is no such file") from None
     except OSError as error:
         raise Problem(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def understood(source: Path, form: str) -> Iterator[None]:
+    """A block that reads a file of some form; what it does not hold as that form has it is told.
+
+    Raises:
+        Problem: a key is missing, or holds something else.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"lacks the key {error}" if isinstance(error, KeyError) else f"holds something else ({error})"
+        raise Problem(f"{source}: is not as {form} writes it: an entry {what}; export it anew") from error
 
 
 def listed(value: Any, where: str) -> list[dict[str, Any]]:
