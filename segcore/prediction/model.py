@@ -1,7 +1,7 @@
 """A finished system that predicts as its project says: `segcore.load`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ Labels = UInt8[np.ndarray, "H W"]
 
 HOW = "prediction.json"
 """Beside a model that was taken out of its project: how it predicts."""
+
+MOST_SCORES = 2**27
+"""Scores, of all classes at all pixels, that are held at once: half a gigabyte, and as much again for each view."""
 
 SAMPLES = 160
 """Pixels along the shorter side at which the probabilities of tags are looked up: scores come from coarser grids."""
@@ -97,9 +100,13 @@ class Model:
         Args:
             allowed: for each picture the classes 1..L that it may show, or None for all.
         """
-        maps = inference.score_maps(self.system, pictures, self.card["input_size"], self.views, self._edges)
         limits = allowed or [None] * len(pictures)
-        return [self._said(m, p, a, confidence) for m, p, a in zip(maps, pictures, limits, strict=True)]
+        said: list[Predicted] = []
+        for part in _parts([picture.shape[0] * picture.shape[1] * len(self.classes) for picture in pictures]):
+            chosen = pictures[part]
+            maps = inference.score_maps(self.system, chosen, self.card["input_size"], self.views, self._edges)
+            said += [self._said(m, p, a, confidence) for m, p, a in zip(maps, chosen, limits[part], strict=True)]
+        return said
 
     @torch.no_grad()
     def _said(
@@ -121,6 +128,18 @@ class Model:
         some = self.system.probabilities(scores[None, :, ::step, ::step])[0]
         counts = np.bincount(labels.ravel(), minlength=len(self.classes))
         return Predicted(labels, counts / labels.size, some.flatten(1).amax(1).cpu().numpy(), sure)
+
+
+def _parts(sizes: Sequence[int]) -> Iterator[slice]:
+    """Neighbours whose scores take no more than `MOST_SCORES` together; a larger picture is by itself."""
+    begin, total = 0, 0
+    for place, size in enumerate(sizes):
+        if place > begin and total + size > MOST_SCORES:
+            yield slice(begin, place)
+            begin, total = place, 0
+        total += size
+    if begin < len(sizes):
+        yield slice(begin, len(sizes))
 
 
 def as_array(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:

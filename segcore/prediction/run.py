@@ -27,7 +27,7 @@ from segcore.prediction.listing import Photo
 from segcore.prediction.model import Model, Predicted
 
 CARD, TABLE, JOURNALS = "predictions.json", "predictions.csv", ".journal"
-AHEAD = 3
+AHEAD = 2
 """Batches that are read, or written, while another is computed."""
 
 OPACITY = 0.5
