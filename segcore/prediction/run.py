@@ -65,12 +65,7 @@ class Journal:
     def __init__(self, out: Path, wanted: Wanted) -> None:
         self.folder = out / JOURNALS
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.done = {
-            row["image"]: row
-            for file in sorted(self.folder.glob("*.jsonl"))
-            for row in _rows(file)
-            if all((out / made).is_file() for made in row["files"])
-        }
+        self.done = done_in(out)
         path = self.folder / f"{wanted.shard}-of-{wanted.shards}.jsonl"
         torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
         self.file = path.open("a", encoding="utf-8")
@@ -81,6 +76,12 @@ class Journal:
         self.done[row["image"]] = row
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
+
+
+def done_in(out: Path) -> dict[str, dict[str, Any]]:
+    """By picture, the rows of all shards whose files are there."""
+    rows = (row for file in sorted((out / JOURNALS).glob("*.jsonl")) for row in _rows(file))
+    return {row["image"]: row for row in rows if all((out / made).is_file() for made in row["files"])}
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -126,7 +127,9 @@ def predict_folder(
         while writing:
             yield from _recorded(writing.popleft(), journal)
     journal.file.close()
-    _write_table(out / TABLE, photos, journal.done, model.classes)
+    # Other shards may have gone on meanwhile: the last one to end writes the table of all.
+    table = table_of(photos, done_in(out), model.classes)
+    _write_shared(out / TABLE, table.encode(), wanted)
 
 
 def _claim(model: Model, weights: Path, out: Path, wanted: Wanted) -> None:
@@ -142,9 +145,16 @@ def _claim(model: Model, weights: Path, out: Path, wanted: Wanted) -> None:
     file = out / CARD
     if not file.is_file():
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, text.encode())
+        _write_shared(file, text.encode(), wanted)
     elif file.read_text() != text:
         raise Problem(f"{out} holds predictions of another model or with other options ({file}); name another folder")
+
+
+def _write_shared(path: Path, content: bytes, wanted: Wanted) -> None:
+    """Write a file that other shards may be writing at the same moment."""
+    own = path.with_name(f".{path.name}.{wanted.shard}-of-{wanted.shards}")
+    write_atomically(own, content)
+    os.replace(own, path)
 
 
 def _stamp(path: Path) -> list[int]:
@@ -251,9 +261,7 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
     return file.getvalue()
 
 
-def _write_table(
-    path: Path, photos: Sequence[Photo], done: Mapping[str, dict[str, Any]], classes: Sequence[str]
-) -> None:
+def table_of(photos: Sequence[Photo], done: Mapping[str, dict[str, Any]], classes: Sequence[str]) -> str:
     """A line a picture that is done: found tags, the probability of each tag, the share of pixels of each class."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
@@ -265,4 +273,4 @@ def _write_table(
         tags = " ".join(classes[int(index)] for index in row["tags"])
         values = [*row["probabilities"][1:], *row["shares"]]
         lines.writerow([row["image"], row["mask"], row["width"], row["height"], tags, *values])
-    write_atomically(path, text.getvalue().encode())
+    return text.getvalue()
