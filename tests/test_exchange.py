@@ -595,6 +595,21 @@ class TestRoundTrips:
             assert np.array_equal(labels_of(out, image_id), order[labels_of(tmp_path / "second", image_id)])
         assert (255 in labels_of(out, "b"), report.skipped) == (True, [])
 
+    def test_the_folder_itself_is_read_as_pictures_and_masks(self, out: Path, tmp_path: Path) -> None:
+        """Masks are all that these hold: of pictures without one nothing is known."""
+        found = masks.read(out, out / "JPEGImages", None, [], out / "classes.txt", None)
+        imported(found, tmp_path / "second")
+        assert (tmp_path / "second/classes.txt").read_text() == (out / "classes.txt").read_text()
+        for image_id in "ab":
+            assert np.array_equal(labels_of(out, image_id), labels_of(tmp_path / "second", image_id))
+        assert ids(tmp_path / "second", "unlabelled") == ["c", "d"]
+
+    def test_its_tags_are_read_as_a_table(self, out: Path, tmp_path: Path) -> None:
+        table = tables.read_table(out / "tags.csv", out / "JPEGImages", "image_id", None)
+        imported(table, tmp_path / "second")
+        assert tags_of(tmp_path / "second") == tags_of(out)
+        assert ids(tmp_path / "second", "unlabelled") == ["d"]
+
     def test_pre_annotations_are_predictions(self, out: Path) -> None:
         found = collection.of(out)
         tasks = label_studio.write(found.items, found.classes, "", "deeplab")

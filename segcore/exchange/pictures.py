@@ -40,7 +40,10 @@ class Pictures:
             )
 
     def find(self, name: str) -> Path | None:
-        """The picture of a path, URL or name: by its path in the folder, else by its own name if only one has that."""
+        """The picture of a path, URL or name: by its path in the folder, else by its own name if only one has that.
+
+        A name without a picture's ending is that of a picture with any.
+        """
         if name in self.by_path:
             return self.by_path[name]
         path = _local(name)
@@ -55,7 +58,7 @@ class Pictures:
         for candidates in (self.by_name.get(last), self.by_name.get(_UPLOAD.sub("", last))):
             if candidates and len(candidates) == 1:
                 return candidates[0]
-        return None
+        return None if PurePosixPath(last).suffix.lower() in ENDINGS else self.of_stem(path)
 
     def of_stem(self, stem: str) -> Path | None:
         """The one picture with this name but for its ending; a path with slashes is meant from the folder."""
