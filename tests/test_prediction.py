@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from segcore.errors import Problem
+from segcore.prediction import journal as journals
 from segcore.prediction import listing, model, run
 
 
@@ -64,18 +65,17 @@ def test_an_overlay_shows_objects_in_their_colours() -> None:
 
 
 def test_a_journal_that_a_kill_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
-    wanted = run.Wanted(False, False, 2, 0, 1, None)
-    journal = run.Journal(tmp_path, wanted)
+    journal = journals.Journal(tmp_path, 0, 1)
     (tmp_path / "masks").mkdir()
     for name in "ab":
         (tmp_path / f"masks/{name}.png").touch()
         journal.add({"image": f"{name}.jpg", "stamp": [1, 2], "files": [f"masks/{name}.png"]})
     journal.file.close()
-    file = next((tmp_path / run.JOURNALS).iterdir())
+    file = next((tmp_path / journals.FOLDER).iterdir())
     file.write_bytes(file.read_bytes()[:-10])
-    again = run.Journal(tmp_path, wanted)
+    again = journals.Journal(tmp_path, 0, 1)
     assert {*again.done} == {"a.jpg"}
     again.add({"image": "b.jpg", "stamp": [1, 2], "files": ["masks/b.png"]})
     again.file.close()
     (tmp_path / "masks/a.png").unlink()
-    assert {*run.Journal(tmp_path, wanted).done} == {"b.jpg"}
+    assert {*journals.Journal(tmp_path, 0, 1).done} == {"b.jpg"}

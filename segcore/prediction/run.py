@@ -5,7 +5,6 @@ whatever was done before and however the work is shared out, as a network may ro
 result is a line of a journal once its files are there, so that a run which was stopped goes on.
 """
 
-import csv
 import io
 import json
 import os
@@ -23,10 +22,11 @@ from PIL import Image
 from segcore.data.pictures import labels_png, read_image, voc_palette
 from segcore.errors import Problem
 from segcore.files import write_atomically
+from segcore.prediction.journal import Journal, done_in, table_of
 from segcore.prediction.listing import Photo
 from segcore.prediction.model import Model, Predicted
 
-CARD, TABLE, JOURNALS = "predictions.json", "predictions.csv", ".journal"
+CARD, TABLE = "predictions.json", "predictions.csv"
 AHEAD = 2
 """Batches that are read, or written, while another is computed."""
 
@@ -59,41 +59,6 @@ class Outcome:
     """Done by a run before this one."""
 
 
-class Journal:
-    """What is done in a folder: a line of JSON a picture, in a file for each shard."""
-
-    def __init__(self, out: Path, wanted: Wanted) -> None:
-        self.folder = out / JOURNALS
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.done = done_in(out)
-        path = self.folder / f"{wanted.shard}-of-{wanted.shards}.jsonl"
-        torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        self.file = path.open("a", encoding="utf-8")
-        if torn:
-            self.file.write("\n")
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.done[row["image"]] = row
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-
-
-def done_in(out: Path) -> dict[str, dict[str, Any]]:
-    """By picture, the rows of all shards whose files are there."""
-    rows = (row for file in sorted((out / JOURNALS).glob("*.jsonl")) for row in _rows(file))
-    return {row["image"]: row for row in rows if all((out / made).is_file() for made in row["files"])}
-
-
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    for line in file.read_text("utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # a kill cut this line off, and its picture is done again
-        if isinstance(row, dict) and {"image", "stamp", "files"} <= row.keys():
-            yield row
-
-
 def predict_folder(
     model: Model, weights: Path, photos: Sequence[Photo], out: Path, wanted: Wanted
 ) -> Iterator[Outcome]:
@@ -103,7 +68,7 @@ def predict_folder(
         Problem: the folder holds predictions of another model, or of other options.
     """
     _claim(model, weights, out, wanted)
-    journal = Journal(out, wanted)
+    journal = Journal(out, wanted.shard, wanted.shards)
     batches = [photos[first : first + wanted.batch_size] for first in range(0, len(photos), wanted.batch_size)]
     mine = batches[wanted.shard :: wanted.shards]
     workers = max(2, min(8, os.cpu_count() or 1))
@@ -259,18 +224,3 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
     image.save(file, format=kind, quality=90)
     return file.getvalue()
-
-
-def table_of(photos: Sequence[Photo], done: Mapping[str, dict[str, Any]], classes: Sequence[str]) -> str:
-    """A line a picture that is done: found tags, the probability of each tag, the share of pixels of each class."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    header = ["image", "mask", "width", "height", "tags"]
-    header += [f"probability:{name}" for name in classes[1:]] + [f"share:{name}" for name in classes]
-    lines.writerow(header)
-    rows = (done[photo.name] for photo in photos if photo.name in done)
-    for row in (row for row in rows if "problem" not in row):
-        tags = " ".join(classes[int(index)] for index in row["tags"])
-        values = [*row["probabilities"][1:], *row["shares"]]
-        lines.writerow([row["image"], row["mask"], row["width"], row["height"], tags, *values])
-    return text.getvalue()
