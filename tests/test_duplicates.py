@@ -164,7 +164,7 @@ def test_copies_among_real_photographs(tmp_path: Path) -> None:
         pair: list[tuple[Split, Path]] = [("train", path), ("val", tmp_path / f"{number}.jpg")]
         for split, file in pair:
             one = Finding(Entry(path.stem, split, file, None, ()))
-            opened = open_picture(file, one)
+            opened = open_picture(file, "full", tmp_path / "converted", one)
             assert opened is not None
             one.fingerprint = opened.fingerprint
             findings.append(one)

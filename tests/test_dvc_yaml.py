@@ -21,8 +21,9 @@ BEFORE_ALL = (CHECK, OUTSIDE)
 """What runs before any stage that makes something: commands, not in stages/."""
 ROOMS = (
     *("errors", "files", "seeds", "processes", "made_of"),
-    *("config", "data", "importers", "losses", "networks", "localisation", "training"),
-    *("systems", "regularisers", "models", "evaluation", "reporting", "cli", "commands", "stages"),
+    *("config", "projects", "data", "importers", "exchange", "losses", "networks", "localisation", "training"),
+    *("systems", "regularisers", "models", "evaluation", "reporting", "prediction", "cli", "commands"),
+    *("__main__", "stages"),
 )
 """The rooms of the house in order: each knows only those before it."""
 
@@ -211,8 +212,12 @@ def test_reading_the_imports_finds_what_an_interpreter_loads() -> None:
 
 @pytest.mark.parametrize("package", ["segcore", "stages"])
 def test_the_roots_of_the_packages_are_empty(package: str) -> None:
-    """They are loaded by everything and declared nowhere."""
-    assert says_nothing(f"{package}/__init__.py")
+    """They are loaded by everything and declared nowhere; `segcore.load` loads what it needs when it is called."""
+    late = (ast.Expr, ast.FunctionDef)
+    rest = [node for node in parsed(f"{package}/__init__.py").body if not isinstance(node, late)]
+    for node in rest:
+        name = ast.unparse(node.test) if isinstance(node, ast.If) else ast.unparse(node)
+        assert name in ("TYPE_CHECKING", "from typing import TYPE_CHECKING")
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -268,7 +273,7 @@ class TestRooms:
     @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("segcore/")])
     def test_the_core_knows_neither_pipeline_nor_terminal_nor_environment(self, file: str) -> None:
         """Only what a person starts and what DVC starts do: cli, commands and stages."""
-        if self.room(file) in ("cli", "commands"):
+        if self.room(file) in ("cli", "commands", "__main__"):
             return
         roots = {name.partition(".")[0] for name in imports(file)}
         assert roots & {"stages", "dvc", "dvclive", "typer", "rich", "click"} == set()

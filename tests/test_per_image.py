@@ -11,6 +11,7 @@ from segcore.errors import Problem
 from segcore.evaluation import per_image, scoring
 from segcore.evaluation.metrics import ConfusionMatrix
 from segcore.evaluation.per_image import ImageCounts
+from segcore.evaluation.reading import Pictures
 from tests.devkit import PARAMS
 from tests.invented import NAMES, predictor, scenes
 
@@ -24,7 +25,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[scoring.Scores, Pa
     records = scenes(folder / "scenes", 12)
     rough, fine = (predictor(records, noise) for noise in (0.9, 0.2))
 
-    def both(images: list[np.ndarray]) -> list[scoring.Prediction]:
+    def both(images: Pictures) -> list[scoring.Prediction]:
         return [scoring.Prediction(a.labels, b.labels) for a, b in zip(rough(images), fine(images), strict=True)]
 
     params = settings.load(PARAMS).evaluation

@@ -25,7 +25,7 @@ NAMES = ["background", *ODD]
 
 def odd_scores(names: list[str]) -> scoring.Scores:
     counts = np.arange(len(names) ** 2, dtype=np.int64).reshape(len(names), -1) + 1
-    return scoring.Scores(ConfusionMatrix(len(names), counts), BoundaryScore(len(names), 0.01), [])
+    return scoring.Scores(ConfusionMatrix(len(names), counts), BoundaryScore(len(names), 0.01), [], [])
 
 
 @pytest.mark.parametrize("text", [*NAMES, "''", "", "=", "plain"])

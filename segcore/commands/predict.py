@@ -1,0 +1,136 @@
+"""`segcore predict`: pictures into masks."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segcore.cli import app, console
+
+NAMED = 20
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="data/<data set>/segmenters/<system>")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGES...", help="Files, folders (searched through), patterns, .txt lists.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where masks, overlays and predictions.csv go.")],
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also each photograph with its classes in colour.")
+    ] = False,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Also the probability of each pixel's class, 255 being 1.")
+    ] = False,
+    tags: Annotated[
+        Path | None, typer.Option(help="CSV with image_id,tags: an image shows these classes at most.")
+    ] = None,
+    scales: Annotated[
+        str | None, typer.Option(help="Such as 0.75,1,1.25: predict at several sizes, instead of as trained.")
+    ] = None,
+    flip: Annotated[bool | None, typer.Option(help="Predict the mirrored picture, too.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts, from 1; torchrun says it by itself.")] = "1/1",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; a GPU if there is one.")] = None,
+    how: Annotated[
+        Path | None, typer.Option(help="JSON with the key prediction, for a model outside of its project.")
+    ] = None,
+) -> None:
+    """Masks of photographs, by a model that `dvc repro` trained.
+
+    A picture that cannot be read is named and left out; then the exit code is 1. Run again, the command does what is
+    not done yet.
+
+    \b
+    Example:
+      segcore predict data/own/segmenters/deeplab holiday/ --out predicted --overlay
+    """
+    with app.told():
+        from rich.progress import track
+
+        from segcore.prediction import listing, run
+        from segcore.prediction.model import load, model_folder
+
+        place, places = _shard(shard)
+        loaded = load(model, device=device, how=how)
+        _change_views(loaded, scales, flip)
+        allowed = None if tags is None else _tags(tags, loaded.classes)
+        photos = listing.photos(images)
+        wanted = run.Wanted(overlay, confidence, batch, place, places, allowed)
+        outcomes = run.predict_folder(loaded, model_folder(model) / "model.safetensors", photos, out, wanted)
+        quiet = not console.console.is_terminal
+        mine = -(-len(photos) // places)
+        shown = track(outcomes, "predicting", mine, console=console.console, disable=quiet, transient=True)
+        counts = {"new": 0, "before": 0}
+        bad: list[str] = []
+        for outcome in shown:
+            if outcome.problem is not None:
+                bad.append(outcome.problem)
+            else:
+                counts["before" if outcome.repeated else "new"] += 1
+        for problem in bad[:NAMED]:
+            console.console.print(f"left out: {problem}", markup=False)
+        if len(bad) > NAMED:
+            console.say(f"... and {len(bad) - NAMED} more")
+        before = f", {counts['before']} were there already" if counts["before"] else ""
+        console.say(f"{counts['new']} pictures predicted{before}, {len(bad)} left out: {out / run.TABLE}")
+        if bad:
+            raise typer.Exit(app.PARTLY)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Which part of the work is this process's, from 0, and how many there are."""
+    from segcore.errors import Problem
+
+    if text == "1/1" and "WORLD_SIZE" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise Problem(f"--shard: found '{text}'; it must be i/n, such as 2/8 for the second of eight parts")
+    return int(part) - 1, int(parts)
+
+
+def _change_views(model: object, scales: str | None, flip: bool | None) -> None:
+    from segcore.config.reading import section
+    from segcore.config.section import Views
+    from segcore.errors import Problem
+    from segcore.prediction.model import Model
+
+    assert isinstance(model, Model)
+    if scales is None and flip is None:
+        return
+    views = model.views.model_dump(mode="json")
+    if flip is not None:
+        views["flip"] = flip
+    if scales is not None:
+        try:
+            views["scales"] = [float(part) for part in scales.split(",")]
+        except ValueError:
+            raise Problem(f"--scales: found '{scales}'; it must be numbers by commas, such as 0.75,1,1.25") from None
+    model.views = section({"options": views}, "options", Views)
+
+
+def _tags(file: Path, classes: tuple[str, ...]) -> dict[str, list[int]]:
+    """The classes that each picture may show, by its name without ending."""
+    import csv
+
+    from segcore.errors import Problem, hint
+
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise Problem(f"{file}: cannot be read as CSV ({error})") from error
+    if not rows or not {"image_id", "tags"} <= rows[0].keys():
+        raise Problem(f"{file}: the first line must be image_id,tags, and others must follow")
+    allowed: dict[str, list[int]] = {}
+    for row in rows:
+        names = (row["tags"] or "").split()
+        if unknown := [name for name in names if name not in classes[1:]]:
+            raise Problem(
+                f"{file}: {row['image_id']}: found the tag '{unknown[0]}'; the model knows {', '.join(classes[1:])}"
+                f"{hint(unknown[0], classes[1:])}"
+            )
+        allowed[row["image_id"]] = sorted(classes.index(name) for name in names)
+    return allowed

@@ -1,0 +1,178 @@
+"""A finished system that predicts as its project says: `segcore.load`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from segcore.config.data import EdgeParams
+from segcore.config.reading import section
+from segcore.config.section import Section, Views
+from segcore.data.pictures import read_image, to_rgb
+from segcore.errors import Problem
+from segcore.evaluation import inference
+from segcore.evaluation.score_maps import ScoreMaps
+from segcore.files import fingerprint
+from segcore.models.cards import read_card
+from segcore.models.systems import load_system
+from segcore.systems.contract import System
+
+Picture = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
+Labels = UInt8[np.ndarray, "H W"]
+
+HOW = "prediction.json"
+"""Beside a model that was taken out of its project: how it predicts."""
+
+SAMPLES = 160
+"""Pixels along the shorter side at which the probabilities of tags are looked up: scores come from coarser grids."""
+
+
+class _Edges(Section):
+    """The part of a file of `check_params` that a system with proposals needs."""
+
+    edges: EdgeParams | None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model says of a picture with K classes, the background first."""
+
+    labels: Labels
+    """The class of each pixel, at the picture's own size."""
+    shares: Float[np.ndarray, " K"]
+    """Of the pixels, those of each class; they sum to 1."""
+    probabilities: Float[np.ndarray, " K"]
+    """Of each class, the greatest of a grid of pixels: low where the picture shows nothing of it."""
+    confidence: UInt8[np.ndarray, "H W"] | None
+    """The probability of each pixel's class, 255 being 1; None where nobody asked for it."""
+
+
+class Model:
+    """A finished segmenter.
+
+    Attributes:
+        classes: the names of the classes, `background` first; a label is an index of it.
+    """
+
+    def __init__(self, system: System, card: dict[str, Any], how: dict[str, Any]) -> None:
+        self.system, self.card = system, card
+        self.name: str = card["name"]
+        self.classes: tuple[str, ...] = ("background", *card["tags"])
+        self.views: Views = system.prediction.views
+        self._edges = section({"how": {"edges": how.get("edges")}}, "how", _Edges).edges
+        self._how = how
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.system.parameters()).device
+
+    def fingerprint(self, weights: Path) -> str:
+        """A short name for the weights and for how they are used: equal only for equal predictions."""
+        return fingerprint([self.card, self._how["prediction"], self.views.model_dump(mode="json")], [weights])
+
+    def predict(self, picture: Picture) -> Labels:
+        """The class of each pixel of a picture, at its own size as a person sees it (turned by its EXIF orientation).
+
+        Args:
+            picture: a file, a Pillow image, or an array (height, width, 3) of RGB in 0..255.
+
+        Raises:
+            Problem: the file cannot be read.
+        """
+        return self.predict_all([as_array(picture)])[0].labels
+
+    def predict_all(
+        self,
+        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+        allowed: Sequence[Sequence[int] | None] | None = None,
+        confidence: bool = False,
+    ) -> list[Predicted]:
+        """What the model says of some pictures, predicted together.
+
+        Args:
+            allowed: for each picture the classes 1..L that it may show, or None for all.
+        """
+        limits = allowed or [None] * len(pictures)
+        maps = inference.score_maps(self.system, pictures, self.card["input_size"], self.views, self._edges)
+        return [self._said(m, p, a, confidence) for m, p, a in zip(maps, pictures, limits, strict=True)]
+
+    @torch.no_grad()
+    def _said(
+        self, scores: ScoreMaps, picture: np.ndarray, allowed: Sequence[int] | None, confidence: bool
+    ) -> Predicted:
+        crf = self.system.prediction.crf
+        if allowed is not None:
+            labels = inference.restricted(self.system, scores, [0, *allowed], picture, crf)
+        elif crf is not None:
+            labels = inference.refined(self.system, scores, picture, crf)
+        else:
+            labels = scores.winners()
+        sure = None
+        if confidence:
+            probabilities = self.system.probabilities(scores.whole()[None])[0]
+            index = torch.from_numpy(labels.astype(np.int64)).to(probabilities.device)
+            sure = (probabilities.gather(0, index[None])[0] * 255).round().to(torch.uint8).cpu().numpy()
+        step = max(1, min(labels.shape) // SAMPLES)
+        some = self.system.probabilities(scores.every(step)[None])[0]
+        counts = np.bincount(labels.ravel(), minlength=len(self.classes))
+        return Predicted(labels, counts / labels.size, some.flatten(1).amax(1).cpu().numpy(), sure)
+
+
+def as_array(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture as the networks take it.
+
+    Raises:
+        Problem: the file cannot be read.
+    """
+    if isinstance(picture, (str, Path)):
+        return read_image(Path(picture))
+    return np.asarray(to_rgb(picture)) if isinstance(picture, Image.Image) else picture
+
+
+def load(path: str | Path, *, device: str | torch.device | None = None, how: str | Path | None = None) -> Model:
+    """A finished segmenter, ready to predict.
+
+    Args:
+        path: the folder that training wrote, `data/<data set>/segmenters/<system>`, or the `model/` in it.
+        device: where it runs; a GPU if there is one.
+        how: a JSON file with the key `prediction`; otherwise `prediction.json` beside the model, or what
+            `check_params` wrote in the project that trained it.
+
+    Raises:
+        Problem: no model there, or nothing says how it predicts.
+    """
+    folder = model_folder(Path(path))
+    card = read_card(folder, "system")
+    content = _how(folder, card["name"], None if how is None else Path(how))
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    system, card = load_system(folder, content["prediction"], target)
+    return Model(system, card, content)
+
+
+def model_folder(path: Path) -> Path:
+    """Where the card of a model lies, in a folder or in the `model/` below it."""
+    return path / "model" if not (path / "model.json").is_file() and (path / "model").is_dir() else path
+
+
+def _how(folder: Path, name: str, given: Path | None) -> dict[str, Any]:
+    place = folder.absolute()
+    beside, project = place / HOW, place.parents[2] / "params" / "evaluate" / f"{name}.json"
+    file = given or next((file for file in (beside, project) if file.is_file()), None)
+    if file is None:
+        raise Problem(
+            f"{folder}: nothing says how '{name}' predicts; looked for {beside} and {project}; run `check_params` in "
+            'its project, or give a JSON file that holds {"prediction": {...}} as params.yaml has it, resolved'
+        )
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Problem(f"{file} cannot be read as JSON ({error})") from error
+    if not (isinstance(content, dict) and isinstance(content.get("prediction"), dict)):
+        raise Problem(f"{file}: it must hold the key 'prediction' with a system's prediction")
+    return content
