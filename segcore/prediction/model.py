@@ -31,7 +31,7 @@ HOW = "prediction.json"
 MOST_SCORES = 2**27
 """Scores, of all classes at all pixels, that are held at once: half a gigabyte, and as much again for each view."""
 
-SAMPLES = 160
+SAMPLES = 80
 """Pixels along the shorter side at which the probabilities of tags are looked up: scores come from coarser grids."""
 
 
