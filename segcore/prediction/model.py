@@ -23,6 +23,7 @@ from segcore.models.systems import load_system
 from segcore.systems.contract import System
 
 Picture = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 Labels = UInt8[np.ndarray, "H W"]
 
 HOW = "prediction.json"
@@ -91,7 +92,7 @@ class Model:
 
     def predict_all(
         self,
-        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+        pictures: Sequence[Pixels],
         allowed: Sequence[Sequence[int] | None] | None = None,
         confidence: bool = False,
     ) -> list[Predicted]:
@@ -101,17 +102,27 @@ class Model:
             allowed: for each picture the classes 1..L that it may show, or None for all.
         """
         limits = allowed or [None] * len(pictures)
-        said: list[Predicted] = []
-        for part in _parts([picture.shape[0] * picture.shape[1] * len(self.classes) for picture in pictures]):
-            chosen = pictures[part]
-            maps = inference.score_maps(self.system, chosen, self.card["input_size"], self.views, self._edges)
-            said += [self._said(m, p, a, confidence) for m, p, a in zip(maps, chosen, limits[part], strict=True)]
-        return said
+        return [
+            self.said(scores, picture, limit, confidence)
+            for part in self.parts(pictures)
+            for scores, picture, limit in zip(self.scores(pictures[part]), pictures[part], limits[part], strict=True)
+        ]
+
+    def parts(self, pictures: Sequence[Pixels]) -> Iterator[slice]:
+        """The pictures whose scores are held together."""
+        return _parts([self.count_of_scores(picture) for picture in pictures])
+
+    def count_of_scores(self, picture: Pixels) -> int:
+        """Scores of all classes at all pixels of a picture."""
+        return picture.shape[0] * picture.shape[1] * len(self.classes)
+
+    def scores(self, pictures: Sequence[Pixels]) -> list[torch.Tensor]:
+        """What the network says of pictures, for `said`."""
+        return inference.score_maps(self.system, pictures, self.card["input_size"], self.views, self._edges)
 
     @torch.no_grad()
-    def _said(
-        self, scores: torch.Tensor, picture: np.ndarray, allowed: Sequence[int] | None, confidence: bool
-    ) -> Predicted:
+    def said(self, scores: torch.Tensor, picture: Pixels, allowed: Sequence[int] | None, confidence: bool) -> Predicted:
+        """What these scores mean; it may be asked by another thread while the network goes on."""
         crf = self.system.prediction.crf
         if allowed is not None:
             labels = inference.restricted(self.system, scores, [0, *allowed], picture, crf)
