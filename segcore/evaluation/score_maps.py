@@ -61,6 +61,17 @@ class ScoreMaps(ABC):
         return labels.cpu().numpy()
 
 
+class Enlarged(ScoreMaps):
+    """Scores that are held at each pixel."""
+
+    def __init__(self, scores: Float[Tensor, "K H W"]) -> None:
+        super().__init__(*scores.shape)
+        self.scores = scores
+
+    def of(self, classes: slice) -> Float[Tensor, "_ H W"]:
+        return self.scores[classes]
+
+
 class Mean(ScoreMaps):
     """The mean over passes, each of which gave scores of a square that the image became.
 

@@ -17,19 +17,20 @@ from segcore.config.section import Section, Views
 from segcore.data.pictures import read_image, to_rgb
 from segcore.errors import Problem
 from segcore.evaluation import inference
-from segcore.evaluation.score_maps import ScoreMaps
+from segcore.evaluation.score_maps import Enlarged, ScoreMaps
 from segcore.files import fingerprint
 from segcore.models.cards import read_card
 from segcore.models.systems import load_system
 from segcore.systems.contract import System
 
 Picture = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 Labels = UInt8[np.ndarray, "H W"]
 
 HOW = "prediction.json"
 """Beside a model that was taken out of its project: how it predicts."""
 
-SAMPLES = 160
+SAMPLES = 80
 """Pixels along the shorter side at which the probabilities of tags are looked up: scores come from coarser grids."""
 
 
@@ -89,7 +90,7 @@ class Model:
 
     def predict_all(
         self,
-        pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+        pictures: Sequence[Pixels],
         allowed: Sequence[Sequence[int] | None] | None = None,
         confidence: bool = False,
     ) -> list[Predicted]:
@@ -99,14 +100,19 @@ class Model:
             allowed: for each picture the classes 1..L that it may show, or None for all.
         """
         limits = allowed or [None] * len(pictures)
-        maps = inference.score_maps(self.system, pictures, self.card["input_size"], self.views, self._edges)
-        return [self._said(m, p, a, confidence) for m, p, a in zip(maps, pictures, limits, strict=True)]
+        maps = self.scores(pictures)
+        return [self.said(m, p, limit, confidence) for m, p, limit in zip(maps, pictures, limits, strict=True)]
+
+    def scores(self, pictures: Sequence[Pixels]) -> list[ScoreMaps]:
+        """What the network says of pictures, for `said`."""
+        return list(inference.score_maps(self.system, pictures, self.card["input_size"], self.views, self._edges))
 
     @torch.no_grad()
-    def _said(
-        self, scores: ScoreMaps, picture: np.ndarray, allowed: Sequence[int] | None, confidence: bool
-    ) -> Predicted:
+    def said(self, scores: ScoreMaps, picture: Pixels, allowed: Sequence[int] | None, confidence: bool) -> Predicted:
+        """What these scores mean; it may be asked by another thread while the network goes on."""
         crf = self.system.prediction.crf
+        if scores.small:
+            scores = Enlarged(scores.whole())  # once for all that follows
         if allowed is not None:
             labels = inference.restricted(self.system, scores, [0, *allowed], picture, crf)
         elif crf is not None:

@@ -1,8 +1,8 @@
 """Many pictures into a folder: masks, a table, and on demand overlays and maps of confidence.
 
-Pictures are read and results written by threads while the network computes. A batch always holds the same pictures,
-whatever was done before and however the work is shared out, as a network may round otherwise in another batch. Each
-result is a line of a journal once its files are there, so that a run which was stopped goes on.
+Pictures are read, and what scores mean is found and written, by threads while the network computes. A batch always
+holds the same pictures, whatever was done before and however the work is shared out, as a network may round otherwise
+in another batch. Each result is a line of a journal once its files are there, so that a run which was stopped goes on.
 """
 
 import io
@@ -10,7 +10,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,17 @@ from PIL import Image
 
 from segcore.data.pictures import labels_png, read_image, voc_palette
 from segcore.errors import Problem
+from segcore.evaluation.score_maps import ScoreMaps
 from segcore.files import write_atomically
 from segcore.prediction.journal import Journal, done_in, table_of
 from segcore.prediction.listing import Photo
-from segcore.prediction.model import Model, Predicted
+from segcore.prediction.model import Model, Pixels
 
 CARD, TABLE = "predictions.json", "predictions.csv"
 AHEAD = 2
 """Batches that are read, or written, while another is computed."""
 
 OPACITY = 0.5
-
-Pixels = UInt8[np.ndarray, "H W 3"]
 
 
 @dataclass(frozen=True)
@@ -163,13 +162,14 @@ def _predicted(
 ) -> list[tuple[Photo, Future[dict[str, Any]] | str]]:
     """Each picture of the batch with its row to come, or with what is wrong with it."""
     good = [(photo, p) for photo, p in zip(batch, pixels, strict=True) if not isinstance(p, str)]
-    limits = [wanted.tags.get(Path(photo.name).stem) for photo, _ in good] if wanted.tags is not None else None
-    said = model.predict_all([p for _, p in good], limits, wanted.confidence) if good else []
     rows: dict[Photo, Future[dict[str, Any]] | str] = {
         photo: p for photo, p in zip(batch, pixels, strict=True) if isinstance(p, str)
     }
-    for (photo, picture), predicted in zip(good, said, strict=True):
-        rows[photo] = writers.submit(_written, photo, picture, predicted, model.classes, out, wanted)
+    for (photo, picture), scores in zip(good, model.scores([picture for _, picture in good]), strict=True):
+        future = writers.submit(_written, model, photo, picture, scores, out, wanted)
+        if not scores.small:
+            wait([future])  # the scores of many large pictures at once would fill the memory
+        rows[photo] = future
     return [(photo, rows[photo]) for photo in batch]
 
 
@@ -184,9 +184,11 @@ def _recorded(rows: Sequence[tuple[Photo, Future[dict[str, Any]] | str]], journa
 
 
 def _written(
-    photo: Photo, picture: Pixels, said: Predicted, classes: Sequence[str], out: Path, wanted: Wanted
+    model: Model, photo: Photo, picture: Pixels, scores: ScoreMaps, out: Path, wanted: Wanted
 ) -> dict[str, Any]:
     """Write the files of one picture; its row."""
+    allowed = None if wanted.tags is None else wanted.tags.get(Path(photo.name).stem)
+    said = model.said(scores, picture, allowed, wanted.confidence)
     files = _files(photo, wanted)
     contents = {"masks": labels_png(said.labels)}
     if wanted.overlay:
@@ -197,7 +199,7 @@ def _written(
         file = out / files[kind]
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content)
-    found = [index for index in range(1, len(classes)) if said.shares[index] > 0]
+    found = [index for index in range(1, len(model.classes)) if said.shares[index] > 0]
     return {
         "image": photo.name,
         "path": str(photo.path),
