@@ -648,9 +648,8 @@ def run(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
     good: dict[str, object] = {}
 
     def whole(read: Act) -> object:
-        key = getattr(read, "__qualname__", "") + str(
-            getattr(read, "__closure__", None) and read.__closure__[0].cell_contents
-        )
+        held = [cell.cell_contents for cell in getattr(read, "__closure__", None) or ()]
+        key = f"{getattr(read, '__qualname__', '')} {[part for part in held if isinstance(part, str)]}"
         if key not in good:
             former, console.console = console.console, Console(file=io.StringIO())
             with kept(folder):
