@@ -454,7 +454,7 @@ class Project:
         )
         makes: dict[str, tuple[Act, Act]] = {
             f"model.json: {key} edited": (
-                lambda: Path("model/model.json").write_text(json.dumps(card | {key: rng.choice([None, 3, "x"])})),
+                lambda: Path("model/model.json").write_text(json.dumps(card | {key: rng.choice([None, 7, "x"])})),
                 self.read_model,
             ),
             "model.safetensors: no number": (
@@ -598,7 +598,7 @@ def judged(project: Project, fault: Fault, whole: Callable[[Act], object]) -> Ou
                 text = command.advised(problem) if isinstance(problem, Problem) else command.told(problem)
                 kind = "inside" if any(word in text for word in INSIDE) else "told"
                 return Outcome(fault.name, kind, text, time.monotonic() - begin)
-        kind = "unchanged" if after == before else "told" if "warning" in said.getvalue() else "changed"
+        kind = "told" if "warning: " in said.getvalue() else "unchanged" if after == before else "changed"
         if fault.told and kind != "told" and not (fault.slight and kind == "unchanged"):
             kind = "silent"
         kind = "told" if kind == "changed" else kind
