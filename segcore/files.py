@@ -1,6 +1,7 @@
 """Whole files: written at once or not at all, and named by what they hold."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -43,6 +44,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content` at once; see `replacing`."""
     with replacing(path) as file:
         file.write(content)
+
+
+def regular(path: Path) -> Path:
+    """The path, unless what lies there is no file: a pipe would be waited for without end.
+
+    Raises:
+        OSError: it is a folder, a pipe or a device.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file but a folder, a pipe or a device", str(path))
+    return path
 
 
 def fresh_folder(folder: Path) -> None:

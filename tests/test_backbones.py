@@ -217,7 +217,7 @@ def test_weights_that_are_not_there_are_a_problem(tmp_path: Path) -> None:
     (tmp_path / "broken.pth").write_bytes(b"not a tensor in sight")
     torch.save({"epoch": 3, "state_dict": {"features.0.weight": torch.zeros(1)}}, tmp_path / "checkpoint.pth")
     for name in ("broken.safetensors", "broken.pth", "checkpoint.pth"):
-        with pytest.raises(Problem, match=rf"{name} is not a readable weights file"):
+        with pytest.raises(Problem, match=rf"{name} (is not a readable weights file|has its arrays under)"):
             backbones.build(backbone(weights=str(tmp_path / name)))
 
 

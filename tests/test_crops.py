@@ -239,7 +239,7 @@ def test_images_that_cannot_be_used_are_all_named(tmp_path: Path, monkeypatch: p
     paths = make_project(tmp_path, 4)
     table = pd.read_parquet(paths["manifest"])
     table.loc[0, "split"] = "val"
-    table.loc[1, "labels"] = None
+    table.loc[1, ["labels", "label_classes", "labels_sha256"]] = None
     table.to_parquet(paths["manifest"])
     (tmp_path / "images/image_002.png").unlink()
     (tmp_path / "strong.txt").write_text("image_000\nimage_001\nimage_002\nimage_003\nimage_999\n")

@@ -326,3 +326,56 @@ def test_nothing_but_numbers_and_text_is_stored(tmp_path: Path) -> None:
     assert any(key.startswith("classifier.") for key in state)
     assert any(key.startswith("segmenter.") for key in state)
     assert card_in(tmp_path / "system")["format"] == 3
+
+
+@pytest.mark.parametrize("key", ["tags", "name", "params", "made_of"])
+def test_a_card_that_was_edited_is_refused(tmp_path: Path, key: str) -> None:
+    """Other tags in another order would be another model of the same weights."""
+    saved_system(tmp_path, "deeplab")
+    card = card_in(tmp_path / "classifier")
+    card[key] = card[key][::-1] if isinstance(card[key], list | str) else {**card[key], "x": 1}
+    (tmp_path / "classifier/model.json").write_text(json.dumps(card))
+    with pytest.raises(Problem, match=r"classifier/model.json was edited or damaged since it was written"):
+        load_classifier(tmp_path / "classifier", CPU)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda value: value * float("nan"), r"holds NaN or infinite numbers, in "),
+        (lambda value: value / 0, r"holds NaN or infinite numbers, in "),
+        (lambda value: value.double(), r"has another type of .* \(torch.float64 for torch.float32\)"),
+        (lambda value: torch.cat([value, value]), "size mismatch"),
+        (lambda value: value + 1, "is not the file that .*model.json was written for"),
+    ],
+)
+def test_weights_that_are_not_the_models(tmp_path: Path, change: Any, said: str) -> None:
+    saved_system(tmp_path, "deeplab")
+    path = tmp_path / "classifier/model.safetensors"
+    weights = load_file(path)
+    name = next(key for key in weights if key.endswith("weight"))
+    save_file(weights | {name: change(weights[name])}, path)
+    with pytest.raises(Problem, match=said):
+        load_classifier(tmp_path / "classifier", CPU)
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        (lambda state: {"state_dict": state, "epoch": 3}, "has its arrays under 'state_dict'; save that part alone"),
+        (lambda state: {f"module.{key}": value for key, value in state.items()}, "has 'module.' before every name"),
+        (lambda state: state | {"epoch": 3}, "holds 'epoch', which are no arrays"),
+        (lambda state: {key: value * float("inf") for key, value in state.items()}, "holds NaN or infinite numbers"),
+        (lambda state: {key: value.long() for key, value in state.items()}, "another type"),
+        (lambda state: [1], "holds no arrays by name but a list"),
+        (lambda state: {"a": BackboneParams}, "it holds more than arrays, which is not run"),
+        (lambda state: None, "it is a web page"),
+    ],
+)
+def test_pre_trained_weights_that_are_none(tmp_path: Path, stored: Any, said: str) -> None:
+    content = stored(backbones.build(backbone("vgg16")).state_dict())
+    torch.save(content, tmp_path / "x.pth")
+    if content is None:
+        (tmp_path / "x.pth").write_text("<html>")
+    with pytest.raises(Problem, match=said):
+        backbones.build(backbone("vgg16", weights=str(tmp_path / "x.pth")))

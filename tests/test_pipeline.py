@@ -82,8 +82,8 @@ class Clone:
 
 
 def ran(output: str) -> list[str]:
-    """The stages that ran."""
-    return re.findall(r"Running stage '(.+)':", output)
+    """The stages that ran, but for the one that always does."""
+    return [name for name in re.findall(r"Running stage '(.+)':", output) if name != "outside_files"]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_the_demo_runs_its_systems_and_shows_them(clone: Clone) -> None:
 
 
 def test_nothing_is_done_twice(clone: Clone) -> None:
-    assert "Data and pipelines are up to date." in clone.dvc("repro")
+    assert ran(clone.dvc("repro")) == []
     assert clone.run("git", "status", "--porcelain") == ""
 
 

@@ -179,8 +179,7 @@ def test_what_is_saved_is_the_plain_system(module: str, name: str, tmp_path: Pat
     expected = system.to(memory_format=torch.channels_last).eval().predict(images)  # type: ignore[call-overload]
     assert torch.equal(loaded.predict(images), expected)
     assert graph(loaded, images) == graph(plain, images)
-    (tmp_path / "system/model.safetensors").write_bytes((tmp_path / "regularised/model.safetensors").read_bytes())
-    assert same(load(tmp_path / "system", module)[0], system)
+    assert same(loaded, system)
 
 
 def graph(system: nn.Module, images: Tensor) -> list[str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segcore.errors import Problem, Problems, some
-from segcore.files import fingerprint, write_atomically
+from segcore.files import fingerprint, regular, write_atomically
 
 Split = Literal["train", "val"]
 
@@ -89,7 +89,7 @@ def read_ids(path: Path, *, made_by: str | None = None) -> list[str]:
         FileNotFoundError: there is no such file.
     """
     try:
-        lines = path.read_text("utf-8-sig").replace("\r", "\n").split("\n")
+        lines = regular(path).read_text("utf-8-sig").replace("\r", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise Problem(f"{path} is no list of image ids: it is not UTF-8 text ({error})", made_by=made_by) from None
     except OSError as error:
@@ -125,7 +125,7 @@ def read_manifest(path: Path) -> dict[str, Record]:
         FileNotFoundError: there is no such file.
     """
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        table = pq.read_table(regular(path), page_checksum_verification=True)
         if missing := {*SCHEMA.names} - {*table.column_names}:
             raise Problem(f"{path} is no manifest: it lacks the columns {sorted(missing)}", made_by="prepare")
         lines = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
@@ -185,8 +185,10 @@ def read_class_names(path: Path) -> list[str]:
         Problem: the file does not hold a list of names.
     """
     try:
-        names = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        names = json.loads(regular(path).read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise Problem(f"{path} is damaged ({error})", made_by="prepare") from error
     if not (isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)):
         raise Problem(f"{path} holds no list of class names", made_by="prepare")

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageOps
 
 from segcore.errors import Problem
-from segcore.files import write_atomically
+from segcore.files import regular, write_atomically
 
 IGNORE = 255
 """The label of pixels that count neither in training nor in evaluation."""
@@ -44,7 +44,7 @@ def opened(file: Path | io.BytesIO) -> Iterator[ImageFile.ImageFile]:
         ValueError: of another size.
         any of BROKEN: no picture.
     """
-    with Image.open(file, formats=FORMATS) as image:
+    with Image.open(regular(file) if isinstance(file, Path) else file, formats=FORMATS) as image:
         if (wrong := wrong_size(*image.size)) is not None:
             raise ValueError(wrong)
         yield image
@@ -139,7 +139,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
 
 def _unreadable(path: Path, error: BaseException) -> Problem:
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             reason = why_broken(error, file.read(512))
     except OSError as closed:
         reason = closed.strerror or str(closed)

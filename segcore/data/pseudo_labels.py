@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from segcore.data.manifest import Record, read_ids, wrong_ids
 from segcore.data.pictures import BROKEN, IGNORE, kind_of
 from segcore.errors import Problem, Problems, some
+from segcore.files import regular
 
 STRIDE = 8
 """Pixels of an input to a cell of published cues: 321 give 41."""
@@ -46,7 +47,7 @@ def listed(folder: Path) -> list[str]:
 
 def _reason(path: Path, error: BaseException) -> str:
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             kind = kind_of(file.read(512))
     except OSError as closed:
         return closed.strerror or str(closed)
@@ -65,7 +66,7 @@ class CuesFile:
         """
         self.path = path
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(regular(path), allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
         except FileNotFoundError:
             raise Problem(f"{path} is no readable .npz file of cues: there is none; put it there") from None

@@ -11,6 +11,7 @@ from PIL.ExifTags import Base
 from segcore.data.manifest import Record
 from segcore.data.pictures import BROKEN, opened, why_broken
 from segcore.errors import About, Problem, Problems, together
+from segcore.files import regular
 
 STRETCH = 0.02
 """By how much the aspect of a map may differ from that of its picture, beside rounding to whole pixels."""
@@ -36,7 +37,7 @@ def read(path: Path) -> UInt8[np.ndarray, "h w"]:
             return np.asarray(image)
     except BROKEN as error:
         try:
-            with path.open("rb") as file:
+            with regular(path).open("rb") as file:
                 reason = why_broken(error, file.read(512))
         except OSError as closed:
             reason = closed.strerror or str(closed)

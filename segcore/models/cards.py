@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from segcore.errors import Problem
-from segcore.files import write_atomically
+from segcore.files import regular, write_atomically
 
 FORMAT = 3
 AGAIN = "run the stage that writes it again"
@@ -81,7 +81,7 @@ def fill(folder: Path, model: nn.Module, device: torch.device, may_be_missing: t
     """
     path = folder / "model.safetensors"
     try:
-        state = load_file(path)
+        state = load_file(regular(path))
         own = model.state_dict()
         missing = [key for key in own if key not in state and not (may_be_missing and key.startswith(may_be_missing))]
         unexpected = [key for key in state if key not in own]

@@ -13,6 +13,7 @@ from segcore.config.networks import NAMED_WEIGHTS as NAMED
 from segcore.config.networks import BackboneParams
 from segcore.data.pictures import kind_of
 from segcore.errors import Problem, hint, some
+from segcore.files import regular
 from segcore.networks.package_weights import package_weights
 
 
@@ -31,7 +32,7 @@ def weights_of(params: BackboneParams) -> dict[str, Tensor] | None:
     path = Path(params.weights).expanduser()
     read: Callable[[Path], Any] = load_file if path.suffix == ".safetensors" else _read_pth
     try:
-        stored = read(path)
+        stored = read(regular(path))
     except Exception as error:  # torch and safetensors raise a dozen types
         raise Problem(f"weights: {path} is not a readable weights file ({_reason(path, error)})") from error
     if (wrong := _not_plain(stored)) is not None:
@@ -41,7 +42,7 @@ def weights_of(params: BackboneParams) -> dict[str, Tensor] | None:
 
 def _reason(path: Path, error: Exception) -> str:
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             kind = kind_of(file.read(512))
     except OSError as closed:
         return closed.strerror or str(closed)
@@ -85,7 +86,7 @@ def check(params: BackboneParams) -> str | None:
     return None
 
 
-def _read_pth(path: Path) -> dict[str, Tensor]:
+def _read_pth(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

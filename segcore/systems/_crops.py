@@ -63,7 +63,7 @@ def _wrong(index: pd.DataFrame, n_tags: int) -> str | None:
     if wrong := wrong_ids(index["image_id"].unique()):
         return wrong[0]
     boxes = index[list(COLUMNS[2:])]
-    if not all(pd.api.types.is_signed_integer_dtype(boxes[side]) for side in boxes):
+    if not all(boxes[side].dtype.kind == "i" for side in boxes.columns):
         return "its boxes are no whole numbers"
     sides = np.stack([boxes["x2"] - boxes["x1"], boxes["y2"] - boxes["y1"]])
     if sides.min() < 1 or boxes.abs().to_numpy().max() > FARTHEST:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from segcore.files import replacing
+from segcore.files import regular, replacing
 
 MAGIC = b"segcore2"
 HEAD_BYTES = len(MAGIC) + hashlib.sha256().digest_size
@@ -62,7 +62,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any] | Unreadable | None:
     """The state in `path`; None where there is none; `Unreadable` where it is damaged."""
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             head = file.read(HEAD_BYTES)
             if head != MAGIC + hashlib.file_digest(file, "sha256").digest():
                 return Unreadable(f"{path} is damaged (its check sum differs)")
