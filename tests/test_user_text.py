@@ -15,6 +15,7 @@ from segcore.data.manifest import Record
 from segcore.errors import Problem
 from segcore.evaluation import scoring
 from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix
+from segcore.evaluation.per_image import ImageCounts
 from segcore.files import as_cell, from_cell
 from segcore.reporting import page, results
 from tests import invented
@@ -25,7 +26,8 @@ NAMES = ["background", *ODD]
 
 def odd_scores(names: list[str]) -> scoring.Scores:
     counts = np.arange(len(names) ** 2, dtype=np.int64).reshape(len(names), -1) + 1
-    return scoring.Scores(ConfusionMatrix(len(names), counts), BoundaryScore(len(names), 0.01), [], [])
+    confusion = ConfusionMatrix(len(names), counts)
+    return scoring.Scores(confusion, BoundaryScore(len(names), 0.01), [ImageCounts.of("one", confusion)], [])
 
 
 @pytest.mark.parametrize("text", [*NAMES, "''", "", "=", "plain"])

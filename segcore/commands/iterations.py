@@ -110,8 +110,8 @@ def figure(lines: pd.DataFrame) -> bytes:
 
     drawing = Figure(figsize=(6, 4), dpi=120, layout="constrained")
     axes = drawing.subplots()
-    for model, curve in lines.groupby("model", sort=False):
-        label = f"{model}, {curve['at_training'].iloc[0]} at training"
+    for _, curve in lines.groupby(["model", "at_training"], sort=False):
+        label = f"{curve['model'].iloc[0]}, {curve['at_training'].iloc[0]} at training"
         axes.plot(curve["at_prediction"], 100 * curve["mean_iou"], marker="o", label=label)
     axes.set(xlabel="steps of inference at prediction", ylabel="mean IoU in per cent")
     axes.grid(alpha=0.3)

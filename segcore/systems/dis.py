@@ -12,7 +12,8 @@ Where the source is silent, we chose:
 * what inference does at training: it lowers `weights.image` L_img + `weights.tags` L_tag, with the tags as given;
 * the inferred labelmap is the greatest score at each cell, among the cleaned tags and the background; a tag is cleaned
   to 1 if after inference its probability is at least `keep` where it was given and at least `add` where it was not
-  (both 0.5: greater than even, whatever was given); an image that would lose all tags keeps the likeliest one given;
+  (0.5 for both is the plain reading; lower ones find more of the true tags and believe more of the wrong ones); an
+  image that would lose all of its tags keeps the likeliest of those given;
 * the small image is the mean colour around each cell, normalised as the trunk's input is;
 * L_tag and L_img are means over classes, places and channels, so that all three are of the order of 1;
 * the tags of a strong sample are the classes that its mask shows, after cutting;
