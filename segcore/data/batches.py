@@ -1,10 +1,13 @@
 """Training batches as a function of (seed, step): nothing about the order of the data needs to be saved."""
 
 import errno
+import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from multiprocessing import resource_tracker
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -202,22 +205,27 @@ def _loaded(loader: "DataLoader[Any]") -> Iterator[Batch | str]:
     Raises:
         Problem: a worker died, or could not be started.
     """
+    others, workers = multiprocessing.active_children(), []
+    batches: Iterator[Batch | str] | None = None
     try:
-        # Held by a name until whoever catches Ctrl-C has ended the workers; else torch waits for them, for seconds.
         batches = _begun(loader)
+        workers = [child for child in multiprocessing.active_children() if child not in others]
         yield from batches
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (OSError, EOFError, RuntimeError) as error:
+        # What is wrong with a sample comes as a text; an error is one of the workers, or of the way to them.
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise Problem(f"{_NO_ROOM} ({error})") from error
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        raise Problem(f"{_NO_ROOM} ({error})") from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = str(error).partition("\n")[0]
         raise Problem(
-            f"workers: a process that loads images died ({reason}); mostly memory is short, or the shared memory "
-            f"(/dev/shm) through which it sends batches: {_CURE}"
+            f"workers: a process that loads images died ({str(error).partition(chr(10))[0] or type(error).__name__}); "
+            f"mostly memory is short, or the shared memory (/dev/shm) through which it sends batches: {_CURE}"
         ) from error
+    finally:
+        # However this ends, by Ctrl-C in the middle of a step, too: torch would wait seconds for each.
+        for worker in workers:
+            worker.kill()
+        del batches  # not before
 
 
 def _begun(loader: "DataLoader[Any]") -> Iterator[Batch | str]:
@@ -230,11 +238,21 @@ def _begun(loader: "DataLoader[Any]") -> Iterator[Batch | str]:
         return iter(loader)
 
     def begin() -> Iterator[Batch | str]:
+        resource_tracker.ensure_running()  # which would open this thread's ears again
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         return iter(loader)
 
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(begin).result()
+    started: Future[Iterator[Batch | str]] = Future()
+
+    def start() -> None:
+        try:
+            started.set_result(begin())
+        except BaseException as error:
+            started.set_exception(error)
+
+    # No executor, which would wait for the thread even after Ctrl-C.
+    threading.Thread(target=start, daemon=True).start()
+    return started.result()
 
 
 def _whole(batch: Batch | str) -> Batch:
