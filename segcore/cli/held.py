@@ -50,9 +50,17 @@ def _opened(file: Path, path: Path, patiently: bool) -> Iterator[IO[str]]:
                     raise Problem(f"{path} is being written by {_holder(file)}; wait for its end, or stop it")
                 say(f"waiting for the end of {_holder(file)}")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+            if _is_still(file, lock):
                 yield lock
                 return
+
+
+def _is_still(file: Path, lock: IO[str]) -> bool:
+    """Whether a file that was opened is the one that is there."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_held(path: Path) -> bool:
