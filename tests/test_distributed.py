@@ -197,7 +197,7 @@ def test_evaluation_of_one_model_writes_the_same_bytes(folders: list[Path], tmp_
     finally:
         os.chdir(here)
     assert files(tmp_path / "results") == files(two / arguments("evaluate")["out"])
-    assert len(files(tmp_path / "results")) == 8
+    assert len(files(tmp_path / "results")) == 9
 
 
 def test_only_the_first_process_speaks(folders: list[Path]) -> None:

@@ -9,7 +9,8 @@ import typer
 
 from segcore.cli import app
 
-CHECK = "check_params"
+BEFORE_ALL = ("check_params", "outside_files")
+"""Commands that DVC starts as it does stages."""
 
 
 def stage(
@@ -37,12 +38,12 @@ def _module(name: str) -> str:
     from segcore import projects
     from segcore.errors import Problem, hint
 
-    if name == CHECK:
-        return f"segcore.commands.{CHECK}"
+    if name in BEFORE_ALL:
+        return f"segcore.commands.{name}"
     known = sorted(file.removeprefix("stages/")[:-3] for file in projects.sources() if file.startswith("stages/"))
     known.remove("__init__")
     if name not in known:
-        allowed = [CHECK, *known]
+        allowed = [*BEFORE_ALL, *known]
         raise Problem(f"found the stage '{name}'; there are {', '.join(allowed)}{hint(name, allowed)}")
     inside = util.find_spec("segcore.stages") is not None
     return f"segcore.stages.{name}" if inside else f"stages.{name}"
