@@ -1,10 +1,10 @@
 """Fill the tables of README.md and docs/results.md from files, so that no number in them is typed by hand.
 
 A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`. `docs/tables/NAME.csv` holds it as shown,
-the header first; `embedded` comes from the report on the embedded data set, `report/voc_mini` from that on voc_mini,
-and `curve/voc_mini` from its curve. `docs/tables/NAME.json`, where there is one, tells command, commit and machine, and
-becomes the line below the table. `--check` writes nothing and exits with 1 if a table is not what the files say. No
-stage of the pipeline.
+the header first; `embedded` and `demo` come from the report on the embedded data set, `report/voc_mini` from that on
+voc_mini, and `curve/voc_mini` from its curve. `docs/tables/NAME.json`, where there is one, tells command, commit and
+machine, and becomes the line below the table; it may also choose `rows` (systems) and `columns`. `--check` writes
+nothing and exits with 1 if a table is not what the files say. No stage of the pipeline.
 """
 
 import csv
@@ -22,7 +22,7 @@ from segcore.reporting import rows as rows_of
 
 DOCUMENTS = ("README.md", "docs/results.md")
 TABLES = "docs/tables"
-EMBEDDED = "embedded"
+EMBEDDED, DEMO = "embedded", "demo"
 SYSTEMS = "data/shapes/report/systems.csv"
 MADE = {"report": "data/{}/report/systems.csv", "curve": "data/{}/curve/curve.csv"}
 """Tables of a data set that runs make, by what stands before the slash in their names."""
@@ -35,6 +35,8 @@ NOTHING = ("", "-", "none")
 
 ABOUT = {"command": "`{}`", "commit": "commit {}", "machine": "{}"}
 """What the line below a table tells, in this order."""
+ROWS, COLUMNS = "rows", "columns"
+"""Which rows, by their first cell, and columns a table shows; names with commas between them."""
 
 
 def main(*, root: Path = Path(), check: bool = False) -> None:
@@ -82,7 +84,7 @@ def fill(text: str, root: Path, where: str) -> str:
 def table(name: str, root: Path, where: str) -> str | None:
     """A table in Markdown with the line below it; None where its file is made by a run that is still to come."""
     file = root / TABLES / f"{name}.csv"
-    kind, _, data_set = ("report/shapes" if name == EMBEDDED else name).partition("/")
+    kind, _, data_set = ("report/shapes" if name in (EMBEDDED, DEMO) else name).partition("/")
     if kind in MADE and data_set:
         made = root / MADE[kind].format(data_set)
         if not made.is_file():
@@ -90,13 +92,14 @@ def table(name: str, root: Path, where: str) -> str | None:
             console.say(f"{where}: '{name}' stays as it is, as {made.relative_to(root)} is not there; {by} it")
             return None
         rows, note = rows_of.curve(made) if kind == "curve" else rows_of.systems(made)
-        return markdown(rows) + note + about(file.with_suffix(".json"))
+        shown = chosen(rows, file.with_suffix(".json"))
+        return markdown(shown) + (note if shown == rows else "") + about(file.with_suffix(".json"))
     if file.is_file():
         with file.open(newline="") as lines:
             rows = [row for row in csv.reader(lines) if row]
     else:
         known = sorted(
-            {EMBEDDED, "report/<data set>", "curve/<data set>", *(f.stem for f in file.parent.glob("*.csv"))}
+            {EMBEDDED, DEMO, "report/<data set>", "curve/<data set>", *(f.stem for f in file.parent.glob("*.csv"))}
         )
         raise Problem(f"{where}: found the table '{name}'; there are {', '.join(known)}{hint(name, known)}")
     if len({len(row) for row in rows}) != 1:
@@ -117,21 +120,46 @@ def _numbers(column: Sequence[str]) -> bool:
     return bool(told) and all(NUMBER.fullmatch(cell) for cell in told)
 
 
+def chosen(rows: list[list[str]], file: Path) -> list[list[str]]:
+    """The rows and columns that the file beside a table asks for; all where it asks for none.
+
+    Raises:
+        Problem: it asks for others.
+    """
+    header, *body = rows
+    wanted = {key: [name.strip() for name in text.split(",")] for key, text in _told(file).items()}
+    lines = wanted.get(ROWS, [row[0] for row in body])
+    columns = wanted.get(COLUMNS, header)
+    if odd := [name for name in lines if name not in [row[0] for row in body]] + [
+        c for c in columns if c not in header
+    ]:
+        raise Problem(f"{file}: found '{odd[0]}', which its table has not; there are {', '.join(header)}")
+    places = [header.index(column) for column in columns]
+    return [[row[place] for place in places] for row in [header, *body] if row is header or row[0] in lines]
+
+
 def about(file: Path) -> str:
-    """The line below a table: what made it; nothing where there is no such file.
+    """The line below a table: what made it; nothing where there is no such file."""
+    told = "; ".join(form.format(text) for key, form in ABOUT.items() if (text := _told(file).get(key)))
+    return f"\n{told}.\n" if told else ""
+
+
+def _told(file: Path) -> dict[str, str]:
+    """What the file beside a table says; nothing where there is none.
 
     Raises:
         Problem: the file holds anything else.
     """
     if not file.is_file():
-        return ""
+        return {}
     try:
         content = json.loads(file.read_text())
     except ValueError as error:
         raise Problem(f"{file} is not valid JSON: {error}") from error
-    if not (isinstance(content, dict) and content.keys() <= ABOUT.keys() and all(map(_is_text, content.values()))):
-        raise Problem(f"{file}: it must hold texts under {', '.join(ABOUT)}, and nothing else")
-    return "\n" + "; ".join(form.format(content[key]) for key, form in ABOUT.items() if key in content) + ".\n"
+    known = {*ABOUT, ROWS, COLUMNS}
+    if not (isinstance(content, dict) and content.keys() <= known and all(map(_is_text, content.values()))):
+        raise Problem(f"{file}: it must hold texts under {', '.join([*ABOUT, ROWS, COLUMNS])}, and nothing else")
+    return content
 
 
 def _is_text(value: object) -> bool:
