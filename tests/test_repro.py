@@ -236,7 +236,7 @@ def test_who_is_dead_holds_nothing(inside: Path) -> None:
 
 def test_a_list_of_dvc_that_was_cut_goes(inside: Path) -> None:
     rwlock = inside / "rwlock"
-    rwlock.write_text('{"write": {"/work/data')
+    rwlock.write_text('{"write": {"/project/data')
     repro._forget_the_dead(rwlock)
     assert not rwlock.exists()
 
