@@ -19,6 +19,8 @@ SCORES = {"mean_iou": "mIoU", "pixel_accuracy": "pixel acc.", "mean_accuracy": "
 COUNTS = ("masks per class", "masks", "tagged")
 OVERS = ("over masks only", "over next row")
 NONE = "–"
+FEW = 3
+"""Systems that were never run, up to which each has a line of its own."""
 OLD = "older than these results or of other parameters"
 
 
@@ -33,16 +35,19 @@ def main(*, params: Path = Path("params.yaml")) -> None:
         console.say(table.to_string(index=False))
     if not console.console.is_terminal:
         console.say(comparison.NOTE)
-    for part in results.wanting:
-        console.say(f"{part.path} is {part.state}: `dvc repro {part.stage}`")
-    for line in told(results):
+    for line in (*wanting(results), *told(results)):
         console.say(line)
 
 
 def shown(results: Results) -> pd.DataFrame:
-    """The columns worth a line of a terminal: scores in per cent, best system first, after it what is stale."""
+    """The columns worth a line of a terminal: scores in per cent, best system first, after it what is stale.
+
+    Systems without a result are not in it.
+    """
     lines: list[dict[str, str]] = []
     for row in results.ranked:
+        if row.state == "missing":
+            continue
         state = f"stale: {row.part.why}" if row.state == "stale" else row.state
         scores = {title: _percent(row.metrics.get(name)) for name, title in SCORES.items()}
         if found := results.compared.get(row.system):
@@ -55,6 +60,16 @@ def shown(results: Results) -> pd.DataFrame:
             {"system": row.system, "state": state} | scores | differences | dict(zip(COUNTS, texts, strict=True))
         )
     return pd.DataFrame(lines)
+
+
+def wanting(results: Results) -> Iterator[str]:
+    """What is missing or stale, with the command that makes it; systems that were never run, if many, in one line."""
+    unrun = [row.system for row in results.rows if row.state == "missing"]
+    for part in results.wanting:
+        if len(unrun) <= FEW or part.path not in {f"results/{system}" for system in unrun}:
+            yield f"{part.path} is {part.state}: `dvc repro {part.stage}`"
+    if len(unrun) > FEW:
+        yield f"not run yet: {', '.join(unrun)}; `make all` runs them, `dvc repro evaluate@<system>` one"
 
 
 def told(results: Results) -> Iterator[str]:
