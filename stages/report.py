@@ -11,7 +11,8 @@ from typing import Any
 from segcore.cli import command, console, provenance
 from segcore.files import write_atomically
 from segcore.reporting.page import Run, rendered
-from segcore.reporting.results import Results, read_json
+from segcore.reporting.reading import read_json
+from segcore.reporting.results import Results
 
 WITH_TIMES = ("stage", "seconds", "peak_memory_mb", "machine", "commit")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-contrib-python-headless", "pillow", "dvc", "dvclive")

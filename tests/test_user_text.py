@@ -17,7 +17,7 @@ from segcore.evaluation import scoring
 from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix
 from segcore.evaluation.per_image import ImageCounts
 from segcore.files import as_cell, from_cell
-from segcore.reporting import page, results
+from segcore.reporting import page, reading, results
 from tests import invented
 
 ODD = ["NA", "null", "nan", "actual", "1e5", "=cmd", "a,b", 'say "hi"', "None", "<b>bold</b>", "-1", "+x", "@y", "'q"]
@@ -38,7 +38,7 @@ def test_a_cell_is_text_and_comes_back(text: str) -> None:
 
 def test_tables_of_odd_names_are_read_as_they_were_written(tmp_path: Path) -> None:
     scoring.write_results(odd_scores(NAMES), NAMES, tmp_path)
-    names, counts = results.read_counts(tmp_path / "confusion_counts.csv")
+    names, counts = reading.read_counts(tmp_path / "confusion_counts.csv")
     assert names == NAMES
     np.testing.assert_array_equal(counts, odd_scores(NAMES).confusion.counts)
     for file, column in (("per_class.csv", 0), ("confusion.csv", 0), ("confusion.csv", 1), ("confusion_counts.csv", 0)):

@@ -17,7 +17,8 @@ from segcore.cli.experiments import Copies
 from segcore.errors import Problem
 from segcore.files import write_atomically
 from segcore.reporting import curve, curve_figure, kept, law
-from segcore.reporting.results import data_set_of, read_json
+from segcore.reporting.reading import read_json
+from segcore.reporting.results import data_set_of
 
 MASKS = ["0", "1", "2", "5", "10", "25", curve.ALL]
 

@@ -19,7 +19,7 @@ from segcore.errors import Problem
 from segcore.evaluation import per_image
 from segcore.reporting import kept, law
 from segcore.reporting.chance import Scored
-from segcore.reporting.results import read_json
+from segcore.reporting.reading import read_json
 from segcore.reporting.supervision import supervision
 
 FOLDER = "curve"

@@ -15,7 +15,8 @@ from segcore.data.pictures import BROKEN, opened, voc_palette
 from segcore.errors import Problem
 from segcore.files import fingerprint
 from segcore.reporting import charts, comparison
-from segcore.reporting.results import AGAIN, SCORES, Results, read_counts, read_curve, read_json
+from segcore.reporting.reading import AGAIN, SCORES, read_counts, read_curve, read_json
+from segcore.reporting.results import Results
 
 TEMPLATES = Path(__file__).parent / "templates"
 STAGES = (
