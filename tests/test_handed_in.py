@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segcore.data import agreement
+from segcore.data.geometry import Grid
 from segcore.data.manifest import Record, read_manifest
+from segcore.data.pictures import read_labels
 from segcore.errors import Problems
 from stages import prepare, split
 from tests.devkit import make_devkit, voc_section, write_params
@@ -172,3 +175,57 @@ def test_cues_and_maps_are_told_together(records: dict[str, Record]) -> None:
     said = refused(**changes)
     assert "pseudo_labels.theirs: " in said
     assert "pseudo_labels.ficklenet: train_000.png: this map is missing" in said
+
+
+def objects(count: int) -> list[np.ndarray]:
+    """Masks of a square each, at places that no orientation keeps."""
+    rng = np.random.default_rng(0)
+    masks = []
+    for number in range(count):
+        mask = np.zeros((16, 16), np.uint8)
+        top, left = rng.integers(0, 4), rng.integers(6, 10)
+        mask[top : top + 3, left : left + 5] = 1 + number % 2
+        mask[15] = 255
+        masks.append(mask)
+    return masks
+
+
+@pytest.mark.parametrize("how", agreement.ORIENTATIONS)
+def test_cues_and_maps_that_lie_otherwise(how: str) -> None:
+    back = {"turned by 90 degrees": "turned by 270 degrees", "turned by 270 degrees": "turned by 90 degrees"}
+    turn = agreement.ORIENTATIONS[back.get(how, how)]
+    cues = [np.where(mask > 0, mask, 255).astype(np.uint8) for mask in objects(20)]
+    assert agreement.cues_lie_otherwise((turn(one), mask) for one, mask in zip(cues, objects(20), strict=True)) == how
+    bright = [np.where((mask > 0) & (mask < 255), 200, 30).astype(np.uint8) for mask in objects(20)]
+    found = agreement.saliency_lies_otherwise((turn(one), m) for one, m in zip(bright, objects(20), strict=True))
+    assert found == how
+
+
+def test_maps_that_are_inverted() -> None:
+    dark = [np.where(mask == 0, 200, 30).astype(np.uint8) for mask in objects(20)]
+    found = agreement.saliency_lies_otherwise(zip(dark, objects(20), strict=True))
+    assert found is not None
+    assert found.startswith("inverted")
+
+
+def test_what_chance_explains_is_taken() -> None:
+    rng = np.random.default_rng(1)
+    noise = [rng.integers(0, 256, (16, 16)).astype(np.uint8) for _ in objects(200)]
+    assert agreement.saliency_lies_otherwise(zip(noise, objects(200), strict=True)) is None
+    few = [np.rot90(mask) for mask in objects(8)]
+    assert agreement.cues_lie_otherwise(zip(few, objects(8), strict=True)) is None
+    right = [np.where(mask > 0, mask, 255).astype(np.uint8) for mask in objects(200)]
+    assert agreement.cues_lie_otherwise(zip(right, objects(200), strict=True)) is None
+
+
+def test_turned_cues_are_refused_by_the_split(records: dict[str, Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "DEVIATIONS", 1.0)  # six images are too few for three
+    labels = np.stack([_cells(record)[:, ::-1] for record in records.values()])
+    said = refused(**cues(records, labels=labels) | {"split.strong": {"kind": "all"}})
+    assert "the cues agree with the masks much better when they are mirrored from left to right" in said
+    run(**cues(records, labels=labels[:, :, ::-1]) | {"split.strong": {"kind": "all"}})
+
+
+def _cells(record: Record) -> np.ndarray:
+    assert record.labels is not None
+    return Grid(97, 8).at_cells(read_labels(record.labels))

@@ -689,6 +689,18 @@ def write_annotations(root: Path) -> None:
         (root / f"Annotations/{image_id}.xml").write_text(f"<annotation>{objects}</annotation>")
 
 
+def test_an_annotation_of_another_picture(prepared: Prepare, root: Path) -> None:
+    write_annotations(root)
+    first, second = sorted((root / "Annotations").iterdir())[:2]
+    of = "<annotation><filename>{}.jpg</filename>"
+    first.write_text(first.read_text().replace("<annotation>", of.format("its_former_name")))
+    second.write_text(second.read_text().replace("<annotation>", of.format(second.stem)))
+    prepared(tags=annotations())
+    second.write_text(second.read_text().replace(f"<filename>{second.stem}", f"<filename>{first.stem}"))
+    said = only_problem(prepared, tags=annotations())
+    assert f"{second.name}: is of another picture, by its <filename> {first.stem}.jpg; give the annotation" in said
+
+
 def test_tags_from_annotations(prepared: Prepare, root: Path) -> None:
     write_annotations(root)
     records = read_manifest(prepared(tags=annotations()) / "manifest.parquet")

@@ -17,6 +17,8 @@ class Annotation:
     """Names of the annotated objects, not of their parts, and whether each is to be skipped as difficult."""
     size: tuple[int, int] | None
     """Width and height of the picture; None where it does not say, or says 0."""
+    picture: str | None
+    """The name of the picture without its folder; None where it does not say."""
 
 
 def read(path: Path, skip: bool) -> Annotation:
@@ -49,7 +51,8 @@ def read(path: Path, skip: bool) -> Annotation:
         if skip and mark not in ("", "0", "1"):
             raise ValueError(f"it marks '{name}' with <difficult>{mark}</difficult>; allowed are 0 and 1")
         objects.append((name, skip and mark == "1"))
-    return Annotation(objects, _size(root))
+    picture = (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
+    return Annotation(objects, _size(root), picture or None)
 
 
 def _size(root: ElementTree.Element) -> tuple[int, int] | None:

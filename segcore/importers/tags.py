@@ -46,7 +46,7 @@ def reader(root: Path, params: VocParams, classes: Sequence[str], problems: list
         ]
         return _csv_reader(_csv_path(root, params.tags.file, problems), classes, problems)
     if isinstance(params.tags, TagsFromAnnotations):
-        return _xml_reader(root / "Annotations", params.tags.difficult == "skip", classes, problems)
+        return _xml_reader(root, params.tags.difficult == "skip", classes, problems)
     return None
 
 
@@ -148,13 +148,15 @@ def _wrong_header(columns: Sequence[str]) -> str | None:
     return f"has the column {twice[0]} more than once" if twice else None
 
 
-def _xml_reader(folder: Path, skip: bool, classes: Sequence[str], problems: list[str]) -> Reader:
+def _xml_reader(root: Path, skip: bool, classes: Sequence[str], problems: list[str]) -> Reader:
+    folder = root / "Annotations"
     if not folder.is_dir():
         problems.append(
             f"{folder}: this folder is missing; dataset.tags: annotations needs one <id>.xml an image there"
         )
         return lambda image_id: None
     files = Folder(folder, problems)
+    pictures = _names_in(root / "JPEGImages")
 
     def tags_of(image_id: str) -> Named | None:
         path = files.mask(image_id, problems, ending=".xml")
@@ -172,6 +174,11 @@ def _xml_reader(folder: Path, skip: bool, classes: Sequence[str], problems: list
             advice = "mend it or take it from the devkit"
             problems.append(About(path, f"cannot be read as a VOC annotation ({error}); {advice}"))
             return None
+        # A name that no picture has may be the one it had before somebody renamed it; that of another one is a mistake.
+        if found.picture in pictures and Path(found.picture).stem != image_id:
+            wrong = f"is of another picture, by its <filename> {found.picture}; give the annotation of this one"
+            problems.append(About(path, wrong))
+            return None
         indices = _indices([name for name, _ in found.objects], classes, path, image_id, problems)
         tags = _indices([name for name, difficult in found.objects if not difficult], classes, path, image_id, [])
         if indices is None or tags is None:
@@ -179,6 +186,10 @@ def _xml_reader(folder: Path, skip: bool, classes: Sequence[str], problems: list
         return Named(tags, tuple(sorted(set(indices) - set(tags))), found.size)
 
     return tags_of
+
+
+def _names_in(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
 
 
 def _indices(
