@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from segcore.config.labels import CRFParams
+from segcore.errors import Problem
 from segcore.localisation import crf
 
 
@@ -159,3 +160,17 @@ def test_the_lattice_of_others_agrees() -> None:
     ours = crf.mean_field(-probabilities.log()[None], as_images(picture, torch.float64), params_of(), 12.0)[0].argmax(0)
     assert (probabilities.argmax(0).numpy() == theirs).mean() < 0.8
     assert (ours.numpy() == theirs).mean() > 0.98
+
+
+def test_a_picture_that_would_take_hours_is_refused_before_any_work() -> None:
+    picture = np.broadcast_to(np.zeros(3, np.uint8), (4000, 6000, 3))
+    probabilities = torch.full((1, 1, 1), 0.5).expand(2, 4000, 6000)
+    with pytest.raises(Problem, match=r"of 6000x4000 pixels at stride 1 .* set its stride in `crfs` to 8 or more"):
+        crf.refine(probabilities, picture, params_of())
+
+
+def test_a_picture_of_more_memory_than_there_may_be_is_refused() -> None:
+    picture = np.broadcast_to(np.zeros(3, np.uint8), (4000, 6000, 3))
+    probabilities = torch.full((1, 1, 1), 0.05).expand(21, 4000, 6000)
+    with pytest.raises(Problem, match=r"with 21 likely classes needs 12 GB \(at most 4\)"):
+        crf.refine(probabilities, picture, params_of(stride=8))

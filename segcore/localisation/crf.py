@@ -11,6 +11,7 @@ rows and one over columns, hence two small matrix products; the appearance kerne
 matrix, and that of a whole picture is computed anew in every step, block by block, as attention is.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +20,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from segcore.config.labels import CRFParams
+from segcore.errors import Problem
 
 FLOOR = 1e-5
 """Least probability that a whole picture's labels are taken to have."""
@@ -28,6 +30,13 @@ FAR = -50.0
 """Least exponent of a kernel: what is further off adds nothing, but its denormal numbers would be ten times as slow."""
 CPU_BLOCK, GPU_BLOCK = 512, 8192
 """Side of the blocks of a kernel: one fits a core's cache, or keeps a GPU busy."""
+
+MOST_PLACES = 400_000
+"""Places whose appearance kernel is computed: their square is its cost, here some ten minutes a picture on a core."""
+MOST_BYTES = 4e9
+"""Memory of the maps of a picture's labels."""
+MAPS_HELD = 6
+"""Maps of every label that a step of mean field holds: energies, probabilities, messages and what they are made of."""
 
 Filter = Callable[[Tensor], Tensor]
 """Multiplies maps (B K H W), flattened over places, by a kernel matrix."""
@@ -64,9 +73,13 @@ def refine(
     are strided: those of every s-th pixel each way reach the pixels between as a mean over the nine nearest such
     pixels, weighted by likeness of colour, so that they stop at edges; energies, smoothness and the probabilities that
     come out are those of all pixels. At stride 1 nothing is approximated.
+
+    Raises:
+        Problem: the picture is too large for it.
     """
     wide = _wide(probabilities)
     strong = (wide.flatten(1).amax(1) >= MASS).nonzero().flatten()
+    _check_size(image.shape[1], image.shape[0], len(strong), params.stride)
     refined = torch.zeros_like(wide)
     with torch.autocast(wide.device.type, enabled=False):
         energies = -wide[strong].clamp(min=FLOOR).log()[None]
@@ -76,6 +89,22 @@ def refine(
         smoothness = _normalised(_separable(energies, params.smoothness_xy), energies)
         refined[strong] = _iterate(energies, appearance, smoothness, params)[0]
     return refined
+
+
+def _check_size(width: int, height: int, labels: int, stride: int) -> None:
+    """Refuse what would take hours, or more memory than there may be, before it is begun."""
+    picture = f"a CRF of a picture of {width}x{height} pixels"
+    if (places := math.ceil(height / stride) * math.ceil(width / stride)) > MOST_PLACES:
+        wanted = math.ceil(math.sqrt(width * height / MOST_PLACES))
+        raise Problem(
+            f"{picture} at stride {stride} has {places:,} places and would take hours (at most {MOST_PLACES:,}): set "
+            f"its stride in `crfs` to {wanted} or more, or crf: null"
+        )
+    if (needed := 4 * MAPS_HELD * labels * width * height) > MOST_BYTES:
+        raise Problem(
+            f"{picture} with {labels} likely classes needs {needed / 1e9:.0f} GB (at most {MOST_BYTES / 1e9:.0f}); "
+            "give smaller pictures, or set crf: null"
+        )
 
 
 def _wide(values: Tensor) -> Tensor:
