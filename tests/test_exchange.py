@@ -8,6 +8,7 @@ import base64
 import csv
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -650,6 +651,15 @@ def test_a_file_with_holes_is_one_message(photos: Path, form: str, content: Any)
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2, result.output
     assert "holes.json" in result.output
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(Problem, match="it is no file but a folder, a pipe or a device"):
+        coco.read(tmp_path / "pipe.json", None, None)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(Problem, match="it is no file"):
+        pixels_of(tmp_path / "pipe.png", Reading(None, None))
 
 
 def test_the_command_tells_what_was_left_out_and_what_came_of_it(photos: Path) -> None:

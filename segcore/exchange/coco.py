@@ -19,6 +19,7 @@ from segcore.exchange.collection import Item
 from segcore.exchange.drawing import Shape, box_of, labels_of, runs_of
 from segcore.exchange.pictures import Pictures, beside
 from segcore.exchange.reading import listed, read_json
+from segcore.files import regular
 
 TAGS = "tags"
 """A key of ours in `images`: COCO has no place for tags of pictures that nobody outlined."""
@@ -99,7 +100,7 @@ def _panoptic(
         if not file.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"its PNG, {file}, lies outside of {folder}")
         try:
-            with Image.open(file) as image:
+            with Image.open(regular(file)) as image:
                 colours = np.asarray(image.convert("RGB")).astype(np.int64)
         except BROKEN as error:
             raise ValueError(f"{file} cannot be read ({error})") from error

@@ -14,6 +14,7 @@ from segcore.data.pictures import BROKEN, read_labels
 from segcore.errors import Problem
 from segcore.exchange import BACKGROUND, clean
 from segcore.exchange.pictures import Pictures
+from segcore.files import regular
 
 CARD = "predictions.json"
 
@@ -95,7 +96,7 @@ def _predicted(folder: Path, row: dict[str, str], classes: list[str]) -> Item:
 def _size(path: Path) -> tuple[int, int]:
     """Width and height as a person sees the picture."""
     try:
-        with Image.open(path) as image:
+        with Image.open(regular(path)) as image:
             turned = image.getexif().get(274, 1) > 4
             return (image.height, image.width) if turned else (image.width, image.height)
     except BROKEN as error:

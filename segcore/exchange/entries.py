@@ -21,7 +21,7 @@ from segcore.data.pictures import BROKEN, IGNORE, labels_png
 from segcore.errors import Problem
 from segcore.exchange import Annotated, rasters
 from segcore.exchange.rasters import Reading
-from segcore.files import write_atomically
+from segcore.files import regular, write_atomically
 from segcore.importers.duplicates import looks_of
 
 
@@ -161,7 +161,7 @@ def _turned(
         return labels
     if labels.shape == picture.shape[1::-1]:
         try:
-            with Image.open(path) as image:
+            with Image.open(regular(path)) as image:
                 orientation = image.getexif().get(Base.Orientation, 1)
         except BROKEN:
             orientation = 1

@@ -13,6 +13,7 @@ from segcore.errors import Problem
 from segcore.exchange import BACKGROUND, Annotated, Collection, Paint, clean, is_unknown
 from segcore.exchange.pictures import Pictures, beside
 from segcore.exchange.reading import read_text
+from segcore.files import regular
 
 LABELMAP = "labelmap.txt"
 FOLDERS = ("SegmentationClass", "masks", "labels", "annotations")
@@ -120,7 +121,7 @@ def _paint(file: Path, table: Mapping[Colour, str] | None, classes: Sequence[str
 
     def paint(index: Mapping[str, int]) -> UInt8[np.ndarray, "H W"]:
         try:
-            with Image.open(file) as image:
+            with Image.open(regular(file)) as image:
                 if one is not None:
                     return np.where(_values(image) > 0, index[classes[0]], 0).astype(np.uint8)
                 if table is None:

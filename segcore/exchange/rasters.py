@@ -11,6 +11,7 @@ from PIL import Image
 
 from segcore.data.pictures import BROKEN, read_image
 from segcore.errors import Problem
+from segcore.files import regular
 
 AS_THEY_ARE = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
 TIFFS = (".tif", ".tiff")
@@ -50,7 +51,7 @@ def pixels_of(path: Path, reading: Reading) -> UInt8[np.ndarray, "H W 3"]:
 def _is_plain(path: Path) -> bool:
     """Whether Pillow reads it as it is meant: 8 bits, grey or colours; it knows more ways of compression."""
     try:
-        with Image.open(path) as image:
+        with Image.open(regular(path)) as image:
             return image.mode in ("1", "L", "P", "RGB", "RGBA", "CMYK")
     except BROKEN:
         return False

@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from segcore.errors import Problem
+from segcore.files import regular
 
 MOST_JSON, MOST_XML = 2**31, 2**29
 """Bytes; COCO's largest file has 470 million."""
@@ -54,7 +55,7 @@ def read_text(path: Path) -> str:
 
 def _bytes(path: Path, most: int) -> bytes:
     try:
-        if (size := path.stat().st_size) > most:
+        if (size := regular(path).stat().st_size) > most:
             raise Problem(f"{path}: has {size:,} bytes; allowed are {most:,}: export it in parts")
         return path.read_bytes()
     except FileNotFoundError:
