@@ -1,5 +1,6 @@
-"""timm's networks as trunks."""
+"""timm's networks as trunks: those whose maps get coarser from level to level. `vit.py` has those with one grid."""
 
+import difflib
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segcore.config.networks import TIMM, BackboneParams, TimmParams
 from segcore.errors import Problem
 from segcore.networks.trunk import LEVELS, Features, Trunk
 
@@ -21,7 +23,7 @@ class Timm(Trunk):
 
     def __init__(self, name: str, pretrained: bool, frozen_norm: bool, stride: int = 32, cut: bool = False) -> None:
         super().__init__(frozen_norm, stride)
-        self.body: Any = _timm_body(name, pretrained, stride, cut)
+        self.body: Any = _body(name, pretrained, stride, cut)
         self.channels_are_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
         self.level_channels = tuple(self.body.feature_info.channels())
         self.level_strides = tuple(self.body.feature_info.reduction())
@@ -40,6 +42,9 @@ class Timm(Trunk):
             raise Problem(f"name: this timm model has no layer {level} of its own; use background: none")
         return found
 
+    def as_map(self, inside: Tensor, top: Float[Tensor, "B _ h w"]) -> Float[Tensor, "B _ _ _"]:
+        return inside.permute(0, 3, 1, 2) if self.channels_are_last else inside
+
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Features:
         images = self.normalise(images)
         if self.stride < 32:  # models that start with patches would drop what is left over of the image
@@ -47,34 +52,81 @@ class Timm(Trunk):
             images = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
         try:
             levels = self.body(images)
-        except AssertionError as error:  # of those that know one size of picture only
-            size = f"{images.shape[2]}x{images.shape[3]}"
-            raise Problem(
-                f"name: this timm model does not take pictures of {size} pixels ({error}); set input_size, test_size "
-                "and views to the size that it was made for, or choose another trunk"
-            ) from error
+        except AssertionError as error:  # of those that know some sizes of picture only
+            raise refusal(images.shape[2:], error) from error
         if self.channels_are_last:
             levels = [level.permute(0, 3, 1, 2) for level in levels]
         return Features(tuple(levels), (None,) * LEVELS)
 
 
-def _timm_body(name: str, pretrained: bool, stride: int, cut: bool) -> Any:
+def refusal(size: tuple[int, ...], error: Exception) -> Problem:
+    """What is said of a picture whose size a model does not take."""
+    return Problem(
+        f"name: this timm model does not take pictures of {size[0]}x{size[1]} pixels ({error}); set input_size, "
+        "test_size and views to sizes that it takes, which check_params names, or choose another trunk"
+    )
+
+
+def unknown(name: str) -> str | None:
+    """What is wrong with the name of a timm model, without the `timm/` before it."""
+    import timm  # here, as it takes seconds to load
+
+    if timm.is_model(name):
+        return None
+    close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
+    return f"name: timm has no model '{name}'; near it are {', '.join(close)}"
+
+
+def build(params: BackboneParams) -> Trunk:
+    """The trunk of a timm model: a vision transformer, if all its maps have one grid.
+
+    Raises:
+        Problem: it gives no feature maps, or cannot be had at the stride; its weights could not be downloaded.
+    """
+    from segcore.networks.vit import VisionTransformer, is_transformer
+
+    name, download = params.name.removeprefix(TIMM), params.weights == "imagenet"
+    trunk: Trunk
+    if is_transformer(name):
+        trunk = VisionTransformer(name, download, params.frozen_norm, params.stride)
+    else:
+        trunk = Timm(name, download, params.frozen_norm, params.stride, params.finer == "cut")
+    if isinstance(params, TimmParams) and params.normalisation == "timm":
+        own: Any = trunk.body
+        trunk.normalise_as(own.pretrained_cfg["mean"], own.pretrained_cfg["std"])
+    return trunk
+
+
+def _body(name: str, pretrained: bool, stride: int, cut: bool) -> Any:
     """The model, with those of its feature maps that a trunk of this stride has.
 
     Raises:
         Problem: it gives no feature maps, cannot be had at the stride, or its weights could not be downloaded.
     """
-    import timm
-
     options: dict[str, Any] = {} if stride == 32 or cut else {"output_stride": stride}
     try:
-        strides = _timm_strides(name, options)
+        strides = [level["reduction"] for level in twin(name, **options).feature_info.info]
         kept = tuple(number for number, one in enumerate(strides) if one <= stride)
-        body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=kept, **options)
+        body = created(name, pretrained, out_indices=kept, **options)
     except (TypeError, AssertionError, NotImplementedError) as error:
         if stride == 32:
             raise
         raise Problem(f"stride: timm/{name} cannot be had at stride {stride}; choose 32 or another trunk") from error
+    if cut and hasattr(body, "_stage_out_idx"):  # an EfficientNet keeps, and runs, the blocks above all the same
+        body.blocks = body.blocks[: max(body._stage_out_idx)]
+    return body
+
+
+def created(name: str, pretrained: bool, **options: Any) -> Any:
+    """The model as timm makes it, for its feature maps unless `features_only` is False.
+
+    Raises:
+        Problem: it gives none, or its weights could not be downloaded.
+    """
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=pretrained, **{"features_only": True} | options)
     except OSError as error:
         raise Problem(
             f"weights: the ImageNet weights of timm/{name} could not be downloaded ({error}); "
@@ -82,19 +134,14 @@ def _timm_body(name: str, pretrained: bool, stride: int, cut: bool) -> Any:
         ) from error
     except RuntimeError as error:
         raise Problem(f"name: timm/{name} gives no feature maps or has no weights ({error})") from error
-    if cut and hasattr(body, "_stage_out_idx"):  # an EfficientNet keeps, and runs, the blocks above all the same
-        body.blocks = body.blocks[: max(body._stage_out_idx)]
-    return body
 
 
-def _timm_strides(name: str, options: dict[str, Any]) -> list[int]:
-    """The strides of the feature maps of a `timm` model.
+def twin(name: str, **options: Any) -> Any:
+    """The model without memory, for what timm tells no sooner than it has made one: in milliseconds, and without
+    random weights, so that those of the real one stay what they were.
 
-    timm tells no sooner than it has made a model. This one is made without memory, in milliseconds, and draws no
-    random weights, so those of the real one stay what they were.
+    Raises:
+        Problem: it gives no feature maps.
     """
-    import timm
-
     with torch.device("meta"):
-        twin: Any = timm.create_model(name, features_only=True, out_indices=(-1,), **options)
-    return [level["reduction"] for level in twin.feature_info.info]
+        return created(name, pretrained=False, out_indices=(-1,), **options)
