@@ -4,10 +4,11 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from segcore.config.networks import TIMM, BackboneParams
+from segcore.config.networks import TIMM, BackboneParams, TimmParams
 from segcore.errors import Problem
-from segcore.networks import pretrained, timm_trunk
+from segcore.networks import pretrained
 from segcore.networks.resnet import RESNETS, ResNet
+from segcore.networks.timm_models import is_transformer
 from segcore.networks.timm_trunk import Timm
 from segcore.networks.trunk import Trunk
 from segcore.networks.vgg import VGG16
@@ -32,12 +33,24 @@ def build(params: BackboneParams) -> Trunk:
     elif name in RESNETS:
         trunk = ResNet(name, params.frozen_norm, params.stride)
     elif name.startswith(TIMM):
-        trunk = timm_trunk.build(params)
+        trunk = _of_timm(params)
     else:
         allowed = ", ".join(("vgg16", "vgg16_bn", *RESNETS, "timm/<model>"))
         raise Problem(f"name: found '{name}'; allowed are {allowed}")
     if (weights := pretrained.weights_of(params)) is not None:
         _load_into(trunk, weights, params)
+    return trunk
+
+
+def _of_timm(params: BackboneParams) -> Timm | VisionTransformer:
+    name, download = params.name.removeprefix(TIMM), params.weights == "imagenet"
+    if is_transformer(name):
+        trunk = VisionTransformer(name, download, params.frozen_norm, params.stride)
+    else:
+        trunk = Timm(name, download, params.frozen_norm, params.stride, params.finer == "cut")
+    if isinstance(params, TimmParams) and params.normalisation == "timm":
+        own = trunk.body.pretrained_cfg
+        trunk.normalise_as(own["mean"], own["std"])
     return trunk
 
 

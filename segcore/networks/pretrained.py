@@ -13,8 +13,8 @@ from segcore.config.networks import TIMM, BackboneParams
 from segcore.data.pictures import kind_of
 from segcore.errors import Problem, hint, some
 from segcore.files import regular
-from segcore.networks import timm_trunk
 from segcore.networks.package_weights import package_weights, without_package
+from segcore.networks.timm_models import unknown
 
 
 def weights_of(params: BackboneParams) -> dict[str, Tensor] | None:
@@ -71,7 +71,7 @@ def _not_plain(stored: Any) -> str | None:
 
 def check(params: BackboneParams) -> str | None:
     """What is wrong with the name of the network or of its weights, as far as that shows without reading them."""
-    if params.name.startswith(TIMM) and (problem := timm_trunk.unknown(params.name.removeprefix(TIMM))):
+    if params.name.startswith(TIMM) and (problem := unknown(params.name.removeprefix(TIMM))):
         return problem
     if params.weights == "package":
         return without_package(params.name)

@@ -1,15 +1,13 @@
 """timm's networks as trunks: those whose maps get coarser from level to level. `vit.py` has those with one grid."""
 
-import difflib
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.config.networks import TIMM, BackboneParams, TimmParams
 from segcore.errors import Problem
+from segcore.networks.timm_models import created, refusal, twin
 from segcore.networks.trunk import LEVELS, Features, Trunk
 
 
@@ -59,44 +57,6 @@ class Timm(Trunk):
         return Features(tuple(levels), (None,) * LEVELS)
 
 
-def refusal(size: tuple[int, ...], error: Exception) -> Problem:
-    """What is said of a picture whose size a model does not take."""
-    return Problem(
-        f"name: this timm model does not take pictures of {size[0]}x{size[1]} pixels ({error}); set input_size, "
-        "test_size and views to sizes that it takes, which check_params names, or choose another trunk"
-    )
-
-
-def unknown(name: str) -> str | None:
-    """What is wrong with the name of a timm model, without the `timm/` before it."""
-    import timm  # here, as it takes seconds to load
-
-    if timm.is_model(name):
-        return None
-    close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
-    return f"name: timm has no model '{name}'; near it are {', '.join(close)}"
-
-
-def build(params: BackboneParams) -> Trunk:
-    """The trunk of a timm model: a vision transformer, if all its maps have one grid.
-
-    Raises:
-        Problem: it gives no feature maps, or cannot be had at the stride; its weights could not be downloaded.
-    """
-    from segcore.networks.vit import VisionTransformer, is_transformer
-
-    name, download = params.name.removeprefix(TIMM), params.weights == "imagenet"
-    trunk: Trunk
-    if is_transformer(name):
-        trunk = VisionTransformer(name, download, params.frozen_norm, params.stride)
-    else:
-        trunk = Timm(name, download, params.frozen_norm, params.stride, params.finer == "cut")
-    if isinstance(params, TimmParams) and params.normalisation == "timm":
-        own: Any = trunk.body
-        trunk.normalise_as(own.pretrained_cfg["mean"], own.pretrained_cfg["std"])
-    return trunk
-
-
 def _body(name: str, pretrained: bool, stride: int, cut: bool) -> Any:
     """The model, with those of its feature maps that a trunk of this stride has.
 
@@ -115,33 +75,3 @@ def _body(name: str, pretrained: bool, stride: int, cut: bool) -> Any:
     if cut and hasattr(body, "_stage_out_idx"):  # an EfficientNet keeps, and runs, the blocks above all the same
         body.blocks = body.blocks[: max(body._stage_out_idx)]
     return body
-
-
-def created(name: str, pretrained: bool, **options: Any) -> Any:
-    """The model as timm makes it, for its feature maps unless `features_only` is False.
-
-    Raises:
-        Problem: it gives none, or its weights could not be downloaded.
-    """
-    import timm
-
-    try:
-        return timm.create_model(name, pretrained=pretrained, **{"features_only": True} | options)
-    except OSError as error:
-        raise Problem(
-            f"weights: the ImageNet weights of timm/{name} could not be downloaded ({error}); "
-            "download them elsewhere and name the file in weights"
-        ) from error
-    except RuntimeError as error:
-        raise Problem(f"name: timm/{name} gives no feature maps or has no weights ({error})") from error
-
-
-def twin(name: str, **options: Any) -> Any:
-    """The model without memory, for what timm tells no sooner than it has made one: in milliseconds, and without
-    random weights, so that those of the real one stay what they were.
-
-    Raises:
-        Problem: it gives no feature maps.
-    """
-    with torch.device("meta"):
-        return created(name, pretrained=False, out_indices=(-1,), **options)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.errors import Problem
-from segcore.networks.timm_trunk import created, refusal, twin
+from segcore.networks.timm_models import created, refusal, twin
 from segcore.networks.trunk import LEVELS, Features, Trunk
 
 DEPTHS = 4
@@ -75,15 +75,6 @@ def around(side: int, stride: int) -> tuple[int, int]:
     missing = -side % stride
     before = stride // 2 if side % stride == 1 else 0
     return before, missing - before
-
-
-def is_transformer(name: str) -> bool:
-    """Whether a timm model has one grid, that of its patches, from the first layer to the last.
-
-    Raises:
-        Problem: it gives no feature maps.
-    """
-    return len({layer["reduction"] for layer in twin(name).feature_info.info}) == 1
 
 
 def _body(name: str, pretrained: bool) -> Any:
