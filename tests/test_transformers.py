@@ -292,6 +292,7 @@ def test_systems_over_a_transformer(module: str, changes: dict[str, Any], tmp_pa
     total(system.train(), batch).backward()
     assert any(value.grad is not None and value.grad.abs().sum() > 0 for value in system.parameters())
     system.eval().finish([squares(3, size)])
+    system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as a loaded one is
     assert system.predict(batch.images).shape[2:] == (size, size)
     card: dict[str, Any] = {"kind": "backbone", "name": "small", "params": params.model_dump(mode="json")}
     if start is classifier:

@@ -50,7 +50,8 @@ def main(*, classifier: str = "", system: str = "", params: Path = Path("params.
         plan = plans.train_segmenter(settings, system)
         place, recipe_name = f"systems.{system}", plan.entry.training["recipe"]
     recipe = settings.recipes[recipe_name]
-    seconds = {one: _seconds(settings, place, names[1:], recipe, one) for one in ("fp32", "bf16")}
+    both: tuple[Precision, ...] = ("fp32", "bf16")
+    seconds: dict[Precision, float] = {one: _seconds(settings, place, names[1:], recipe, one) for one in both}
     for one, each in seconds.items():
         console.say(f"{place}: {each:.2f} s a step of {recipe.batch_size} in {one}")
     others = [name for name in _users(settings, recipe_name) if name != place]
