@@ -22,10 +22,8 @@ MODELS = (
     "efficientnet_lite0", "tf_efficientnet_lite2", "efficientnet_b0", "mobilenetv3_small_100", "mobilenetv4_conv_small",
     "densenet121", "vgg11", "mambaout_femto", "swin_tiny_patch4_window7_224", "swinv2_cr_tiny_224",
     "maxvit_tiny_tf_224", "pvt_v2_b0", "hiera_tiny_224", "vit_tiny_patch16_224", "deit_tiny_patch16_224",
-    "deit3_small_patch16_224",
-    "vit_small_patch32_224", "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3",
-    "vit_base_patch16_siglip_224", "eva02_tiny_patch14_224", "beit_base_patch16_224",
-
+    "deit3_small_patch16_224", "vit_small_patch32_224", "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2",
+    "vit_small_patch16_dinov3", "vit_base_patch16_siglip_224", "eva02_tiny_patch14_224", "beit_base_patch16_224",
 )  # fmt: skip
 STRIDES = (8, 14, 16, 32)
 SIZE, OTHERS = 224, (161, 256, 320)
