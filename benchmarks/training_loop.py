@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from segcore.config import settings
+from segcore.config.networks import BackboneParams
 from segcore.config.training import RecipeParams
 from segcore.data.batches import Sample
 from segcore.networks import classifiers
@@ -92,7 +93,9 @@ def main() -> int:
 def network() -> Classifier:
     torch.manual_seed(0)
     entry = settings.load(Path("params.yaml")).classifiers["decoupled"]
-    backbone = entry.backbone.model_copy(update={"name": "vgg16_bn", "weights": "random", "width": 0.25})
+    backbone = BackboneParams(
+        name="vgg16_bn", weights="random", width=0.25, frozen_norm=True, stride=entry.backbone.stride, finer="dilated"
+    )
     return classifiers.build(backbone, entry.head.model_copy(update={"width": 256, "kernel": 3}), TAGS)
 
 

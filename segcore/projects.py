@@ -29,11 +29,11 @@ STAMP = "segcore.json"
 PROFILE, LITE = "own", "lite"
 TRUNKS: dict[str, dict[str, Any]] = {
     "lite": {},
-    "resnet18": {"name": "resnet18", "weights": "imagenet", "finer": "dilated"},
-    "resnet50": {"name": "resnet50", "weights": "imagenet", "finer": "dilated"},
+    "resnet18": {"name": "resnet18", "weights": "imagenet", "finer": "dilated", "normalisation": None},
+    "resnet50": {"name": "resnet50", "weights": "imagenet", "finer": "dilated", "normalisation": None},
 }
 """What `--trunk` may name, and how it differs from the profile's own, whose weights come with a package; those of the
-others are downloaded when they are used first."""
+others are downloaded when they are used first. What is None is no key of theirs."""
 
 ON_GPU: dict[str, Any] = {"workers": 4, "checkpoint_every": 500}
 """Of every recipe, where there is a GPU to be kept busy."""
@@ -196,7 +196,8 @@ def _kept(whole: Mapping[str, Any], wanted: Collection[str]) -> dict[str, set[st
 
 def _on_trunk(whole: Mapping[str, Any], kept: Mapping[str, set[str]], over: dict[str, Any], trunk: str) -> None:
     """Put another trunk in the place of the profile's own wherever that is used."""
-    over["backbones"] |= {LITE: None, trunk: whole["backbones"][LITE] | TRUNKS[trunk]}
+    mine = whole["backbones"][LITE] | TRUNKS[trunk]
+    over["backbones"] |= {LITE: None, trunk: {key: value for key, value in mine.items() if value is not None}}
     for name in kept["classifiers"]:
         if whole["classifiers"][name]["backbone"] == LITE:
             over["classifiers"][name] = {"backbone": trunk}

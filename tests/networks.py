@@ -15,7 +15,7 @@ from segcore import systems
 from segcore.config import reading
 from segcore.config.data import GradientEdges
 from segcore.config.labels import CRFParams
-from segcore.config.networks import BackboneParams, FullyConnectedParams
+from segcore.config.networks import TIMM, AnyBackbone, BackboneParams, FullyConnectedParams
 from segcore.config.section import Views
 from segcore.data.batches import Batch, Moment
 from segcore.data.pictures import IGNORE
@@ -32,13 +32,17 @@ COLOURS = torch.tensor([[90, 90, 90], [250, 20, 20], [20, 250, 20], [20, 20, 250
 
 
 def backbone(
-    name: str = "vgg16", weights: str = "random", frozen_norm: bool = False, stride: Literal[8, 16, 32] = 32
+    name: str = "vgg16",
+    weights: str = "random",
+    frozen_norm: bool = False,
+    stride: Literal[8, 14, 16, 32] = 32,
+    normalisation: Literal["torchvision", "timm"] = "timm",
 ) -> BackboneParams:
     """A trunk that costs nothing: VGG-16 of 4 to 32 channels, or whatever else is asked for."""
-    width = 1 / 16 if name.startswith("vgg") else 1.0
-    return BackboneParams(
-        name=name, weights=weights, width=width, frozen_norm=frozen_norm, stride=stride, finer="dilated"
-    )
+    values: dict[str, Any] = {"name": name, "weights": weights, "frozen_norm": frozen_norm, "stride": stride}
+    values |= {"width": 1 / 16 if name.startswith("vgg") else 1.0, "finer": "dilated"}
+    values |= {"normalisation": normalisation} if name.startswith(TIMM) else {}
+    return reading.section({"backbone": values}, "backbone", AnyBackbone)
 
 
 def fully_connected(**changes: Any) -> FullyConnectedParams:

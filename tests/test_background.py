@@ -57,8 +57,8 @@ def test_but_for_vgg_the_middle_is_the_level_below_the_top(name: str) -> None:
     classifier, outputs = stochastic_classifier(name), []
     trunk = classifier.trunk.eval()
     trunk.middle.register_forward_hook(lambda *call: outputs.append(call[-1]))
-    level = trunk(squares(1, 65).images).levels[-2]
-    assert torch.equal(outputs[0].permute(0, 3, 1, 2) if trunk.channels_are_last else outputs[0], level)
+    levels = trunk(squares(1, 65).images).levels
+    assert torch.equal(trunk.as_map(outputs[0], levels[-1]), levels[-2])
 
 
 def test_a_finer_middle_is_read_at_the_cells_of_the_top_map() -> None:

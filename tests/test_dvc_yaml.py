@@ -44,7 +44,13 @@ Pseudo-labels from a segmenter need its module, too, which a template cannot nam
 run again when a change of its module trains another one.
 """
 
-CHECKED = ("segcore/commands/check_params.py", "segcore/config", "segcore/regularisers", "segcore/systems")
+CHECKED = (
+    "segcore/commands/check_params.py",
+    "segcore/config",
+    "segcore/networks/sizes.py",
+    "segcore/regularisers",
+    "segcore/systems",
+)
 """What check_params writes by; the cards of backbones, which it writes too, are read by nobody but `models`."""
 
 

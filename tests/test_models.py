@@ -35,7 +35,7 @@ def small_classifier(name: str = "vgg16_bn") -> tuple[Classifier, ClassifierPara
     params = settings.load(PARAMS).classifiers["decoupled"]
     head = params.head.model_copy(update={"width": 16, "kernel": 2})
     model = classifiers.build(backbone(name), head, len(TAGS))
-    gone = BackboneParams.model_validate(backbone(name).model_dump() | {"weights": "gone/weights.pth"})
+    gone = backbone(name, weights="gone/weights.pth")
     model.train()
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):

@@ -16,11 +16,13 @@ from segcore.commands.outside_files import SCRATCH
 from segcore.config import outside, plan
 from segcore.files import fingerprint, write_atomically
 from segcore.models.systems import save_backbone
+from segcore.networks import sizes
 
 
 def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
     """Write the files of all stages into `data`, the data set's folder."""
     settings = command.settings(params)
+    sizes.check(settings)
     if not console.is_main_process():
         return
     for name, content in plan.files(settings):

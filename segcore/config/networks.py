@@ -1,8 +1,9 @@
 """The sections that make networks: backbones, heads, classifiers, the networks of segmenters."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from segcore.config.labels import Selection
 from segcore.config.section import Cells, Count, GridSize, Name, Padding, Rate, Section, Side, Width
@@ -10,11 +11,14 @@ from segcore.config.section import Cells, Count, GridSize, Name, Padding, Rate, 
 NAMED_WEIGHTS = ("random", "imagenet", "package")
 """Weights that are no file of the user's."""
 
-BACKBONES = ("vgg16", "vgg16_bn", "resnet18", "resnet50", "resnet101", "timm/<model>")
+TIMM = "timm/"
+"""What the names of timm's models begin with."""
+
+BACKBONES = ("vgg16", "vgg16_bn", "resnet18", "resnet50", "resnet101", f"{TIMM}<model>")
 
 
 def _known_backbone(name: str) -> str:
-    if name not in BACKBONES[:-1] and not (name.startswith("timm/") and name.removeprefix("timm/")):
+    if name not in BACKBONES[:-1] and not (name.startswith(TIMM) and name.removeprefix(TIMM)):
         raise ValueError(f"must be one of {', '.join(BACKBONES)}")
     return name
 
@@ -30,8 +34,8 @@ class BackboneParams(Section):
     """Channels over the published number; only VGG has small versions."""
     frozen_norm: bool
     """Batch normalisation keeps the statistics of the pre-training."""
-    stride: Literal[8, 16, 32]
-    """Pixels of the image to one cell of the top map."""
+    stride: Literal[8, 14, 16, 32]
+    """Pixels of the image to one cell of the top map; of a vision transformer, the side of its patches."""
     finer: Literal["dilated", "cut"]
     """How a stride below 32 is had: the last levels are dilated instead of reduced, or left out (timm's only)."""
 
@@ -41,9 +45,45 @@ class BackboneParams(Section):
             raise ValueError(
                 f"width {self.width} must be 1.0 for {self.name}; only vgg16 and vgg16_bn have small versions"
             )
-        if self.finer == "cut" and not self.name.startswith("timm/"):
+        if self.finer == "cut" and not self.name.startswith(TIMM):
             raise ValueError(f"finer: cut must be dilated for {self.name}; only timm's trunks are cut")
+        if self.stride == 14 and not self.name.startswith(TIMM):
+            raise ValueError(f"stride 14 must be 8, 16 or 32 for {self.name}; only vision transformers of timm have it")
+        if self.name.startswith(TIMM) and not isinstance(self, TimmParams):
+            raise ValueError(f"normalisation: this key is missing for {self.name}; make it of TimmParams")
         return self
+
+
+class TimmParams(BackboneParams):
+    """One of timm's networks."""
+
+    normalisation: Literal["torchvision", "timm"]
+    """The mean and the deviation of colours that its weights want: torchvision's of ImageNet, or those that timm keeps
+    for the model, which differ from one to the next, and between the weights of one model (`vit_small_patch16_224`:
+    0.5 and 0.5, `vit_small_patch16_224.dino`: ImageNet's). A file does not say which, and with the wrong ones a network
+    is a few points worse and nothing else shows it; so they are named here. They stay when the weights have learned."""
+
+    @model_validator(mode="after")
+    def _constants_are_those_of_the_weights(self) -> "TimmParams":
+        wanted = {"package": "torchvision", "imagenet": "timm"}.get(self.weights, self.normalisation)
+        if self.normalisation != wanted:
+            raise ValueError(
+                f"normalisation: {self.normalisation} must be {wanted} under weights: {self.weights}, as "
+                + ("timm's own want" if wanted == "timm" else "what a package holds is turned to want")
+            )
+        return self
+
+
+def _backbone_tag(value: Any) -> str:
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    return (TimmParams if isinstance(name, str) and name.startswith(TIMM) else BackboneParams).__name__
+
+
+AnyBackbone = Annotated[
+    Annotated[BackboneParams, Tag(BackboneParams.__name__)] | Annotated[TimmParams, Tag(TimmParams.__name__)],
+    Discriminator(_backbone_tag),
+]
+"""One of `backbones`: its name says which keys it has."""
 
 
 class FullyConnectedParams(Section):
@@ -103,8 +143,8 @@ class GridParams(Section):
     """One of `networks`: DeepLab's, which scores classes on a fine grid."""
 
     kind: Literal["grid"]
-    stride: Literal[8, 16]
-    """Pixels of the image to a cell of the grid of scores."""
+    stride: Literal[8, 14, 16]
+    """Pixels of the image to a cell of the grid of scores; 14 over vision transformers with such patches alone."""
     branches: Annotated[tuple[Count, ...], Field(min_length=1)]
     """Dilations, in cells, of the branches whose scores are summed: (12,) or (6, 12, 18, 24)."""
     kernel: Count
@@ -134,8 +174,8 @@ class DualParams(Section):
     """One of `networks`: that of DIS, which explains an image by its classes and by its colours."""
 
     kind: Literal["dual"]
-    stride: Literal[8, 16]
-    """Pixels of the image to a cell of the labelmap."""
+    stride: Literal[8, 14, 16]
+    """Pixels of the image to a cell of the labelmap; 14 over vision transformers with such patches alone."""
     fusion_kernel: Count
     """Side of the last convolution, over labelmap and tags; odd. Not published."""
     input_size: GridSize
@@ -162,7 +202,7 @@ class ClassifierParams(Section):
     """One `train_classifier@<name>`; `backbone` is one of `backbones`, `recipe` one of `recipes`."""
 
     images: Literal["weak", "strong"]
-    backbone: BackboneParams
+    backbone: AnyBackbone
     head: HeadParams
     input_size: Annotated[int, Field(ge=32, le=4096)]
     resize: Side
@@ -178,7 +218,7 @@ class ClassifierParams(Section):
         if isinstance(self.head, StochasticParams):
             return self
         stride = self.backbone.stride
-        if stride == 8:
+        if stride in (8, 14):
             raise ValueError(f"backbone.stride {stride} must be 16 or 32 under a fully connected head")
         for name, size in (("input_size", self.input_size), ("test_size", self.test_size)):
             if size % 32:

@@ -121,7 +121,11 @@ def _followed(into: Any, loc: tuple[Any, ...]) -> tuple[list[str], Any]:
     path: list[str] = []
     for number, part in enumerate(loc):
         models = _models(into)
-        chosen = [m for m in models if len(models) > 1 and any(part in _tags(m, key) for key in DISCRIMINATORS)]
+        chosen = [
+            m
+            for m in models
+            if len(models) > 1 and (part == m.__name__ or any(part in _tags(m, key) for key in DISCRIMINATORS))
+        ]
         if chosen and not (len(models) == 1 and part in models[0].model_fields):
             into = chosen[0]
             continue

@@ -21,6 +21,7 @@ from segcore.config.labels import (
     LabelsParams,
 )
 from segcore.config.networks import (
+    AnyBackbone,
     BackboneParams,
     ClassifierParams,
     DeconvolutionParams,
@@ -37,7 +38,7 @@ from segcore.errors import Problem, Problems, hint
 
 SHARED: dict[str, Any] = {
     "recipes": RecipeParams,
-    "backbones": BackboneParams,
+    "backbones": AnyBackbone,
     "networks": NetworkParams,
     "crfs": CRFParams,
     "cue_losses": CueLossParams,

@@ -44,9 +44,8 @@ def importance(classifier: Classifier, images: Float[Tensor, "B 3 H W"]) -> tupl
             (gradient,) = torch.autograd.grad(result.decision.float().sum(), found[0])
     finally:
         hook.remove()
-    if classifier.trunk.channels_are_last:
-        gradient = gradient.permute(0, 3, 1, 2)
     top: Tensor = result.features.top.detach()
+    gradient = classifier.trunk.as_map(gradient, top)
     importances = smooth(gradient.float().abs().amax(1), (top.shape[2], top.shape[3]))
     return importances, Features((top,), result.features.switches)
 

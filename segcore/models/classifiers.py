@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from segcore.config import reading
-from segcore.config.networks import BackboneParams, ClassifierParams
+from segcore.config.networks import ClassifierParams
 from segcore.models.cards import fill, read_card, write
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
@@ -38,5 +38,5 @@ def load_classifier(folder: Path, device: torch.device) -> tuple[Classifier, Cla
 def empty_classifier(card: dict[str, Any]) -> tuple[Classifier, ClassifierParams]:
     name = card["name"]
     params = reading.section({"classifiers": {name: card["params"]}}, f"classifiers.{name}", ClassifierParams)
-    random = BackboneParams.model_validate(params.backbone.model_dump() | {"weights": "random"})
+    random = params.backbone.model_copy(update={"weights": "random"})
     return classifiers.build(random, params.head, len(card["tags"])), params

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from segcore import systems
-from segcore.config.networks import BackboneParams
+from segcore.config.networks import AnyBackbone, BackboneParams
 from segcore.config.reading import section
 from segcore.errors import Problem
 from segcore.files import fingerprint
@@ -73,8 +73,7 @@ def build_on(folder: Path, tags: list[str], build: Callable[[Origin], System]) -
     card = read_card(folder, "backbone", "classifier", "system")
     if card["kind"] == "backbone":
         card["tags"] = tags
-        backbone = section({"backbones": {card["name"]: card["params"]}}, f"backbones.{card['name']}", BackboneParams)
-        return build(Origin(tags, backbone, None)), card
+        return build(Origin(tags, _backbone_of(card), None)), card
     if card["tags"] != tags:
         raise Problem(f"{folder} was trained for {card['tags']}, but the data set has {tags}; train it again")
     if card["kind"] == "classifier":
@@ -90,5 +89,9 @@ def _without_weights(card: dict[str, Any]) -> Origin:
     if card["kind"] == "classifier":
         classifier, _ = empty_classifier(card)
         return Origin(card["tags"], classifier.backbone, classifier)
-    backbone = section({"backbones": {card["name"]: card["params"]}}, f"backbones.{card['name']}", BackboneParams)
+    backbone = _backbone_of(card)
     return Origin(card["tags"], backbone.model_copy(update={"weights": "random"}), None)
+
+
+def _backbone_of(card: dict[str, Any]) -> BackboneParams:
+    return section({"backbones": {card["name"]: card["params"]}}, f"backbones.{card['name']}", AnyBackbone)

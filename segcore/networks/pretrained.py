@@ -1,6 +1,5 @@
 """Pre-trained weights, downloaded or from a local file."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from segcore.config.networks import NAMED_WEIGHTS as NAMED
-from segcore.config.networks import BackboneParams
+from segcore.config.networks import TIMM, BackboneParams
 from segcore.data.pictures import kind_of
 from segcore.errors import Problem, hint, some
 from segcore.files import regular
-from segcore.networks.package_weights import package_weights
+from segcore.networks.package_weights import package_weights, without_package
+from segcore.networks.timm_models import unknown
 
 
 def weights_of(params: BackboneParams) -> dict[str, Tensor] | None:
@@ -23,12 +23,12 @@ def weights_of(params: BackboneParams) -> dict[str, Tensor] | None:
     Raises:
         Problem: they cannot be read or downloaded; they are nested, or not all are numbers.
     """
-    if params.weights == "random" or (params.weights == "imagenet" and params.name.startswith("timm/")):
+    if params.weights == "random" or (params.weights == "imagenet" and params.name.startswith(TIMM)):
         return None
     if params.weights == "imagenet":
         return _download(params.name)
     if params.weights == "package":
-        return package_weights(params.name.removeprefix("timm/"))
+        return package_weights(params.name)
     path = Path(params.weights).expanduser()
     read: Callable[[Path], Any] = load_file if path.suffix == ".safetensors" else _read_pth
     try:
@@ -71,13 +71,10 @@ def _not_plain(stored: Any) -> str | None:
 
 def check(params: BackboneParams) -> str | None:
     """What is wrong with the name of the network or of its weights, as far as that shows without reading them."""
-    if params.name.startswith("timm/"):
-        import timm  # here, as it takes seconds to load
-
-        name = params.name.removeprefix("timm/")
-        if not timm.is_model(name):
-            close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.3)
-            return f"name: timm has no model '{name}'; near it are {', '.join(close)}"
+    if params.name.startswith(TIMM) and (problem := unknown(params.name.removeprefix(TIMM))):
+        return problem
+    if params.weights == "package":
+        return without_package(params.name)
     if params.weights not in NAMED and not Path(params.weights).expanduser().is_file():
         return (
             f"weights: found '{params.weights}'; it must be {', '.join(NAMED)} or an existing file "

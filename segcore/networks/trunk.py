@@ -74,18 +74,16 @@ class Trunk(nn.Module):
 
     Attributes:
         channels: channels of the map on top.
-        stride: pixels of the image to one cell of that map, 8, 16 or 32.
+        stride: pixels of the image to one cell of that map, 8, 14, 16 or 32.
         level_channels: channels of the maps of all levels, finest first.
         level_strides: pixels of the image to one cell of each of them; never falling, the last is `stride`.
         switch_channels: per level, finest first, the channels of its max-pool switches, or None.
-        channels_are_last: whether the layers inside (not the map on top) have the order B h w C.
     """
 
     channels: int
     level_channels: tuple[int, ...]
     level_strides: tuple[int, ...]
     switch_channels: tuple[int | None, ...]
-    channels_are_last = False
     mean: Tensor
     std: Tensor
 
@@ -96,6 +94,13 @@ class Trunk(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
+    def normalise_as(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take other constants than torchvision's: mean and deviation of red, green and blue, of the colours 0..1."""
+        self.mean, self.std = (
+            torch.tensor(values, dtype=torch.float64).mul(255).float().view(1, 3, 1, 1).to(self.mean.device)
+            for values in (mean, std)
+        )
+
     def normalise(self, images: Tensor) -> Tensor:
         """Images in 0..255, of any type, as the pre-training saw them."""
         return (images.to(self.mean.dtype) - self.mean) / self.std
@@ -104,6 +109,10 @@ class Trunk(nn.Module):
     def middle(self) -> nn.Module:
         """The layer halfway up whose output still shows places well: conv4_1 of VGG, else the last level but one."""
         raise NotImplementedError
+
+    def as_map(self, inside: Tensor, top: Float[Tensor, "B _ h w"]) -> Float[Tensor, "B _ _ _"]:
+        """What the layer `middle` gives, or its gradient, as a map; `top` is the top map of the same images."""
+        return inside
 
     def train(self, mode: bool = True) -> "Trunk":
         """As always, but statistics of a pre-training that are to stay are not touched."""
