@@ -200,7 +200,8 @@ def test_the_browser_sorts_and_chooses(html: Path, tmp_path: Path) -> None:
         set("class", "-1"); set("other", "0"); set("order", "gain");
         const gain = ids();
         set("find", "00"); set("order", "id");
-        return { first, best, of_class, gain, found: ids(), told: document.getElementById("gallery-count").textContent };
+        const told = document.getElementById("gallery-count").textContent;
+        return { first, best, of_class, gain, found: ids(), told };
     """
     found = seen(html, TILES + asked, tmp_path)
     by = {picture["id"]: picture for picture in pictures}
@@ -311,7 +312,8 @@ def test_nothing_is_wider_than_the_window(width: int, html: Path, tmp_path: Path
     """But tables, which scroll by themselves and whose first column stays."""
     asked = """
         const wide = document.documentElement.scrollWidth - window.innerWidth;
-        const box = [...document.querySelectorAll(".scroll")].find((one) => one.querySelector(".sticky") && one.scrollWidth > one.clientWidth);
+        const scrolls = (one) => one.querySelector(".sticky") && one.scrollWidth > one.clientWidth;
+        const box = [...document.querySelectorAll(".scroll")].find(scrolls);
         if (!box) return { wide, moved: 0 };
         const cell = box.querySelector("tbody tr:last-child > :first-child");
         const before = cell.getBoundingClientRect().left;
@@ -335,10 +337,11 @@ def test_a_head_sorts_the_rows_of_each_group_and_a_line_comes_to_the_front(html:
         const up = values(), sort = head.getAttribute("aria-sort");
         const charting = document.querySelector(".charting"), button = charting.querySelector(".lines button");
         button.click();
-        const faded = charting.querySelectorAll(".series.faded").length, all = charting.querySelectorAll(".series").length;
-        const mine = charting.querySelectorAll(`.series[data-series="${button.dataset.series}"]`).length;
+        const count = (wanted) => charting.querySelectorAll(wanted).length;
+        const faded = count(".series.faded"), all = count(".series");
+        const mine = count(`.series[data-series="${button.dataset.series}"]`);
         button.click();
-        return { down, up, sort, faded, all, mine, after: charting.querySelectorAll(".faded").length };
+        return { down, up, sort, faded, all, mine, after: count(".faded") };
     """
     found = seen(html, asked, tmp_path)
     assert found["down"] == [sorted(group, reverse=True) for group in found["down"]]

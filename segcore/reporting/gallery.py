@@ -44,7 +44,7 @@ Picture = dict[str, Any]
 
 @dataclass(frozen=True)
 class Gallery:
-    """What the page can show: pictures by worst mean first, of how many, and the systems whose predictions are there."""
+    """What the page can show: pictures, worst mean first, of how many, and the systems whose predictions are there."""
 
     pictures: list[Picture]
     n_scored: int
