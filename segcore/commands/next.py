@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from segcore.acquisition.looking import Looker
     from segcore.acquisition.pool import Pool
     from segcore.data.manifest import Record
-    from segcore.exchange.collection import Item
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
