@@ -31,7 +31,7 @@ show: $(READY)            ## the table, from what is there
 report: $(READY)          ## the page, from what is there; make report COMPARE=<commit>: with what changed since
 	$(REPRO) --force --single-item report
 ifdef COMPARE
-	@$(BIN)/python -m segcore.commands.compare --revision "$(COMPARE)"
+	@$(BIN)/python -m segcore compare "$(COMPARE)"
 endif
 
 seeds: $(READY)           ## make seeds SYSTEMS="deeplab dsrg" SEEDS="1 2": results of other seeds, for means and intervals

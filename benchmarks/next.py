@@ -1,9 +1,9 @@
 """Whether `segcore next` chooses better than chance: `python -m benchmarks.next --system deeplab --budget 4h`.
 
-In a project of its own data (bar: on the small VOC, `make use PROFILE=voc-mini`, more than 0 with its interval): for
-each seed the system is trained on `--start` masks a class; then, for the same budget, images are chosen by `next` or at
-random among the same candidates, their masks are added, and the system is trained again from the beginning. Told are the
-mIoU of each, and the difference of `next` and of random with its interval over seeds and images.
+In a project (bar: on the small VOC, `make use PROFILE=voc-mini`, more than 0 with its interval): for each seed the
+system is trained on `--start` masks a class; then, for the same budget, images are chosen by `next` or at random among
+the same candidates, their masks are added, and the system is trained again from the beginning. Told are the mIoU of
+each, and the difference of `next` and of random with its interval over seeds and images.
 
 Everything runs by `dvc repro` in copies of the project that share its cache, so that the workspace stays as it is and a
 run that was killed goes on. Training images alone are chosen from; what is kept lies in `.scratch/next/`.

@@ -163,7 +163,8 @@ def history(here: Path) -> Path:
     from dvc.repo import Repo
 
     with Repo.init(".") as repo:
-        repo.add([str(result(here, system) / "images.parquet") for system in SYSTEMS])
+        for system in SYSTEMS:
+            repo.add(str(result(here, system) / "images.parquet"))  # type: ignore[arg-type]
     git("add", "--all")
     git("commit", "--quiet", "--message", "Worse <b>results</b>")
     return here
@@ -181,7 +182,7 @@ def test_the_page_tells_of_another_commit_and_changes_nothing(
     for name in ("metrics.json", "images.parquet", "confusion_counts.csv"):
         shutil.copy(result(made, FIRST) / name, result(history, FIRST) / name)
     before, status = files_of(history), git("status", "--short")
-    compare.main(revision="HEAD")
+    compare.written("HEAD")
     assert files_of(history) == before
     assert git("status", "--short") == status
     page = (DATA / "report/index.html").read_text()
@@ -200,7 +201,7 @@ def test_the_page_tells_of_another_commit_and_changes_nothing(
 
 def test_counts_that_no_cache_holds_are_told(history: Path) -> None:
     shutil.rmtree(history / ".dvc/cache")
-    compare.main(revision="HEAD")
+    compare.written("HEAD")
     page = (DATA / "report/index.html").read_text()
     assert page.count("neither in Git nor in DVC&#39;s cache") == len(SYSTEMS)
 
@@ -208,10 +209,10 @@ def test_counts_that_no_cache_holds_are_told(history: Path) -> None:
 @pytest.mark.parametrize("revision", ["nonsense", "--all", "HEAD~9", ""])
 def test_what_names_no_commit_is_refused(revision: str, history: Path) -> None:
     with pytest.raises(Problem, match=f"found the revision '{revision}', which names no commit"):
-        compare.main(revision=revision)
+        compare.written(revision)
 
 
 def test_a_folder_without_git_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(here.parent))
     with pytest.raises(Problem, match="names no commit"):
-        compare.main(revision="HEAD")
+        compare.written("HEAD")

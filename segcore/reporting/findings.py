@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segcore.errors import some
-from segcore.reporting.results import Row
+from segcore.reporting.states import Row
 
 BACKGROUND = 0
 """The place of the class that is no object among those of a system's scores."""

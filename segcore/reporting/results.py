@@ -1,10 +1,8 @@
 """What lies in a data set's folder, and in which state: of today's data and parameters, of others, or not there."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
 import pandas as pd
 
@@ -20,11 +18,8 @@ from segcore.reporting import kept, published
 from segcore.reporting.chance import Scored
 from segcore.reporting.comparison import Compared, Entry, columns, compared
 from segcore.reporting.reading import SCORES, read_json, read_scores
+from segcore.reporting.states import RANKS, Part, Row
 from segcore.reporting.supervision import supervision
-
-State = Literal["current", "stale", "missing"]
-RANKS: tuple[State, ...] = ("current", "stale", "missing")
-"""The states, in the order in which their rows stand in a table."""
 
 WHY = {
     "data_set": "other data",
@@ -43,42 +38,6 @@ KINDS = {
     "pseudo_labels": ("extract_pseudo_labels", ("quality.json",)),
 }
 """By kind of result: the stage that makes it, and the files without which it is not there."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One result: where it lies in the data set's folder, its state and why, the stage that makes it."""
-
-    path: str
-    state: State
-    why: str
-    stage: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table of systems. A stale one tells its scores only: today's parameters say nothing of it."""
-
-    system: str
-    colour: int
-    """Its number in params.yaml: `charts.ink` gives it colour and stroke."""
-    part: Part
-    metrics: dict[str, Any]
-    masks_per_class: str = ""
-    strong_images: int | None = None
-    tagged_images: int | None = None
-    published: float | None = None
-
-    @property
-    def state(self) -> State:
-        return self.part.state
-
-    @property
-    def learned_from(self) -> str:
-        """In words, what a current row saw: of such rows, one is compared with the other."""
-        if self.strong_images and self.tagged_images:
-            return "masks and tags"
-        return "masks only" if self.strong_images else "tags only"
 
 
 class Results:
