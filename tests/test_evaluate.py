@@ -103,6 +103,27 @@ def test_damaged_predictions_are_named(cut: float, tmp_path: Path) -> None:
         predictions.Predictions(tmp_path).labels("a")
 
 
+def test_damage_anywhere_is_told_or_harmless(tmp_path: Path) -> None:
+    """Single bytes, whole stretches, cut files: never a traceback, never another prediction than was written."""
+    random = np.random.default_rng(0)
+    written = {f"i{k}": random.integers(0, 5, (20, 20)).astype(np.uint8) for k in range(4)}
+    predictions.write(tmp_path, {image_id: labels_png(labels) for image_id, labels in written.items()})
+    whole = (tmp_path / predictions.FILE).read_bytes()
+    told = 0
+    for _ in range(200):
+        content, place = bytearray(whole), int(random.integers(len(whole)))
+        stretch = int(random.choice([1, 40, len(whole)]))
+        content[place : place + stretch] = b"" if stretch > 40 else bytes(random.integers(0, 256, stretch).tolist())
+        (tmp_path / predictions.FILE).write_bytes(content)
+        try:
+            kept = predictions.Predictions(tmp_path)
+            for image_id in kept.ids & written.keys():
+                np.testing.assert_array_equal(kept.labels(image_id), written[image_id])
+        except Problem as problem:
+            told += "predictions.zip is damaged" in str(problem)
+    assert told > 150
+
+
 @pytest.fixture
 def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """The inputs of the stage: eight pictures and two systems with random weights and statistics of a few batches."""

@@ -20,6 +20,9 @@ FILE = "predictions.zip"
 LONG_AGO = (1980, 1, 1, 0, 0, 0)
 """The first date that a ZIP can tell: when a prediction was made is no part of it."""
 
+DAMAGED = (*BROKEN, zipfile.BadZipFile, RuntimeError)
+"""What reading one may raise; RuntimeError where damage looks like a password or an unknown compression."""
+
 
 def write(folder: Path, pictures: Mapping[str, bytes]) -> None:
     """`predictions.zip`: `<image id>.png` of each image, in the order of the ids."""
@@ -40,7 +43,9 @@ class Predictions:
         self.file = folder / FILE
         try:
             self._archive = zipfile.ZipFile(self.file)
-        except zipfile.BadZipFile as error:
+        except FileNotFoundError:
+            raise
+        except DAMAGED as error:
             raise self._damaged(error) from None
         self.ids = {name.removesuffix(".png") for name in self._archive.namelist()}
 
@@ -49,7 +54,7 @@ class Predictions:
         try:
             with opened(io.BytesIO(self._archive.read(f"{image_id}.png"))) as picture:
                 return np.asarray(picture)
-        except (*BROKEN, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise self._damaged(error) from None
 
     def _damaged(self, error: BaseException) -> Problem:
