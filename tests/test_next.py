@@ -93,7 +93,7 @@ class TestChoice:
 
             def gain(candidate: Candidate) -> float:
                 unit = candidate.features / np.linalg.norm(candidate.features)
-                return candidate.uncertainty * min(1 - unit @ (c / np.linalg.norm(c)) for c in centres)
+                return candidate.uncertainty * min(1 - float(unit @ (c / np.linalg.norm(c))) for c in centres)
 
             best = max(left, key=gain)
             assert one.candidate is best
