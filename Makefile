@@ -27,8 +27,12 @@ all: $(READY)             ## the same with every system of params.yaml
 show: $(READY)            ## the table, from what is there
 	@$(BIN)/python -m segcore.commands.show
 
-report: $(READY)          ## the page, from what is there; by force, as DVC keeps the table but not the page
+# by force, as DVC keeps the table but not the page
+report: $(READY)          ## the page, from what is there; make report COMPARE=<commit>: with what changed since
 	$(REPRO) --force --single-item report
+ifdef COMPARE
+	@$(BIN)/python -m segcore compare "$(COMPARE)"
+endif
 
 seeds: $(READY)           ## make seeds SYSTEMS="deeplab dsrg" SEEDS="1 2": results of other seeds, for means and intervals
 	$(BIN)/python -m segcore.commands.seeds $(SEEDS:%=--seeds %) $(SYSTEMS:%=--systems %)

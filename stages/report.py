@@ -4,18 +4,12 @@
 it is no DVC output: two runs must give the same hashes. `systems.csv` holds only what is deterministic, and is one.
 """
 
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from segcore.cli import command, console, provenance
 from segcore.files import write_atomically
 from segcore.reporting.page import Run, rendered
-from segcore.reporting.reading import read_json
 from segcore.reporting.results import Results
-
-WITH_TIMES = ("stage", "seconds", "peak_memory_mb", "machine", "commit")
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-contrib-python-headless", "pillow", "dvc", "dvclive")
 
 
 def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
@@ -26,8 +20,7 @@ def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
     out = data / "report"
     with provenance.timed("report", out):
         results = Results(data, settings)
-        versions = {name: metadata.version(name) for name in PACKAGES}
-        run = Run(provenance.machine(), provenance.commit(), versions, timings(data))
+        run = Run(provenance.machine(), provenance.commit(), provenance.versions(), provenance.timings(data))
         page = rendered(results, params.read_text("utf-8"), run)
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "systems.csv", results.table().to_csv(index=False).encode("utf-8"))
@@ -37,12 +30,6 @@ def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
                 f"{part.path} is {part.state}{f' ({part.why})' * (part.state == 'stale')}: `dvc repro {part.stage}`"
             )
         console.say(f"report: {(out / 'index.html').resolve().as_uri()}")
-
-
-def timings(data: Path) -> dict[str, dict[str, Any]]:
-    """What `provenance.timed` recorded on this machine of the results in a folder, by stage."""
-    files = sorted(provenance.timings_of(data).rglob("*.json"))
-    return {record["stage"]: record for record in map(read_json, files) if {*WITH_TIMES} <= {*record}}
 
 
 if __name__ == "__main__":

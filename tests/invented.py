@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from segcore import made_of
 from segcore.config import fingerprints, plan, reading
 from segcore.config.settings import Settings, load
-from segcore.data.manifest import Record
+from segcore.data.manifest import Record, write_manifest
 from segcore.data.pictures import IGNORE, write_labels
 from segcore.evaluation import scoring
 from segcore.evaluation.numbers import rounded
@@ -119,6 +119,7 @@ def invented_results(root: Path, images: int = 24, panels: int = 9) -> Path:
     random = np.random.default_rng(1)
     records = scenes(data / "prepared/files", images)
     write_json(data / "prepared/classes.json", NAMES)
+    write_manifest(data / "prepared/manifest.parquet", records)
     per_class = {n: {s: {"images": 190 + i, "masks": 190 - i} for s in ("train", "val")} for i, n in enumerate(SHAPES)}
     pictures = {"train": 1000, "val": images}
     card = {"fingerprint": DATA_SET, "parameters": fingerprints.of(plan.prepare(settings))}
@@ -134,8 +135,8 @@ def invented_results(root: Path, images: int = 24, panels: int = 9) -> Path:
     (data / "split/weak.txt").write_text("".join(f"w{i}\n" for i in range(1000)))
     Image.fromarray(random.integers(0, 256, (200, 900, 3)).astype(np.uint8)).save(data / "crops/figure.png")
     for number, (name, classifier) in enumerate(settings.classifiers.items()):
-        tags = random.random((200, 10)) < 0.2
-        scores = np.clip(tags * (0.6 - 0.3 * number) + random.random((200, 10)) * 0.5, 0, 1)
+        tags = random.random((200, len(SHAPES))) < 0.2
+        scores = np.clip(tags * (0.6 - 0.3 * number) + random.random((200, len(SHAPES))) * 0.5, 0, 1)
         folder = data / "classifiers" / name
         write_json(folder / "metrics.json", rounded(tag_metrics(scores, tags, SHAPES)))
         write_curves(folder / "training/plots/metrics", 400, {"loss/tags": 0.7}, number)

@@ -1,6 +1,7 @@
 """Evaluation of known predictions: files, numbers, shares, panels, and what cannot be scored."""
 
 import json
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from segcore import made_of, systems
 from segcore.config import plan, settings
 from segcore.config.labels import CRFParams
 from segcore.config.reading import section
-from segcore.data.pictures import read_image, read_labels, write_labels
+from segcore.data.pictures import labels_png, read_image, read_labels, write_labels
 from segcore.errors import Problem, Problems
-from segcore.evaluation import inference, per_image, scoring
+from segcore.evaluation import inference, per_image, predictions, scoring
 from segcore.evaluation.numbers import rounded
 from segcore.evaluation.score_maps import ScoreMaps
 from segcore.models.classifiers import save_classifier
@@ -68,9 +69,59 @@ def test_evaluation_is_the_same_in_any_order_of_shares(results: Path, tmp_path: 
         scoring.write_results(scores, NAMES, tmp_path / name)
         prediction_panels.write_panels(scores.images, {r.image_id: r for r in records}, NAMES, 4, tmp_path / name)
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
-    assert len(files) == 9
+    assert len(files) == 10
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_every_prediction_is_kept_as_it_was_scored(tmp_path: Path) -> None:
+    params = settings.load(PARAMS).evaluation
+    records = scenes(tmp_path / "scenes", 5)
+    scores = scoring.score(records, predictor(records, 0.4), len(NAMES), params, False)
+    scoring.write_results(scores, NAMES, tmp_path / "out")
+    kept = predictions.Predictions(tmp_path / "out")
+    assert kept.ids == {record.image_id for record in records}
+    expected = predictor(records, 0.4)([read_image(record.image) for record in records])
+    for record, prediction in zip(records, expected, strict=True):
+        np.testing.assert_array_equal(kept.labels(record.image_id), prediction.labels)
+    with zipfile.ZipFile(kept.file) as archive, archive.open("000.png") as member, Image.open(member) as picture:
+        assert picture.mode == "P"
+        assert picture.getpalette()[3:6] == [128, 0, 0]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("cut", [0.5, 0.02])
+def test_damaged_predictions_are_named(cut: float, tmp_path: Path) -> None:
+    predictions.write(tmp_path, {"a": labels_png(np.ones((4, 4), np.uint8))})
+    file = tmp_path / predictions.FILE
+    content = bytearray(file.read_bytes())
+    if cut > 0.1:
+        file.write_bytes(content[: int(len(content) * cut)])
+    else:
+        content[60:80] = bytes(20)
+        file.write_bytes(content)
+    with pytest.raises(Problem, match="predictions.zip is damaged .* evaluate the system again"):
+        predictions.Predictions(tmp_path).labels("a")
+
+
+def test_damage_anywhere_is_told_or_harmless(tmp_path: Path) -> None:
+    """Single bytes, whole stretches, cut files: never a traceback, never another prediction than was written."""
+    random = np.random.default_rng(0)
+    written = {f"i{k}": random.integers(0, 5, (20, 20)).astype(np.uint8) for k in range(4)}
+    predictions.write(tmp_path, {image_id: labels_png(labels) for image_id, labels in written.items()})
+    whole = (tmp_path / predictions.FILE).read_bytes()
+    told = 0
+    for _ in range(200):
+        content, place = bytearray(whole), int(random.integers(len(whole)))
+        stretch = int(random.choice([1, 40, len(whole)]))
+        content[place : place + stretch] = b"" if stretch > 40 else bytes(random.integers(0, 256, stretch).tolist())
+        (tmp_path / predictions.FILE).write_bytes(content)
+        try:
+            kept = predictions.Predictions(tmp_path)
+            for image_id in kept.ids & written.keys():
+                np.testing.assert_array_equal(kept.labels(image_id), written[image_id])
+        except Problem as problem:
+            told += "predictions.zip is damaged" in str(problem)
+    assert told > 150
 
 
 @pytest.fixture
@@ -103,7 +154,7 @@ def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path
 def test_the_stage_from_a_saved_model_to_its_files(untrained: dict[str, Path]) -> None:
     evaluate.main(system="deconvnet", **untrained, params=PARAMS)
     first = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
-    assert len(first) == 6 + 8
+    assert len(first) == 7 + 8
     assert json.loads(Path("out/metrics.json").read_text())["images"] == 8
     evaluate.main(system="deconvnet", **untrained, params=PARAMS)
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == first

@@ -44,3 +44,8 @@ def test_torch_comes_from_an_index_of_choice_at_its_pinned_version(tmp_path: Pat
 
 def test_a_profile_is_named_by_the_command_that_lays_it_out() -> None:
     assert 'segcore.commands.use_profile --profile "voc-mini"' in planned("use", "PROFILE=voc-mini", "READY=")
+
+
+def test_a_report_may_tell_what_changed_since_a_commit() -> None:
+    assert 'segcore compare "HEAD~1"' in planned("report", "COMPARE=HEAD~1", "READY=")
+    assert "segcore compare" not in planned("report", "READY=")

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from segcore import made_of
+from segcore.cli import provenance
 from segcore.commands import show
 from segcore.config import fingerprints, plan
 from segcore.config.settings import load
@@ -77,7 +78,7 @@ def test_the_page_stands_alone_and_holds_every_part(project: Path) -> None:
     assert all(source.startswith(("data:image/webp;base64,", "#")) for source in sources)
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
     n_sets = len(load(PARAMS).pseudo_labels)
-    assert len([source for source in sources if source.startswith("data:")]) == len(SYSTEMS) * PANELS + 1 + n_sets
+    assert len([source for source in sources if source.startswith("data:")]) == 1 + n_sets
     every = ["systems", "pictures", "classes", "confusion", "learning", "tags", "pseudo-labels", "crops", "data", "run"]
     assert sections(page) == every
     assert page.count('<svg class="chart"') == 3
@@ -105,6 +106,7 @@ def test_the_table_is_deterministic_and_the_best_comes_first(project: Path) -> N
     metrics = json.loads((DATA / f"results/{FIRST}/metrics.json").read_text())
     assert float(read.loc[0, "mean_iou"]) == metrics["mean_iou"]  # type: ignore[arg-type]
     assert page.index(f"</span>{FIRST}<") < page.index(f"</span>{LAST}<")
+    assert f'<tr class="lead-row">\n<td><span class="dot s0"></span>{FIRST}<' in page
 
 
 def test_differences_stand_with_their_intervals(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,8 +168,9 @@ def test_a_stale_row_never_ranks_first(project: Path) -> None:
     places = [page.index(f"</span>{name}<") for name in ranked]
     assert places == sorted(places)
     assert f"<strong>{ranked[0]}</strong> comes first" in page
-    pictures = page[page.index('<section id="pictures"') : page.index('<section id="data"')]
-    assert f"</span>{FIRST}</summary>" not in pictures
+    current = page[page.index('<section id="pictures"') : page.index('<section id="data"')]
+    assert f"</span>{FIRST}</summary>" not in current
+    assert f'"name": "{FIRST}"' not in current
 
 
 def test_results_of_other_data_under_the_same_name_are_stale(project: Path) -> None:
@@ -208,12 +211,13 @@ def test_the_page_of_one_system_and_nothing_else(project: Path) -> None:
         shutil.rmtree(DATA / folder)
     for name in SYSTEMS[1:]:
         shutil.rmtree(DATA / "results" / name)
-    shutil.rmtree(DATA / f"results/{FIRST}/panels")
+    (DATA / f"results/{FIRST}/predictions.zip").unlink()
     page = write_report()
     assert states() == dict.fromkeys(SYSTEMS, "missing: not there") | {FIRST: "current"}
     assert f"<strong>{FIRST}</strong> reaches" in page
     assert "1 system was trained" in re.sub(r"\s+", " ", page)
     assert sections(page) == ["systems", "pictures", "classes", "confusion", "learning", "data", "run"]
+    assert "No pictures are here" in page
     assert all(f"dvc repro evaluate@{name}<" in page for name in SYSTEMS[1:])
     for stage in ("make_crops", "train_classifier@", "extract_pseudo_labels@"):
         assert f"dvc repro {stage}" in page
@@ -288,6 +292,80 @@ def test_the_papers_numbers_stand_beside_ours_on_voc(project: Path) -> None:
     assert all(f"<td>{number}</td>" in page for number in (53.1, 32.7, 15.3, 61.2, 59.0, 50.7, 38.2))
 
 
+def found_by(system: str, iou: Mapping[str, float | None]) -> None:
+    """Other IoUs of a system than it has, and the mIoU that they make."""
+    file = DATA / f"results/{system}/metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["iou"] |= iou
+    known = [value for value in metrics["iou"].values() if value is not None]
+    write_json(file, metrics | {"mean_iou": float(np.mean(known))})
+
+
+def test_objects_that_score_nothing_are_told_before_the_numbers(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found_by(FIRST, {NAMES[1]: 0.0, NAMES[2]: None})
+    page = write_report()
+    said = f"{FIRST} scores 0 on 1 of {len(NAMES) - 2} objects: &#39;{NAMES[1]}&#39;."
+    assert said in page
+    assert page.index(said) < page.index('<section id="systems"')
+    assert f"<strong>{FIRST}</strong> comes first" in page
+    assert f"{FIRST} scores 0 on 1 of" in shown(capsys)
+
+
+def test_no_winner_is_named_that_found_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for system in SYSTEMS:
+        found_by(system, dict.fromkeys(NAMES[1:], 0.0))
+    page = write_report()
+    assert "None of them finds any object" in page
+    assert "comes first" not in page
+    assert "lead-row" not in re.sub(r"<style>.*</style>", "", page, flags=re.DOTALL)
+    assert page.count("finds no object: every class but the background scores 0") == min(8, len(SYSTEMS))
+    assert f"{FIRST} finds no object" in shown(capsys)
+
+
+def test_a_first_row_that_is_level_with_the_second_is_no_clear_winner(project: Path) -> None:
+    results = Results(DATA, load(PARAMS))
+    first, second = (row.system for row in results.ranked[:2])
+    over = results.compared[first].over_next
+    assert over is not None
+    assert ("level with" in write_report()) == over.level
+    for name in ("images.parquet", "metrics.json", "confusion_counts.csv"):
+        shutil.copy(DATA / f"results/{first}/{name}", DATA / f"results/{second}/{name}")
+    assert f"level with {second}: chance alone may explain the difference" in write_report()
+
+
+def test_the_classes_stand_in_groups_of_what_was_learned_from(project: Path) -> None:
+    page = write_report()
+    classes = page[page.index('<section id="classes"') : page.index('<section id="confusion"')]
+    table = read_html_rows(classes)
+    current = Results(DATA, load(PARAMS)).ranked
+    assert [row for row in table if row in {"masks and tags", "masks only", "tags only"}] == list(
+        dict.fromkeys(row.learned_from for row in current)
+    )
+    group, by_group = "", {}
+    for row in table:
+        group = row if row.startswith(("masks", "tags")) and row not in SYSTEMS else group
+        if row in SYSTEMS:
+            by_group.setdefault(group, []).append(row)
+    assert by_group == {group: [row.system for row in current if row.learned_from == group] for group in by_group}
+    assert sum(map(len, by_group.values())) == len(SYSTEMS)
+    assert classes.count("data-v=") == len(SYSTEMS) * (len(NAMES) + 1)
+
+
+def read_html_rows(part: str) -> list[str]:
+    """The heads of the rows of a table, without marks."""
+    heads = re.findall(r'<th scope="row(?:group)?">(.*?)</th>', part)
+    return [re.sub(r"<[^>]*>", "", head) for head in heads]
+
+
+def test_many_lines_differ_in_colour_and_stroke() -> None:
+    inks = [charts.ink(number) for number in range(charts.COLOURS * charts.STROKES)]
+    assert len({*inks}) == len(inks)
+    assert inks[0] == "s0"
+    assert inks[8] == "s0 d1"
+
+
 RETRAINED = {
     "pseudo_labels.again": {
         "images": "weak", "source": "segmenter", "input": "segmenters/ficklenet_semi", "views": "single",
@@ -337,7 +415,9 @@ def test_a_column_with_the_crf_where_one_was_scored(project: Path) -> None:
 
 def test_what_users_wrote_is_escaped(project: Path) -> None:
     Path("params.yaml").write_text(PARAMS.read_text() + "# <script>alert(1)</script>\n")
-    assert "<script>" not in write_report()
+    page = write_report()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
 
 
 def test_a_system_without_any_score_still_has_a_row(project: Path) -> None:
@@ -358,10 +438,11 @@ def test_curves_of_every_kind_are_drawn() -> None:
     step = np.arange(1000.0)
     for values in (np.zeros(1000), np.full(1000, 3.0), np.exp(-step / 100), -step, np.where(step > 5, np.nan, step)):
         chart = charts.line_chart({"<a>": (step, values)}, "step", "loss", {"<a>": 9})
+        assert 'data-series="&lt;a&gt;"' in chart
         assert chart.startswith("<svg")
         assert "nan" not in chart
         assert "<a>" not in chart
-        assert 's1"' in chart
+        assert 's1 d1"' in chart
     assert charts.line_chart({"a": (step, step * np.nan)}, "step", "loss", {"a": 0}) == ""
     assert charts.line_chart({"a": (step[:1], step[:1])}, "step", "loss", {"a": 0}).startswith("<svg")
 
@@ -406,5 +487,5 @@ def test_logarithmic_axes_are_tight_and_sparse(low: float, high: float, ticks: l
 
 
 def test_run_times_are_those_of_the_data_set(project: Path) -> None:
-    assert set(report.timings(DATA)) == {"prepare", "train_classifier@decoupled", f"evaluate@{FIRST}"}
-    assert report.timings(Path("data/mine")) == {}
+    assert set(provenance.timings(DATA)) == {"prepare", "train_classifier@decoupled", f"evaluate@{FIRST}"}
+    assert provenance.timings(Path("data/mine")) == {}

@@ -11,13 +11,18 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import segcore
 from segcore.cli.console import is_main_process
 from segcore.files import write_atomically
+from segcore.reporting.reading import read_json
 
 TIMINGS = Path(".scratch/timings")
 """Run times and peak memory: true of one machine and one run, so neither in Git nor in DVC."""
+
+WITH_TIMES = ("stage", "seconds", "peak_memory_mb", "machine", "commit")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-contrib-python-headless", "pillow", "dvc", "dvclive")
 
 
 def sources() -> list[Path]:
@@ -60,6 +65,17 @@ def timings_of(folder: Path) -> Path:
     absolute = folder.resolve()
     inside = absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else Path(*absolute.parts[1:])
     return TIMINGS / inside
+
+
+def timings(data: Path) -> dict[str, dict[str, Any]]:
+    """What `timed` recorded on this machine of the results in a folder, by stage."""
+    files = sorted(timings_of(data).rglob("*.json"))
+    return {record["stage"]: record for record in map(read_json, files) if {*WITH_TIMES} <= {*record}}
+
+
+def versions() -> dict[str, str]:
+    """Of what results depend on, for the report."""
+    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def peak_memory_mb() -> int:

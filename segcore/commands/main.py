@@ -2,7 +2,7 @@
 
 import typer
 
-from segcore.commands import export, import_, new, predict, stage
+from segcore.commands import compare, export, import_, new, next, predict, stage
 
 app = typer.Typer(
     name="segcore",
@@ -17,6 +17,8 @@ app.command()(new.upgrade)
 app.command(name="import")(import_.import_)
 app.command()(predict.predict)
 app.command()(export.export)
+app.command()(compare.compare)
+app.command(name="next")(next.next_)
 app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(stage.stage)
 
 

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from segcore.cli import command, console
-from segcore.reporting import comparison, page
+from segcore.reporting import comparison, findings, page
 from segcore.reporting.results import Results
 
 SCORES = {"mean_iou": "mIoU", "pixel_accuracy": "pixel acc.", "mean_accuracy": "mean acc.", "boundary_f": "boundary F"}
@@ -35,6 +35,9 @@ def main(*, params: Path = Path("params.yaml")) -> None:
         console.say(table.to_string(index=False))
     if not console.console.is_terminal:
         console.say(comparison.NOTE)
+    current = [row for row in results.ranked if row.state == "current"]
+    for warning in findings.warnings(current):
+        console.say(f"warning: {warning}")
     for line in (*wanting(results), *told(results)):
         console.say(line)
 

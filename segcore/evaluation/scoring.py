@@ -1,6 +1,5 @@
 """A system's predictions against the masks of a set of images: counted in shards, merged, written as tables."""
 
-import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,13 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Int64, UInt8
-from PIL import Image
 
 from segcore.config.labels import EvaluationParams
 from segcore.data.manifest import Record, read_ids
-from segcore.data.pictures import IGNORE, read_labels
+from segcore.data.pictures import IGNORE, labels_png, read_labels
 from segcore.errors import Problem, Problems
-from segcore.evaluation import per_image
+from segcore.evaluation import per_image, predictions
 from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix
 from segcore.evaluation.numbers import rounded
 from segcore.evaluation.per_image import ImageCounts
@@ -42,7 +40,7 @@ Predict = Callable[[Pictures], Iterable[Prediction]]
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """One image's own mean IoU (of the classes that occur) and its prediction, as the bytes of a PNG."""
+    """One image's own mean IoU (of the classes that occur) and its prediction, as the bytes of a palette PNG."""
 
     image_id: str
     mean_iou: float
@@ -131,7 +129,7 @@ def score(
         for record, prediction in zip(batch, predictions, strict=True):
             truth = read_truth(record, n_classes)
             alone = scores.count(record.image_id, truth, prediction.labels)
-            scores.images.append(ScoredImage(record.image_id, alone.mean_iou, _png(prediction.labels)))
+            scores.images.append(ScoredImage(record.image_id, alone.mean_iou, labels_png(prediction.labels)))
             if scores.with_crf and prediction.refined is not None:
                 scores.with_crf.count(record.image_id, truth, prediction.refined)
     return scores
@@ -151,14 +149,9 @@ def read_truth(record: Record, n_classes: int) -> Labels:
     return truth
 
 
-def _png(labels: Labels) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(labels).save(file, format="PNG")
-    return file.getvalue()
-
-
 def write_results(scores: Scores, names: Sequence[str], out: Path) -> None:
-    """metrics.json, per_class.csv, confusion.csv (for `dvc plots`), confusion_counts.csv (exact) and images.parquet."""
+    """metrics.json, per_class.csv, confusion.csv (for `dvc plots`), confusion_counts.csv (exact), images.parquet, and
+    predictions.zip (without a CRF)."""
     out.mkdir(parents=True, exist_ok=True)
     confusion, boundary = scores.confusion, scores.boundary
     metrics = summary(scores)
@@ -179,6 +172,7 @@ def write_results(scores: Scores, names: Sequence[str], out: Path) -> None:
     for name, text in files.items():
         write_atomically(out / name, text.encode())
     per_image.write(out, scores.per_image, scores.with_crf.per_image if scores.with_crf else None, names)
+    predictions.write(out, {image.image_id: image.prediction for image in scores.images})
 
 
 def summary(scores: Scores) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Line charts as SVG text that follows the style of the page it stands in: classes instead of colours.
 
-The page's style sheet must give colours to `.chart text`, `.grid`, `.axis` and to the lines `.s0` ... `.s7`.
+The page's style sheet must give colours to `.chart text`, `.grid`, `.axis` and to the lines `.s0` ... `.s7`, and
+strokes to `.d1` and `.d2`.
 """
 
 import math
@@ -14,11 +15,17 @@ WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 40
 POINTS = 240
 """Points drawn per curve at most; longer ones are averaged over equal stretches."""
-COLOURS = 8
+COLOURS, STROKES = 8, 3
 
 Values = Float[np.ndarray, " _"]
 Curve = tuple[Values, Values]
 """x and y, equally long."""
+
+
+def ink(number: int) -> str:
+    """The classes of the number-th of many lines: 8 colours, first drawn through, then dashed, then dotted."""
+    stroke = number // COLOURS % STROKES
+    return f"s{number % COLOURS}" + (f" d{stroke}" if stroke else "")
 
 
 def line_chart(curves: Mapping[str, Curve], x_label: str, y_label: str, colours: Mapping[str, int]) -> str:
@@ -55,10 +62,12 @@ def line_chart(curves: Mapping[str, Curve], x_label: str, y_label: str, colours:
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>'
     )
     for name, (x, y) in drawn.items():
-        colour = colours[name] % COLOURS
-        parts.append(f'<path class="raw s{colour}" d="{_path(across(x), up(y))}"/>')
+        drawn_in, named = ink(colours[name]), escape(name, quote=True)
+        parts.append(
+            f'<g class="series" data-series="{named}"><path class="raw {drawn_in}" d="{_path(across(x), up(y))}"/>'
+        )
         title = f"<title>{escape(name)}</title>"
-        parts.append(f'<path class="smooth s{colour}" d="{_path(across(x), up(smoothed(y)))}">{title}</path>')
+        parts.append(f'<path class="smooth {drawn_in}" d="{_path(across(x), up(smoothed(y)))}">{title}</path></g>')
     return "".join([*parts, "</svg>"])
 
 

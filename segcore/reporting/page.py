@@ -14,7 +14,9 @@ from segcore.config.settings import Settings
 from segcore.data.pictures import BROKEN, opened, voc_palette
 from segcore.errors import Problem
 from segcore.files import fingerprint
-from segcore.reporting import charts, comparison
+from segcore.reporting import charts, comparison, findings, panels
+from segcore.reporting.earlier import Earlier
+from segcore.reporting.gallery import Gallery, gallery
 from segcore.reporting.reading import AGAIN, SCORES, read_counts, read_curve, read_json
 from segcore.reporting.results import Results
 
@@ -32,6 +34,7 @@ WATCHED = "watched/"
 """Before the names of curves that are watched and not minimised; see `training.fit`."""
 WIDEST = 1600
 """Pixels that an embedded picture is scaled down to."""
+ERROR_COLOURS = {name: "#" + bytes(rgb).hex() for name, rgb in panels.ERRORS.items()}
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ def mark(results: Results) -> str:
     return fingerprint([results.table().to_csv(index=False), results.settings.given], ())
 
 
-def rendered(results: Results, params_text: str, run: Run) -> str:
-    """The page. Its pictures, curves and scores by class are those of current results only."""
+def rendered(results: Results, params_text: str, run: Run, earlier: Earlier | None = None) -> str:
+    """The page. Its pictures, curves and scores by class are those of current results only; with `earlier`, it also
+    tells what changed since another commit."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -59,30 +63,39 @@ def rendered(results: Results, params_text: str, run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "embedded": embedded, "words": lambda name: name.replace("_", " ")}
-    environment.filters |= {"told": comparison.told}
+    environment.filters |= {"told": comparison.told, "ink": charts.ink}
     data, settings = results.data, results.settings
     shown = [row for row in results.ranked if row.state == "current"]
     counts = {row.system: _confusion(data / row.part.path) for row in shown}
     names = [str(name) for name in counts[shown[0].system].index] if shown else []
     classifiers, pseudo_labels = results.current("classifiers"), results.current("pseudo_labels")
-    colours = {name: number % charts.COLOURS for number, name in enumerate(settings.classifiers)}
+    class_colours = ["#" + bytes(rgb).hex() for rgb in voc_palette()[: len(names)]]
+    pictures = gallery(data, {row.system: data / row.part.path for row in shown}, names) if shown else None
+    colours = {name: number for number, name in enumerate(settings.classifiers)}
     cards = {"Data set": "prepared/dataset.json", "Split": "split/split.json", "Crops": "crops/crops.json"}
     cards = {title: file for title, file in cards.items() if results.current(file.partition("/")[0])}
     crops_figure = data / "crops/figure.png"
     content = {
         "mark": mark(results),
         "ranked": shown,
+        "winner": findings.winner(shown),
+        "warnings": [*findings.warnings(shown)],
+        "finds_nothing": findings.finds_nothing,
+        "groups": findings.groups(shown, names),
+        "earlier": earlier,
         "tabled": [row for row in results.ranked if row.state != "missing"],
         "wanting": results.wanting,
         "compared": results.compared,
         "note": comparison.NOTE,
         "confusions": counts,
-        "panels": {row.system: sorted((data / row.part.path / "panels").glob("*.png")) for row in shown},
+        "gallery": pictures,
+        "gallery_data": _gallery_data(pictures, names, class_colours),
+        "error_colours": ERROR_COLOURS,
         "system_colours": {row.system: row.colour for row in results.rows if row in shown},
         "score_names": SCORES,
         "settings": settings,
         "class_names": names,
-        "class_colours": dict(zip(names, ("#" + bytes(rgb).hex() for rgb in voc_palette()), strict=False)),
+        "class_colours": dict(zip(names, class_colours, strict=True)),
         "classifiers": {name: read_json(data / f"classifiers/{name}/metrics.json") for name in classifiers},
         "classifier_colours": {name: colours[name] for name in classifiers},
         "system_curves": _curve_charts(
@@ -103,6 +116,20 @@ def rendered(results: Results, params_text: str, run: Run) -> str:
     except (jinja2.UndefinedError, TypeError, ValueError, AttributeError) as error:
         read = "metrics.json, quality.json, dataset.json, split.json or crops.json"
         raise Problem(f"{data}: a {read} in it has other contents than its stage writes ({error}); {AGAIN}") from error
+
+
+def _gallery_data(pictures: Gallery | None, names: list[str], class_colours: list[str]) -> dict[str, Any]:
+    """What gallery.js reads."""
+    if pictures is None:
+        return {}
+    systems = [{"name": name} for name in pictures.systems]
+    return {
+        "names": names,
+        "colours": class_colours,
+        "errors": ERROR_COLOURS,
+        "systems": systems,
+        "pictures": pictures.pictures,
+    }
 
 
 def _confusion(folder: Path) -> pd.DataFrame:

@@ -1,10 +1,8 @@
 """What lies in a data set's folder, and in which state: of today's data and parameters, of others, or not there."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
 import pandas as pd
 
@@ -16,15 +14,12 @@ from segcore.data.manifest import read_ids
 from segcore.errors import Problem
 from segcore.evaluation import per_image
 from segcore.files import fingerprint
-from segcore.reporting import charts, kept, published
+from segcore.reporting import kept, published
 from segcore.reporting.chance import Scored
 from segcore.reporting.comparison import Compared, Entry, columns, compared
 from segcore.reporting.reading import SCORES, read_json, read_scores
+from segcore.reporting.states import RANKS, Part, Row
 from segcore.reporting.supervision import supervision
-
-State = Literal["current", "stale", "missing"]
-RANKS: tuple[State, ...] = ("current", "stale", "missing")
-"""The states, in the order in which their rows stand in a table."""
 
 WHY = {
     "data_set": "other data",
@@ -43,34 +38,6 @@ KINDS = {
     "pseudo_labels": ("extract_pseudo_labels", ("quality.json",)),
 }
 """By kind of result: the stage that makes it, and the files without which it is not there."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One result: where it lies in the data set's folder, its state and why, the stage that makes it."""
-
-    path: str
-    state: State
-    why: str
-    stage: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table of systems. A stale one tells its scores only: today's parameters say nothing of it."""
-
-    system: str
-    colour: int
-    part: Part
-    metrics: dict[str, Any]
-    masks_per_class: str = ""
-    strong_images: int | None = None
-    tagged_images: int | None = None
-    published: float | None = None
-
-    @property
-    def state(self) -> State:
-        return self.part.state
 
 
 class Results:
@@ -112,18 +79,21 @@ class Results:
         return found.mean if found else row.metrics.get("mean_iou") or 0.0
 
     @cached_property
-    def compared(self) -> dict[str, Compared]:
-        """The current rows over all seeds of which a current result is kept, and beside each other."""
-        entries = []
+    def entries(self) -> list[Entry]:
+        """The current rows, over all seeds of which a current result is kept."""
+        found = []
         for row in self.rows:
-            if row.state != "current":
-                continue
-            own = [(self.settings.seed, self.data / row.part.path)]
-            others = kept.seeds_of(self.data, self.settings, row.system, self._data_set)
-            names = list(row.metrics["iou"])
-            by_seed = {seed: _scored(folder, names) for seed, folder in [*own, *others]}
-            entries.append(Entry(row.system, by_seed, bool(row.strong_images) and not row.tagged_images))
-        return compared(entries)
+            if row.state == "current":
+                others = kept.seeds_of(self.data, self.settings, row.system, self._data_set)
+                own = (self.settings.seed, self.data / row.part.path)
+                by_seed = scored_by_seed([own, *others], list(row.metrics["iou"]))
+                found.append(Entry(row.system, by_seed, row.learned_from == "masks only"))
+        return found
+
+    @cached_property
+    def compared(self) -> dict[str, Compared]:
+        """The current rows beside each other, by system; the best one first."""
+        return compared(self.entries)
 
     def current(self, kind: str) -> list[str]:
         """The names of the current results of a kind."""
@@ -150,16 +120,15 @@ class Results:
 
     def _row(self, number: int, system: str) -> Row:
         part = self._part(f"results/{system}")
-        colour = number % charts.COLOURS
         if part.state == "missing":
-            return Row(system, colour, part, {})
+            return Row(system, number, part, {})
         metrics = read_scores(self.data / part.path / "metrics.json")
         if part.state == "stale":
-            return Row(system, colour, part, metrics)
+            return Row(system, number, part, metrics)
         masks, by_tags = supervision(system, self.settings)
         return Row(
             system=system,
-            colour=colour,
+            colour=number,
             part=part,
             metrics=metrics,
             masks_per_class=str(masks or "none"),
@@ -234,8 +203,9 @@ class Results:
         return read_ids(path, made_by="split") if path.is_file() else []
 
 
-def _scored(folder: Path, names: list[str]) -> Scored:
-    return Scored(per_image.read(folder, names), made_of.read(folder)["data_set"])
+def scored_by_seed(folders: Iterable[tuple[int, Path]], names: list[str]) -> dict[int, Scored]:
+    """The results in some folders, each with the seed that it was made by."""
+    return {seed: Scored(per_image.read(folder, names), made_of.read(folder)["data_set"]) for seed, folder in folders}
 
 
 def data_set_of(data: Path, settings: Settings) -> str | None:
