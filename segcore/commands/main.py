@@ -2,7 +2,7 @@
 
 import typer
 
-from segcore.commands import export, import_, new, predict, stage
+from segcore.commands import export, import_, new, predict, serve, stage
 
 app = typer.Typer(
     name="segcore",
@@ -16,6 +16,7 @@ app.command()(new.new)
 app.command()(new.upgrade)
 app.command(name="import")(import_.import_)
 app.command()(predict.predict)
+app.command()(serve.serve)
 app.command()(export.export)
 app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(stage.stage)
 

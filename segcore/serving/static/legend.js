@@ -1,0 +1,88 @@
+// The classes: colour, probability and share of each, whether it is shown, its map, and which of them paints.
+
+import { UNKNOWN } from "./painter.js";
+
+const percent = (value) => (value > 0 && value < 0.001 ? "< 0.1 %" : `${(100 * value).toFixed(1)} %`);
+
+export class Legend {
+  constructor(list, classes, { shown, map }) {
+    this.rows = new Map();
+    this.list = list;
+    classes.forEach(({ name, colour }, label) => this.add(label, name, colour));
+    this.add(UNKNOWN, "unknown", null);
+    list.addEventListener("change", (event) => {
+      if (event.target.type === "checkbox") shown(Number(event.target.value), event.target.checked);
+    });
+    list.addEventListener("click", (event) => {
+      const button = event.target.closest("button");
+      if (button) map(button.getAttribute("aria-pressed") === "true" ? null : Number(button.value));
+    });
+    this.choose(Math.min(1, classes.length - 1));
+  }
+
+  add(label, name, colour) {
+    const row = element("li");
+    const painting = element("label", { className: "class" });
+    painting.append(
+      element("input", { type: "radio", name: "paint", value: label }),
+      element("span", { className: colour ? "swatch" : "swatch unknown" }),
+      element("b", { textContent: name }),
+    );
+    if (colour && label) painting.children[1].style.background = `rgb(${colour.join(" ")})`;
+    const said = element("small");
+    painting.children[2].append(said);
+    row.append(painting);
+    if (label > 0) {
+      const shown = element("input", { type: "checkbox", checked: true, value: label, title: "Show" });
+      shown.setAttribute("aria-label", `Show ${name}`);
+      row.append(shown);
+    } else {
+      row.append(element("span"));
+    }
+    if (label > 0 && label !== UNKNOWN) {
+      const map = element("button", { type: "button", value: label, textContent: "Map", title: "Where it is likely" });
+      map.setAttribute("aria-pressed", "false");
+      map.setAttribute("aria-label", `Map of ${name}`);
+      row.append(map);
+    }
+    this.list.append(row);
+    this.rows.set(label, { row, said, name });
+  }
+
+  // Found classes first, each with what the model says of it; the background and unknown frame them.
+  tell(probabilities, counts, found) {
+    const total = counts.reduce((sum, count) => sum + count, 0);
+    for (const [label, { row, said }] of this.rows) {
+      const share = counts[label] / total;
+      const parts = [];
+      if (label > 0 && probabilities?.[label] !== undefined) parts.push(`probability ${percent(probabilities[label])}`);
+      if (counts[label]) parts.push(`${percent(share)} of the photo`);
+      said.textContent = parts.join(", ");
+      row.classList.toggle("absent", !counts[label]);
+    }
+    if (!found) return;
+    const order = [...this.rows.keys()].filter((label) => label > 0 && label !== UNKNOWN);
+    const by = (label) => (counts[label] ? 1 + counts[label] / total : (probabilities?.[label] ?? 0) / 2);
+    order.sort((a, b) => by(b) - by(a) || a - b);
+    this.list.append(...[0, ...order, UNKNOWN].map((label) => this.rows.get(label).row));
+  }
+
+  choose(label) {
+    const input = this.list.querySelector(`input[name=paint][value="${label}"]`);
+    if (input) input.checked = true;
+  }
+
+  press(label) {
+    for (const button of this.list.querySelectorAll("button")) {
+      button.setAttribute("aria-pressed", String(label !== null && Number(button.value) === label));
+    }
+  }
+
+  get paint() {
+    return Number(this.list.querySelector("input[name=paint]:checked").value);
+  }
+}
+
+export function element(tag, properties = {}) {
+  return Object.assign(document.createElement(tag), properties);
+}
