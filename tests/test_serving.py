@@ -16,8 +16,10 @@ import segcore
 from segcore.data.manifest import read_manifest
 from segcore.data.pictures import read_labels, voc_palette
 from segcore.errors import Problem
+from segcore.importers import annotations
 from segcore.serving import data_set as data_sets
-from segcore.serving import local, photos
+from segcore.serving import local, photos, saving, tagging
+from segcore.serving.tagging import in_annotation, in_table
 from tests.devkit import draw
 from tests.serving import MODEL, PREPARED, SIZE, Client, make_project, page_of, prepare, running
 from tests.tiny import files
@@ -221,7 +223,19 @@ class TestSave:
 
     @pytest.mark.parametrize(
         "image_id",
-        ["", "../out", "a/b", "a\\b", ".hidden", "two words", "new\nline", "x" * 201, "train_000", "TRAIN_001", "a.png"],
+        [
+            "",
+            "../out",
+            "a/b",
+            "a\\b",
+            ".hidden",
+            "two words",
+            "new\nline",
+            "x" * 201,
+            "train_000",
+            "TRAIN_001",
+            "a.png",
+        ],
     )
     def test_ids_that_lead_elsewhere_or_are_taken_are_refused(
         self, client: Client, project: Path, image_id: str
@@ -263,8 +277,6 @@ class TestSave:
     ) -> None:
         """The disk is full after any number of files."""
         labels = np.full((50, 70), 3, np.uint8)
-        from segcore.serving import saving, tagging
-
         write, left = saving.write_atomically, 0
 
         def failing(path: Path, content: bytes) -> None:
@@ -276,18 +288,18 @@ class TestSave:
 
         for place in (saving, tagging):
             monkeypatch.setattr(place, "write_atomically", failing)
-        photo = client.open("train_000").json
-        for count in range(4):
-            left = count
+        for count, image_id in enumerate(("train_000", "train_001", "train_003", "train_004")):
+            left, photo = count, client.open(image_id).json
             assert "could not be written" in client.save(photo, labels[:HEIGHT, :WIDTH]).problem
+            assert len(files(project / "voc").keys() & {f"replaced/{image_id}.1.png"}) == (count > 2)
             prepare()
-        left = 5
-        assert client.save(photo, labels[:HEIGHT, :WIDTH]).status == 200
         for count in range(4):
-            left = count
-            photo = client.upload(photograph(count)).json
+            left, photo = count, client.upload(photograph(count)).json
             assert "could not be written" in client.save(photo, labels, f"new{count}").problem
+            assert not [*project.glob("voc/*/new*")]
             prepare()
+        left = 4  # the photo is still open, and nothing of the failures stands in its way
+        assert client.save(photo, labels, "new3").status == 200
         assert not [*project.rglob("*.partial")]
 
     def test_a_photo_of_the_data_set_is_known_again(self, client: Client, project: Path) -> None:
@@ -338,7 +350,7 @@ class TestWhoIsRefused:
         for name in ("", "page.css", "page.js", "server.js", "painter.js", "view.js", "legend.js"):
             answer = client.ask("GET", name)
             assert answer.status == 200
-            assert b"http" not in answer.body.replace(b'http-equiv', b"")
+            assert b"http" not in answer.body.replace(b"http-equiv", b"")
             assert answer.headers["Cache-Control"] == "no-store"
             assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
 
@@ -364,20 +376,13 @@ class TestTags:
         ],
     )
     def test_a_table_keeps_its_other_lines(self, table: str, expected: str) -> None:
-        from segcore.serving.tagging import in_table
-
         assert in_table(table, "b", ["dog", "bus"], Path("tags.csv")) == expected
 
     def test_a_table_without_its_columns_is_refused(self) -> None:
-        from segcore.serving.tagging import in_table
-
         with pytest.raises(Problem, match="image_id,tags"):
             in_table("id;tags\n", "b", ["dog"], Path("tags.csv"))
 
     def test_annotations_name_what_the_mask_shows(self, tmp_path: Path) -> None:
-        from segcore.importers import annotations
-        from segcore.serving.tagging import in_annotation
-
         labels = np.zeros((20, 30), np.uint8)
         labels[5:9, 10:20] = 2
         index = {"background": 0, "cat": 1, "dog": 2}
@@ -398,7 +403,9 @@ class TestTags:
 
 class TestDataSets:
     def test_the_project_says_how_it_is_read(self, project: Path) -> None:
-        found = data_sets.open_data_set(Path("voc"), project / MODEL, None, None, ("background", "circle", "square", "star"))
+        found = data_sets.open_data_set(
+            Path("voc"), project / MODEL, None, None, ("background", "circle", "square", "star")
+        )
         assert (found.strong, found.params.name, found.params.tags.kind) == ("all", "tiny", "csv")
         shutil.copytree("voc", "elsewhere")
         other = data_sets.open_data_set(Path("elsewhere"), project / MODEL, None, "train", found.listing.classes)

@@ -69,25 +69,48 @@ class Saver:
         """
         with self._lock:
             self._check(image_id, labels, new=picture is not None)
-            classes = self.data_set.listing.classes
-            known = self.data_set.members.get(image_id)
-            shown = {classes[k] for k in np.unique(labels).tolist() if 0 < k < IGNORE}
-            former = {classes[k] for k in (known.tags or ())} if known is not None else set()
-            final = [name for name in classes[1:] if name in shown or name in tags]
-            table = tagging.Tags(self.root, self.data_set.params, classes, image_id, labels)
-            replaced = self._keep_former(image_id)
-            if picture is not None:
-                write_atomically(self.root / "JPEGImages" / f"{image_id}{picture[1]}", picture[0])
-            # The former mask may show what the new one does not, and stays until the new one is there.
-            table.write([name for name in classes[1:] if name in final or name in former])
-            mask = self.root / "SegmentationClass" / f"{image_id}.png"
-            mask.parent.mkdir(exist_ok=True)
-            write_atomically(mask, labels_png(labels))
-            if not former <= {*final}:
-                table.write(final)
-            listed = self._enlist(image_id) if known is None or known.place == "unlisted" else None
-            self.data_set.forget()
-            return Saved(mask, replaced, listed, tuple(final))
+            made: list[Path] = []
+            try:
+                return self._saved(image_id, labels, tags, picture, made)
+            except Problem:
+                for path in made:
+                    path.unlink(missing_ok=True)
+                raise
+            finally:
+                self.data_set.forget()
+
+    def _saved(
+        self,
+        image_id: str,
+        labels: Labels,
+        tags: Collection[str],
+        picture: tuple[bytes, str] | None,
+        made: list[Path],
+    ) -> Saved:
+        """Write all files; `made` takes those that a failure on the way has to take back."""
+        classes = self.data_set.listing.classes
+        known = self.data_set.members.get(image_id)
+        shown = {classes[k] for k in np.unique(labels).tolist() if 0 < k < IGNORE}
+        former = {classes[k] for k in (known.tags or ())} if known is not None else set()
+        final = [name for name in classes[1:] if name in shown or name in tags]
+        table = tagging.Tags(self.root, self.data_set.params, classes, image_id, labels)
+        mask = self.root / "SegmentationClass" / f"{image_id}.png"
+        mask.parent.mkdir(exist_ok=True)
+        if picture is not None:
+            place = self.root / "JPEGImages" / f"{image_id}{picture[1]}"
+            made += [place, mask]
+            write_atomically(place, picture[0])
+        replaced = self._keep_former(image_id)
+        made += [replaced] if replaced is not None else []
+        # The former mask may show what the new one does not, and stays until the new one is there.
+        table.write([name for name in classes[1:] if name in final or name in former])
+        write_atomically(mask, labels_png(labels))
+        if replaced is not None:
+            made.remove(replaced)
+        if not former <= {*final}:
+            table.write(final)
+        listed = self._enlist(image_id) if known is None or known.place == "unlisted" else None
+        return Saved(mask, replaced, listed, tuple(final))
 
     def _check(self, image_id: str, labels: Labels, new: bool) -> None:
         if (wrong := wrong_id(image_id)) is not None:

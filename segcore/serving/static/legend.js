@@ -55,7 +55,7 @@ export class Legend {
     for (const [label, { row, said }] of this.rows) {
       const share = counts[label] / total;
       const parts = [];
-      if (label > 0 && probabilities?.[label] !== undefined) parts.push(`probability ${percent(probabilities[label])}`);
+      if (label > 0 && probabilities?.[label] !== undefined) parts.push(`${percent(probabilities[label])} likely`);
       if (counts[label]) parts.push(`${percent(share)} of the photo`);
       said.textContent = parts.join(", ");
       row.classList.toggle("absent", !counts[label]);

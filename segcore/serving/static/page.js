@@ -80,6 +80,9 @@ async function open(ask, name) {
     for (const part of ["tools", "view", "side"]) $(part).hidden = false;
     $("empty").hidden = true;
     view.open(photo.width, photo.height);
+    const short = Math.min(photo.width, photo.height);
+    $("size").max = Math.max(2, Math.round(short / 3));
+    resize(Math.max(1, Math.round(short / 20)));
     describe();
     $("limited").checked = false;
     $("sources").querySelector("[value=prediction]").checked = true;
