@@ -133,4 +133,8 @@ class Client:
 
     def save(self, photo: Any, labels: np.ndarray, image_id: str | None = None, tags: str = "") -> Answer:
         named = quote(photo["id"] if image_id is None else image_id)
-        return self.ask("POST", f"api/photos/{photo['key']}/mask?id={named}&tags={tags}", labels.tobytes())
+        return self.ask(
+            "POST",
+            f"api/photos/{photo['key']}/mask?id={named}{''.join(f'&tag={quote(tag)}' for tag in tags.split())}",
+            labels.tobytes(),
+        )

@@ -3,7 +3,12 @@
 import csv
 import io
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +24,9 @@ from segcore.errors import Problem
 from segcore.importers import annotations
 from segcore.serving import data_set as data_sets
 from segcore.serving import local, photos, saving, tagging
+from segcore.serving.server import MODULES
 from segcore.serving.tagging import in_annotation, in_table
-from tests.devkit import draw
+from tests.devkit import PROJECT, draw
 from tests.serving import MODEL, PREPARED, SIZE, Client, make_project, page_of, prepare, running
 from tests.tiny import files
 
@@ -84,9 +90,9 @@ class TestPredict:
 
     def test_only_the_tags_that_are_named(self, client: Client) -> None:
         photo = client.upload(photograph()).json
-        found = client.ask("POST", f"api/photos/{photo['key']}/prediction?tags=star").pixels
+        found = client.ask("POST", f"api/photos/{photo['key']}/prediction?tag=star").pixels
         assert {*np.unique(found).tolist()} <= {0, 3}
-        assert "knows no 'cow'" in client.ask("POST", f"api/photos/{photo['key']}/prediction?tags=cow").problem
+        assert "knows no 'cow'" in client.ask("POST", f"api/photos/{photo['key']}/prediction?tag=cow").problem
 
     def test_a_map_is_the_probability_of_its_class(self, client: Client) -> None:
         photo = client.upload(photograph()).json
@@ -293,8 +299,9 @@ class TestSave:
             assert "could not be written" in client.save(photo, labels[:HEIGHT, :WIDTH]).problem
             assert len(files(project / "voc").keys() & {f"replaced/{image_id}.1.png"}) == (count > 2)
             prepare()
+        photo = client.upload(photograph()).json
         for count in range(4):
-            left, photo = count, client.upload(photograph(count)).json
+            left = count
             assert "could not be written" in client.save(photo, labels, f"new{count}").problem
             assert not [*project.glob("voc/*/new*")]
             prepare()
@@ -347,7 +354,7 @@ class TestWhoIsRefused:
             assert client.ask("GET", path).status == 404
 
     def test_nothing_comes_from_elsewhere_and_nothing_is_cached(self, client: Client) -> None:
-        for name in ("", "page.css", "page.js", "server.js", "painter.js", "view.js", "legend.js"):
+        for name in ("", "page.css", *(f"{one}.js" for one in MODULES)):
             answer = client.ask("GET", name)
             assert answer.status == 200
             assert b"http" not in answer.body.replace(b"http-equiv", b"")
@@ -387,18 +394,20 @@ class TestTags:
         labels[5:9, 10:20] = 2
         index = {"background": 0, "cat": 1, "dog": 2}
         file = tmp_path / "a.xml"
-        file.write_text(in_annotation("", "a", ["dog"], labels, index, file))
+        file.write_text(in_annotation("", "a", ["dog"], [], labels, index, file))
         assert annotations.read(file, True) == annotations.Annotation([("dog", False)], (30, 20))
         assert "<xmin>11</xmin>" in file.read_text()
         assert "<ymax>9</ymax>" in file.read_text()
         whole = file.read_text().replace("<difficult>0", "<pose>left</pose><difficult>1")
-        file.write_text(in_annotation(whole, "a", ["cat", "dog"], labels, index, file))
+        file.write_text(in_annotation(whole, "a", ["cat", "dog"], [], labels, index, file))
         assert annotations.read(file, True).objects == [("dog", True), ("cat", False)]
         assert "<pose>left" in file.read_text()
-        file.write_text(in_annotation(file.read_text(), "a", ["cat"], labels, index, file))
+        file.write_text(in_annotation(file.read_text(), "a", ["cat"], ["cat"], labels, index, file))
+        assert ("dog", True) in annotations.read(file, True).objects, "a difficult object is no tag, and stays"
+        file.write_text(in_annotation(file.read_text(), "a", ["cat"], ["cat", "dog"], labels, index, file))
         assert annotations.read(file, False).objects == [("cat", False)]
         with pytest.raises(Problem, match="VOC annotation"):
-            in_annotation("<!DOCTYPE x><annotation/>", "a", ["cat"], labels, index, file)
+            in_annotation("<!DOCTYPE x><annotation/>", "a", ["cat"], [], labels, index, file)
 
 
 class TestDataSets:
@@ -425,7 +434,20 @@ class TestDataSets:
 
 def test_a_port_that_is_taken_is_told() -> None:
     with local.listen(0) as taken:
-        taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(Problem, match=f"--port {port} cannot be used"):
             local.listen(port)
+
+
+def test_the_command_serves_until_it_is_stopped(project: Path) -> None:
+    command = [sys.executable, "-m", "segcore", "serve", str(MODEL), "--data", "voc", "--port", "0", "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1", "COLUMNS": "300"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first, second = process.stdout.readline(), process.stdout.readline()
+        assert first == "voc: 9 pictures; train.txt to learn from, val.txt to measure by; tags from csv\n"
+        (address,) = re.findall(r"http://127\.0\.0\.1:\d+/\S+/", second)
+        assert Client(address).ask("GET", "api/about").json["data_set"]["strong"] == "all"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == "Ctrl-C ends it.\nended\n"
+    assert process.returncode == 0

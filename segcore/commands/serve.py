@@ -61,5 +61,5 @@ def serve(
         console.say("Ctrl-C ends it.")
         if browser:
             webbrowser.open(address)
-        web.run_app(page.app, sock=socket, print=lambda *_: None, access_log=None, handle_signals=True)
+        web.run_app(page.app, sock=socket, print=lambda *_: None, access_log=None, shutdown_timeout=1)
         console.say("ended")

@@ -43,6 +43,7 @@ def listen(port: int) -> socket.socket:
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((HOST, port))
+        made.listen()  # at once: until then another program may take the port, too
     except (OSError, OverflowError) as error:
         made.close()
         reason = getattr(error, "strerror", None) or error

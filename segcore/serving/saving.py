@@ -93,7 +93,7 @@ class Saver:
         shown = {classes[k] for k in np.unique(labels).tolist() if 0 < k < IGNORE}
         former = {classes[k] for k in (known.tags or ())} if known is not None else set()
         final = [name for name in classes[1:] if name in shown or name in tags]
-        table = tagging.Tags(self.root, self.data_set.params, classes, image_id, labels)
+        table = tagging.Tags(self.root, self.data_set.params, classes, image_id, former, labels)
         mask = self.root / "SegmentationClass" / f"{image_id}.png"
         mask.parent.mkdir(exist_ok=True)
         if picture is not None:
@@ -187,7 +187,7 @@ def seen_size(path: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(Base.Orientation, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
+            (width, height), turned = image.size, image.getexif().get(Base.Orientation, 1) in (5, 6, 7, 8)
+            return (height, width) if turned else (width, height)
     except BROKEN as error:
         raise Problem(f"{path} cannot be read ({error}); nothing was saved") from error

@@ -20,8 +20,9 @@ from segcore.serving.photos import MOST_BYTES, MOST_PIXELS, Photo, Photos, as_id
 from segcore.serving.saving import Saver
 from segcore.serving.worker import Worker
 
+MODULES = ("page", "server", "painter", "view", "legend", "gallery", "heat", "tools")
 FILES = {"": ("page.html", "text/html"), "page.css": ("page.css", "text/css")}
-FILES |= {f"{name}.js": (f"{name}.js", "text/javascript") for name in ("page", "server", "painter", "view", "legend")}
+FILES |= {f"{name}.js": (f"{name}.js", "text/javascript") for name in MODULES}
 
 
 class Page:
@@ -119,13 +120,13 @@ class Page:
         return web.Response(body=await asyncio.to_thread(encoded, photo.pixels, "JPEG"), content_type="image/jpeg")
 
     async def predict(self, request: web.Request) -> web.Response:
-        """Predict; the labels are the body, what the model says of the classes stands in a header."""
+        """Predict, with the classes of every `?tag=` alone if there are any.
+
+        The labels are the body; what the model says of the classes stands in a header.
+        """
         photo = self._photo(request)
-        allowed = None
-        if "tags" in request.query:
-            names = [name for name in request.query["tags"].split(",") if name]
-            allowed = sorted(self._index(name) for name in names)
-        said = await self.worker.predict(photo, allowed, local.waits(request))
+        allowed = sorted(self._index(name) for name in request.query.getall("tag", []))
+        said = await self.worker.predict(photo, allowed or None, local.waits(request))
         summary = {
             "probabilities": [round(float(value), 4) for value in said.probabilities],
             "shares": [round(float(value), 6) for value in said.shares],
@@ -152,7 +153,7 @@ class Page:
         return _raw(labels, {})
 
     async def save(self, request: web.Request) -> web.Response:
-        """Save the labels in the body as the mask of a photograph (`?id=` names a new one, `?tags=` what it shows)."""
+        """Save the labels in the body as the mask of a photograph (`?id=` names a new one, each `?tag=` is kept)."""
         photo, body = self._photo(request), await request.read()
         if self.saver is None:
             raise Problem("There is no data set to save into; start the page with --data DIR.")
@@ -160,7 +161,7 @@ class Page:
         if len(body) != height * width:
             raise Problem(f"Found {len(body)} labels; the photo has {width}x{height} pixels.")
         labels = np.frombuffer(body, np.uint8).reshape(height, width)
-        tags = [name for name in request.query.get("tags", "").split(",") if name]
+        tags = request.query.getall("tag", [])
         for name in tags:
             self._index(name)
         new = photo.image_id is None

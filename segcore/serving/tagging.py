@@ -5,7 +5,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -26,6 +26,7 @@ class Tags:
     Args:
         root: of the data set.
         classes: background first.
+        former: names of the tags that it has; others that stand there, such as difficult objects, stay.
         labels: the image's new mask; an annotation wants a box for each object.
 
     Raises:
@@ -33,9 +34,15 @@ class Tags:
     """
 
     def __init__(
-        self, root: Path, params: VocParams, classes: Sequence[str], image_id: str, labels: UInt8[np.ndarray, "H W"]
+        self,
+        root: Path,
+        params: VocParams,
+        classes: Sequence[str],
+        image_id: str,
+        former: Collection[str],
+        labels: UInt8[np.ndarray, "H W"],
     ) -> None:
-        self.image_id, self.labels = image_id, labels
+        self.image_id, self.former, self.labels = image_id, former, labels
         self.index = {name: place for place, name in enumerate(classes)}
         self.place = _place(root, params, image_id)
         self.is_table = isinstance(params.tags, TagsFromTable)
@@ -49,7 +56,7 @@ class Tags:
         if self.is_table:
             content = in_table(text, self.image_id, tags or (), self.place)
         else:
-            content = in_annotation(text, self.image_id, tags or (), self.labels, self.index, self.place)
+            content = in_annotation(text, self.image_id, tags or (), self.former, self.labels, self.index, self.place)
         if tags is not None and content != text:
             self.place.parent.mkdir(exist_ok=True)
             write_atomically(self.place, content.encode())
@@ -111,11 +118,12 @@ def in_annotation(
     text: str,
     image_id: str,
     tags: Sequence[str],
+    former: Collection[str],
     labels: UInt8[np.ndarray, "H W"],
     index: dict[str, int],
     place: Path,
 ) -> str:
-    """VOC's XML of an image, with an `<object>` for each tag that has none yet, and none of other classes.
+    """VOC's XML of an image, with an `<object>` for each tag that lacks one, and none for `former` tags that are gone.
 
     Raises:
         Problem: it is no annotation.
@@ -137,7 +145,7 @@ def in_annotation(
         name = (element.findtext("name") or "").strip()
         if name in tags:
             named.add(name)
-        else:
+        elif name in former:
             root.remove(element)
     for name in tags:
         if name not in named:

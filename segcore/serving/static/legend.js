@@ -29,7 +29,7 @@ export class Legend {
       element("b", { textContent: name }),
     );
     if (colour && label) painting.children[1].style.background = `rgb(${colour.join(" ")})`;
-    const said = element("small");
+    const said = element("small", { title: "The greatest probability anywhere in the photo, and the share of its pixels" });
     painting.children[2].append(said);
     row.append(painting);
     if (label > 0) {

@@ -10,6 +10,7 @@ export class Painter {
     this.changed = changed;
     this.colours = new Uint32Array(256); // as ImageData has them: red in the lowest byte
     this.hidden = new Set();
+    this.locked = false; // while other labels are on their way
     this.load(new Uint8Array(1), 1, 1);
   }
 

@@ -23,7 +23,7 @@ async function pixels(request) {
   return { values, width: side("X-Width"), height: side("X-Height"), summary: response.headers.get("X-Summary") };
 }
 
-const query = (values) => new URLSearchParams(Object.entries(values).filter(([, value]) => value !== undefined));
+const query = (values, tags = []) => new URLSearchParams([...Object.entries(values), ...tags.map((name) => ["tag", name])]);
 const photo = (key) => `api/photos/${encodeURIComponent(key)}`;
 
 export const about = () => json(fetch("api/about"));
@@ -37,9 +37,9 @@ export const mask = (key, signal) => pixels(fetch(`${photo(key)}/mask`, { signal
 export const map = (key, name, signal) => pixels(fetch(`${photo(key)}/map?${query({ class: name })}`, { signal }));
 
 export async function predict(key, tags, signal) {
-  const found = await pixels(fetch(`${photo(key)}/prediction?${query({ tags: tags?.join(",") })}`, { method: "POST", signal }));
+  const found = await pixels(fetch(`${photo(key)}/prediction?${query({}, tags)}`, { method: "POST", signal }));
   return { ...found, ...JSON.parse(found.summary) };
 }
 
 export const save = (key, labels, id, tags) =>
-  json(fetch(`${photo(key)}/mask?${query({ id, tags: tags.join(",") })}`, { method: "POST", body: labels }));
+  json(fetch(`${photo(key)}/mask?${query({ id }, tags)}`, { method: "POST", body: labels }));
