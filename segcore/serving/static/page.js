@@ -17,6 +17,12 @@ const view = new View($("view"), $("sheet"), $("cursor"));
 const legend = new Legend($("legend"), about.classes, {
   shown: (label, shown) => painter.show(label, shown),
   map: showMap,
+  clear: (label) => {
+    if (painter.locked) return;
+    painter.begin();
+    painter.replace(label, 0);
+    painter.end();
+  },
 });
 const parts = (...names) => Object.fromEntries(names.map((name) => [name, $(name)]));
 const gallery = new Gallery(parts("list", "search", "filter", "count", "more"), open);
@@ -214,6 +220,7 @@ async function save(event) {
     if (signal.aborted) return; // another photo was opened meanwhile
     photo = saved.photo;
     describe();
+    document.querySelector("input[name=source][value=mask]").checked = true;
     tell("Saved");
     const { strong } = about.data_set;
     $("note").textContent = [

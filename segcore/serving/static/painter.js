@@ -116,6 +116,12 @@ export class Painter {
     this.touched(0, 0, width, height);
   }
 
+  // All pixels of a label, wherever they are.
+  replace(former, label) {
+    for (let at = 0; at < this.labels.length; at++) if (this.labels[at] === former) this.labels[at] = label;
+    this.touched(0, 0, this.width, this.height);
+  }
+
   touched(left, top, right, bottom) {
     const [a, b] = [Math.max(0, Math.floor(left)), Math.max(0, Math.floor(top))];
     const [c, d] = [Math.min(this.width, Math.ceil(right)), Math.min(this.height, Math.ceil(bottom))];
