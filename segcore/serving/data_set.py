@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from segcore.config.data import DatasetParams, VocParams
+from segcore.config.data import DatasetParams, TagsFromTable, VocParams
 from segcore.config.reading import section
 from segcore.data.manifest import wrong_id
 from segcore.data.pictures import BROKEN, read_labels
@@ -104,7 +104,9 @@ class DataSet:
     def _stamp(self) -> object:
         """By what lists and folders are known to be as they were."""
         lists = [f"{LISTS}/{name}.txt" for name in (self.params.train_list, self.params.val_list)]
-        places = [self.root / name for name in (*lists, "JPEGImages", "SegmentationClass", "Annotations", "tags.csv")]
+        places = [self.root / name for name in (*lists, "JPEGImages", "SegmentationClass", "Annotations")]
+        if isinstance(self.params.tags, TagsFromTable):
+            places += [self.root / self.params.tags.file, Path(self.params.tags.file)]
         return [path.stat().st_mtime_ns if path.exists() else 0 for path in places]
 
     def _members(self, listing: Listing) -> dict[str, Member]:
