@@ -43,6 +43,8 @@ def test_it_holds_all_code_once_and_what_projects_are_made_of(unpacked: Path) ->
     profiles = {path.name: path.read_bytes() for path in (PROJECT / "profiles").glob("*.yaml")}
     assert {path.name: path.read_bytes() for path in (template / "profiles").iterdir()} == profiles
     assert (unpacked / "segcore/reporting/templates/report.html.j2").is_file()
+    page = {path.name: path.read_bytes() for path in (PROJECT / "segcore/serving/static").iterdir()}
+    assert {path.name: path.read_bytes() for path in (unpacked / "segcore/serving/static").iterdir()} == page
 
 
 def test_it_works_where_the_project_is_not(unpacked: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import typer
 
-from segcore.commands import compare, export, import_, new, next, predict, stage
+from segcore.commands import compare, export, import_, new, next, predict, serve, stage
 
 app = typer.Typer(
     name="segcore",
@@ -16,6 +16,7 @@ app.command()(new.new)
 app.command()(new.upgrade)
 app.command(name="import")(import_.import_)
 app.command()(predict.predict)
+app.command()(serve.serve)
 app.command()(export.export)
 app.command()(compare.compare)
 app.command(name="next")(next.next_)
