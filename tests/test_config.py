@@ -111,7 +111,7 @@ def test_the_projects_own_parameters_are_in_order() -> None:
         ("recipes.classifier.schedule", {"kind": "cosine"}, ["schedule.kind: found 'cosine'", "constant, poly, step"]),
         ("pseudo_labels.ficklenet.source", "masks", ["found 'masks'; allowed are classifier, cues_file, segmenter"]),
         ("pseudo_labels.ficklenet.background.kind", "saliencies", ["found 'saliencies'", "did you mean 'saliency'?"]),
-        ("classifiers.ficklenet.head.kind", "conv", ["found 'conv'", "fully_connected, stochastic"]),
+        ("classifiers.ficklenet.head.kind", "conv", ["found 'conv'", "fully_connected, pooled, stochastic"]),
         ("networks.grid.kind", "gird", ["found 'gird'; allowed are deconvolution, dual, grid; did you mean 'grid'?"]),
         ("systems.deeplab.training.geometry.kind", "crop", ["found 'crop'; allowed are crops, stretched"]),
         ("recipes.classifier.optimizer", "adam", ["found 'adam'", "must be 'sgd' or 'adamw'"]),

@@ -395,7 +395,7 @@ class TestTags:
         index = {"background": 0, "cat": 1, "dog": 2}
         file = tmp_path / "a.xml"
         file.write_text(in_annotation("", "a", ["dog"], [], labels, index, file))
-        assert annotations.read(file, True) == annotations.Annotation([("dog", False)], (30, 20))
+        assert annotations.read(file, True) == annotations.Annotation([("dog", False)], (30, 20), "a")
         assert "<xmin>11</xmin>" in file.read_text()
         assert "<ymax>9</ymax>" in file.read_text()
         whole = file.read_text().replace("<difficult>0", "<pose>left</pose><difficult>1")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from segcore.commands import check_params
 from segcore.config import reading
-from segcore.config.networks import AnyBackbone, BackboneParams, ClassifierParams, TimmParams
+from segcore.config.networks import AnyBackbone, BackboneParams, TimmParams, TrainedParams
 from segcore.config.settings import Settings
 from segcore.data.geometry import Grid
 from segcore.errors import Problem
@@ -138,7 +138,7 @@ def test_a_transformer_has_a_gradient_cue_of_the_background() -> None:
     params = reading.section(
         {"head": head | {"rescale": True, "form": "factorised"}},
         "head",
-        ClassifierParams.model_fields["head"].annotation,
+        TrainedParams.model_fields["head"].annotation,
     )
     classifier = classifier_of(backbone(SMALL, stride=16), params, 5).eval()
     assert background.gradient_cue(classifier, squares(2, 97).images, 0.3).shape == (2, 7, 7)
@@ -297,7 +297,7 @@ def test_systems_over_a_transformer(module: str, changes: dict[str, Any], tmp_pa
     card: dict[str, Any] = {"kind": "backbone", "name": "small", "params": params.model_dump(mode="json")}
     if start is classifier:
         whole = {"images": "weak", "backbone": params, "head": head, "input_size": 96, "resize": 96, "test_size": 96}
-        saved = ClassifierParams.model_validate(whole | {"recipe": "x"})
+        saved = TrainedParams.model_validate(whole | {"recipe": "x"})
         save_classifier(tmp_path / "classifier", "small", saved, tag_names(), classifier)
         loaded, _, _ = load_classifier(tmp_path / "classifier", torch.device("cpu"))
         assert torch.equal(loaded.trunk.mean, classifier.trunk.mean)

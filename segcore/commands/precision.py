@@ -16,7 +16,7 @@ from torch import nn
 from segcore import systems
 from segcore.cli import command, console
 from segcore.config import plan as plans
-from segcore.config.networks import BackboneParams
+from segcore.config.networks import BackboneParams, TrainedParams
 from segcore.config.reading import section
 from segcore.config.settings import Settings
 from segcore.config.systems import BACKBONES, CROPS
@@ -45,7 +45,10 @@ def main(*, classifier: str = "", system: str = "", params: Path = Path("params.
         raise Problem("name one entry: --classifier NAME or --system NAME")
     names = read_class_names(params.parent / "data" / settings.dataset.name / "prepared/classes.json")
     if classifier:
-        place, recipe_name = f"classifiers.{classifier}", plans.train_classifier(settings, classifier).entry.recipe
+        entry = plans.train_classifier(settings, classifier).entry
+        if not isinstance(entry, TrainedParams):
+            raise Problem(f"classifiers.{classifier}: its head is fitted and takes no steps; name one that is trained")
+        place, recipe_name = f"classifiers.{classifier}", entry.recipe
     else:
         plan = plans.train_segmenter(settings, system)
         place, recipe_name = f"systems.{system}", plan.entry.training["recipe"]
@@ -104,6 +107,7 @@ def _model(settings: Settings, place: str, tags: list[str]) -> tuple[nn.Module, 
     kind, _, name = place.partition(".")
     if kind == "classifiers":
         entry = settings.classifiers[name]
+        assert isinstance(entry, TrainedParams)  # as `main` sees to
         return classifiers.build(_random(entry.backbone), entry.head, len(tags)), entry.input_size, entry.input_size
     system = settings.systems[name]
     module = systems.load(system.module)
@@ -130,7 +134,8 @@ def _random(backbone: BackboneParams) -> BackboneParams:
 
 def _users(settings: Settings, recipe: str) -> list[str]:
     """The entries that are trained by a recipe."""
-    found = [f"classifiers.{name}" for name, entry in settings.classifiers.items() if entry.recipe == recipe]
+    trained = {name: entry for name, entry in settings.classifiers.items() if isinstance(entry, TrainedParams)}
+    found = [f"classifiers.{name}" for name, entry in trained.items() if entry.recipe == recipe]
     return found + [f"systems.{n}" for n, entry in settings.systems.items() if entry.training["recipe"] == recipe]
 
 

@@ -6,7 +6,20 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from segcore.config.labels import Selection
-from segcore.config.section import Cells, Count, GridSize, Name, Padding, Rate, Section, Side, Width
+from segcore.config.section import (
+    Cells,
+    Count,
+    GridSize,
+    InputSize,
+    Name,
+    Padding,
+    Positive,
+    Rate,
+    Section,
+    Side,
+    Views,
+    Width,
+)
 
 NAMED_WEIGHTS = ("random", "imagenet", "package")
 """Weights that are no file of the user's."""
@@ -123,7 +136,27 @@ class StochasticParams(Section):
         return self
 
 
-HeadParams = Annotated[FullyConnectedParams | StochasticParams, Field(discriminator="kind")]
+class PooledParams(Section):
+    """A linear head on pooled features, fitted to features of fixed views that are computed once."""
+
+    kind: Literal["pooled"]
+    input_size: InputSize
+    """Side of the padded squares that it sees at scale 1."""
+    levels: Annotated[int, Field(ge=1, le=5)]
+    """How many levels of the trunk are pooled, from the top."""
+    pools: Annotated[tuple[Literal["mean", "max", "classes"], ...], Field(min_length=1, max_length=3)]
+    """What is taken of the cells of a channel; `classes` are those that the backbone was pre-trained for."""
+    views: Views
+    """At which sizes, and mirrored or not, images are seen when it is fitted, and when many views find the tags."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "PooledParams":
+        if len({*self.pools}) < len(self.pools):
+            raise ValueError(f"pools {list(self.pools)} must name mean, max or classes once each")
+        return self
+
+
+HeadParams = Annotated[FullyConnectedParams | StochasticParams | PooledParams, Field(discriminator="kind")]
 
 
 class DeconvolutionParams(Section):
@@ -198,8 +231,8 @@ def _check_cells(input_size: int, stride: int) -> None:
         )
 
 
-class ClassifierParams(Section):
-    """One `train_classifier@<name>`; `backbone` is one of `backbones`, `recipe` one of `recipes`."""
+class TrainedParams(Section):
+    """One `train_classifier@<name>` that learns step by step, by one of `recipes`."""
 
     images: Literal["weak", "strong"]
     backbone: AnyBackbone
@@ -212,10 +245,10 @@ class ClassifierParams(Section):
     recipe: Name
 
     @model_validator(mode="after")
-    def _crop_fits(self) -> "ClassifierParams":
+    def _crop_fits(self) -> "TrainedParams":
         if self.resize < self.input_size:
             raise ValueError(f"resize {self.resize} must be at least input_size {self.input_size}")
-        if isinstance(self.head, StochasticParams):
+        if not isinstance(self.head, FullyConnectedParams):
             return self
         stride = self.backbone.stride
         if stride in (8, 14):
@@ -228,5 +261,58 @@ class ClassifierParams(Section):
             raise ValueError(f"head.kernel {self.head.kernel} exceeds the {cells} cells of the top map")
         return self
 
+
+class Alike(Section):
+    """Every image counts the same for every tag."""
+
+    kind: Literal["none"]
+
+
+class Balanced(Section):
+    """For each tag, the images that have it count together as much as those that lack it."""
+
+    kind: Literal["balanced"]
+    cap: Annotated[float, Field(ge=1)]
+    """An image counts at most so many times, however seldom its tag is."""
+
+
+class FitParams(Section):
+    """How a linear head is fitted: by what cross-validation on its own training images finds best."""
+
+    strengths: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=50)]
+    """Strengths of the L2 penalty to choose among, by what each says of images that are left out; near 1."""
+    class_weights: Annotated[Alike | Balanced, Field(discriminator="kind")]
+
+
+class FittedParams(Section):
+    """One `train_classifier@<name>` whose trunk stays as it is and whose head is fitted at once."""
+
+    images: Literal["weak", "strong"]
+    backbone: AnyBackbone
+    head: PooledParams
+    fit: FitParams
+
+    @model_validator(mode="after")
+    def _has_its_own_classes(self) -> "FittedParams":
+        named = self.backbone.name.startswith("resnet") and self.backbone.weights != "random"
+        if "classes" in self.head.pools and not named:
+            raise ValueError(
+                f"head.pools {list(self.head.pools)} must be without classes for {self.backbone.name} with weights "
+                f"{self.backbone.weights}; only a ResNet with the weights of its pre-training has them"
+            )
+        return self
+
+
+def _by_head(given: object) -> str:
+    head = given.get("head") if isinstance(given, dict) else getattr(given, "head", None)
+    kind = head.get("kind") if isinstance(head, dict) else getattr(head, "kind", None)
+    return (FittedParams if kind == "pooled" else TrainedParams).__name__
+
+
+ClassifierParams = Annotated[
+    Annotated[TrainedParams, Tag("TrainedParams")] | Annotated[FittedParams, Tag("FittedParams")],
+    Discriminator(_by_head),
+]
+"""One of `classifiers`; `backbone` is one of `backbones`. Its head says whether it is trained or fitted."""
 
 NetworkParams = Annotated[DeconvolutionParams | GridParams | DualParams, Field(discriminator="kind")]
