@@ -22,7 +22,7 @@ BEFORE_ALL = (CHECK, OUTSIDE)
 ROOMS = (
     *("errors", "files", "seeds", "processes", "made_of"),
     *("config", "projects", "data", "importers", "exchange", "losses", "networks", "localisation", "training"),
-    *("systems", "regularisers", "models", "evaluation", "reporting", "prediction", "cli", "commands"),
+    *("systems", "regularisers", "models", "evaluation", "reporting", "prediction", "exporting", "cli", "commands"),
     *("__main__", "stages"),
 )
 """The rooms of the house in order: each knows only those before it."""

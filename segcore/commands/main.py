@@ -2,7 +2,7 @@
 
 import typer
 
-from segcore.commands import export, import_, new, predict, stage
+from segcore.commands import export, export_model, import_, new, predict, stage
 
 app = typer.Typer(
     name="segcore",
@@ -17,6 +17,7 @@ app.command()(new.upgrade)
 app.command(name="import")(import_.import_)
 app.command()(predict.predict)
 app.command()(export.export)
+app.command(name="export-model")(export_model.export_model)
 app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(stage.stage)
 
 
