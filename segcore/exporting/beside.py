@@ -13,7 +13,7 @@ from segcore import made_of, systems
 from segcore.config.reading import section
 from segcore.config.systems import PSEUDO_LABELS
 from segcore.data.manifest import read_ids, read_manifest
-from segcore.data.pictures import read_image, read_labels
+from segcore.data.pictures import IGNORE, read_image, read_labels
 from segcore.errors import Problem
 from segcore.exporting.agreement import Pixels
 from segcore.prediction import listing
@@ -22,7 +22,7 @@ CHECKED, MEASURED = 8, 200
 """Pictures at most by which agreement is checked, and mIoU measured."""
 
 Pair = tuple[Pixels, UInt8[np.ndarray, "H W"]]
-Any_ = TypeVar("Any_")
+One = TypeVar("One")
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ class Picture:
         pixels, truth = read_image(self.image), read_labels(self.mask)
         if truth.shape != pixels.shape[:2]:
             raise Problem(f"{self.mask} has {truth.shape[1]}x{truth.shape[0]} pixels, but {self.image} has others")
-        if (beyond := truth[(truth >= n_classes) & (truth != 255)]).size:
-            raise Problem(f"{self.mask}: found label {beyond[0]}; the model has 0..{n_classes - 1}, and 255 is unknown")
+        if (beyond := truth[(truth >= n_classes) & (truth != IGNORE)]).size:
+            raise Problem(
+                f"{self.mask}: found label {beyond[0]}; the model has 0..{n_classes - 1}, and {IGNORE} is unknown"
+            )
         return pixels, truth
 
 
@@ -77,7 +79,7 @@ def data_folder(model: Path) -> Path:
     return model.absolute().parents[2]
 
 
-def spread(many: Sequence[Any_], most: int) -> list[Any_]:
+def spread(many: Sequence[One], most: int) -> list[One]:
     """At most so many, evenly out of all."""
     return [many[i * len(many) // most] for i in range(most)] if len(many) > most else list(many)
 
@@ -100,14 +102,14 @@ def data_set(folder: Path) -> dict[str, Any] | None:
     content = _json(data / "prepared/dataset.json")
     if content is None:
         return None
-    return {"name": data.name} | {key: content[key] for key in ("layout", "images", "masks") if key in content}
+    return {"name": data.name, "layout": content["layout"], "images": sum(content["images"].values())}
 
 
 def learned_from(folder: Path, name: str) -> dict[str, Any] | None:
     """What the model learned from, followed back through all that it was made of; None where that is not known.
 
-    Gives `masks` (how many images had theirs learned from; 0 is none), `tags` (of how many weak images), and `models`, those that it
-    started from or took pseudo-labels of.
+    Gives `masks` (of how many images; 0 is none), `tags` (of how many weak images), and `models`, those that it started
+    from or took pseudo-labels of.
     """
     data = data_folder(folder)
     behind, masks, tags = [("train_segmenter", name)], False, False

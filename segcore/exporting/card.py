@@ -1,6 +1,6 @@
 """The card of an exported model: what it is, what it takes and gives, what it was checked by, what it may be used for.
 
-`card.json` is for programs, `README.md` the same for people.
+It is `card.json`, for programs; `text` makes `README.md` of it, for people.
 """
 
 import importlib
@@ -94,9 +94,9 @@ def _limits(model: Model, graph: Graph, tags_at_once: int | None) -> list[str]:
     if system.prediction.crf is not None:
         limits.append("`segcore predict` lets a CRF follow the borders of the picture; this file ends before it.")
     if not graph.takes_pictures and (len(views.scales) > 1 or views.flip or views.scales[0] != 1):
+        mirrored = " and mirrored pictures" if views.flip else ""
         limits.append(
-            f"`segcore predict` takes the mean over scales {list(views.scales)}{' and mirrored pictures' if views.flip else ''}; "
-            "this file is one pass."
+            f"`segcore predict` takes the mean over scales {list(views.scales)}{mirrored}; this file is one pass."
         )
     if system.proposals:
         limits.append(f"`segcore predict` takes the greatest of {system.proposals} windows; this file scores one.")
@@ -111,54 +111,3 @@ def _limits(model: Model, graph: Graph, tags_at_once: int | None) -> list[str]:
         what = "the size and the batch" if not graph.any_batch else "the size"
         limits.append(f"It is made for {what} above alone, as torch could not trace it for others: {graph.why_fixed}")
     return limits
-
-
-def markdown(card: dict[str, Any]) -> str:
-    """`README.md`."""
-    taken, given, checked, loss, learned = (card[k] for k in ("input", "output", "checked", "int8", "learned_from"))
-    data, scores, trunk = card["data_set"], card["scores"], card["trunk"]
-    lines = [f"# {card['name']}", "", f"A segmenter (`{card['module']}`), exported as `{card['file']}`.", ""]
-    lines += ["| | name | type | shape | |", "| --- | --- | --- | --- | --- |"]
-    for what, one in (("input", taken), ("output", given)):
-        shape = " x ".join(map(str, one["shape"]))
-        lines.append(f"| {what} | `{one['name']}` | {one['dtype']} | {shape} | {one['about']} |")
-    lines += ["", "Classes: " + ", ".join(f"{i} {name}" for i, name in enumerate(card["classes"])) + ".", ""]
-    lines += [
-        "## Checked",
-        "",
-        f"Against the model it was made of, on {checked['pictures']} pictures, at {', '.join(checked['sizes'])}:",
-    ]
-    lines.append(f"the same class at {checked['same_labels']:.4%} of the pixels" + (
-        "." if checked["scores"] is None else f", scores within {checked['scores']:.1e}."
-    ))  # fmt: skip
-    lines.append(
-        f"One input took {checked['milliseconds']} ms, in torch {checked['torch_milliseconds']} ms, on the machine of the export."
-    )
-    if loss is not None:
-        lines += ["", f"With 8-bit weights: mIoU {loss['mean_iou_int8']} instead of {loss['mean_iou']} on {loss['pictures']} pictures, "
-                  f"{loss['bytes_int8'] / 1e6:.1f} instead of {loss['bytes'] / 1e6:.1f} MB, {loss['milliseconds_int8']} ms."]  # fmt: skip
-    lines += ["", "## Made of", ""]
-    lines.append(
-        "- Data set: not known."
-        if data is None
-        else f"- Data set: {data['name']} ({data.get('layout')}), {data.get('images')} images."
-    )
-    if learned is not None:
-        models = f"; by way of {', '.join(learned['models'])}" if learned["models"] else ""
-        lines.append(
-            f"- Learned from the masks of {learned['masks']} images and the tags of {learned['tags']}{models}."
-        )
-    else:
-        lines.append("- What it learned from is not known: the parameters of its training are not beside it.")
-    lines.append(
-        f"- Scores: {card['no_scores']}." if scores is None
-        else f"- Scores by the whole `segcore predict`: mIoU {scores['mean_iou']} on {scores['images']} validation images."
-    )  # fmt: skip
-    lines.append(
-        f"- Trunk: {trunk['network']}, weights {trunk['weights']}; licence: {trunk['licence']}. {trunk['note']}".replace(
-            "..", "."
-        )
-    )
-    lines += ["", "## Limits", "", *(f"- {limit}" for limit in card["limits"])]
-    lines += ["", "Written by " + ", ".join(f"{name} {version}" for name, version in card["versions"].items()) + "."]
-    return "\n".join(lines) + "\n"

@@ -23,6 +23,8 @@ from segcore.prediction.model import Model
 class Loss:
     """mIoU of both files on the same pictures, and their sizes and times."""
 
+    file: str
+    """Name of the one with 8 bits."""
     pictures: int
     mean_iou: float
     mean_iou_int8: float
@@ -61,4 +63,4 @@ def measured(
             count.update(truth, agreement.labels(run, graph, model, picture))
     means = [round(count.mean_iou, 4) for count in counts]
     time = agreement.milliseconds(runs[1], graph, model, pairs[0][0])
-    return Loss(len(pairs), *means, *(file.stat().st_size for file in files), time)
+    return Loss(files[1].name, len(pairs), *means, *(file.stat().st_size for file in files), time)

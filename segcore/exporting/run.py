@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from segcore.data.pictures import read_image
 from segcore.errors import Problem
-from segcore.exporting import agreement, beside, card, graphs, int8, onnx_file, pt2_file
+from segcore.exporting import agreement, beside, card, graphs, int8, onnx_file, pt2_file, text
 from segcore.exporting.agreement import Agreement
 from segcore.exporting.graphs import Graph
 from segcore.files import fresh_folder
@@ -68,7 +68,7 @@ def export_model(path: Path, out: Path, wanted: Wanted) -> dict[str, Any]:
             loss = _quantised(file, graph, model, run, pairs)
         content = card.content(model, folder, graph, file, wanted.tags_at_once, found, loss)
         (partial / CARD).write_text(json.dumps(content, indent=2) + "\n")
-        (partial / README).write_text(card.markdown(content))
+        (partial / README).write_text(text.markdown(content))
         _put(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

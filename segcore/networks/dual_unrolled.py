@@ -1,8 +1,8 @@
 """Inference of DIS by the image alone, written out: every step with its gradient, as layers.
 
-What `dual_inference.infer` does with the objective of prediction, L_img, where nobody can ask for a gradient: in a graph
-for other runtimes. L_img goes through subnet 2 and the layer of the labelmap, five convolutions and two ReLUs, so its
-gradient is a pass back through them with tied weights. The basis of the features is computed once.
+What `dual_inference.infer` does with the objective of prediction, L_img, where nobody can ask for a gradient: in a
+graph for other runtimes. L_img goes through subnet 2 and the layer of the labelmap, four convolutions and two ReLUs, so
+its gradient is a pass back through them with tied weights. The basis of the features is computed once.
 """
 
 from typing import NamedTuple, cast
