@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from timm.layers import Conv2dSame, padding
+from timm.layers import padding
+from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -118,7 +119,6 @@ def test_dis_written_out_infers_the_same(iterations: int) -> None:
     system = predicting(finished("dis", TIMM), iterations=iterations, step=0.3)
     images = squares(3, 97).images
     with torch.no_grad():
-        assert not torch.equal(system.predict(images), system.network.trunk(images).top)
         torch.testing.assert_close(system.exportable(None)(images), system.predict(images), rtol=1e-4, atol=1e-4)
 
 

@@ -135,7 +135,9 @@ def labels(run: Run, graph: Graph, model: Model, picture: Pixels) -> UInt8[np.nd
     if graph.takes_pictures:
         return run(picture)
     side = graph.side
-    shape = picture.shape[:2] if model.system.square == "stretch" else (max(picture.shape[:2]),) * 2
-    scores = Mean(*picture.shape[:2], shape, len(model.classes), 1)
+    height, width = picture.shape[:2]
+    long = max(height, width)
+    square = (height, width) if model.system.square == "stretch" else (long, long)
+    scores = Mean(height, width, square, len(model.classes), 1)
     scores.add(torch.from_numpy(run(as_squares(model, [picture], side).numpy())))
     return scores.winners()

@@ -93,7 +93,7 @@ def _limits(model: Model, graph: Graph, tags_at_once: int | None) -> list[str]:
     limits = [f"It knows {len(model.classes) - 1} classes, and calls everything else background."]
     if system.prediction.crf is not None:
         limits.append("`segcore predict` lets a CRF follow the borders of the picture; this file ends before it.")
-    if not graph.takes_pictures and (len(views.scales) > 1 or views.flip or views.scales[0] != 1):
+    if not graph.takes_pictures and (views.flip or list(views.scales) != [1.0]):
         mirrored = " and mirrored pictures" if views.flip else ""
         limits.append(
             f"`segcore predict` takes the mean over scales {list(views.scales)}{mirrored}; this file is one pass."

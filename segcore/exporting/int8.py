@@ -61,6 +61,7 @@ def measured(
     for picture, truth in pairs:
         for count, run in zip(counts, runs, strict=True):
             count.update(truth, agreement.labels(run, graph, model, picture))
-    means = [round(count.mean_iou, 4) for count in counts]
+    with_floats, with_8_bits = (round(count.mean_iou, 4) for count in counts)
+    sizes = [file.stat().st_size for file in files]
     time = agreement.milliseconds(runs[1], graph, model, pairs[0][0])
-    return Loss(files[1].name, len(pairs), *means, *(file.stat().st_size for file in files), time)
+    return Loss(files[1].name, len(pairs), with_floats, with_8_bits, sizes[0], sizes[1], time)

@@ -26,40 +26,42 @@ def antialiased(length: int, cells: int, like: Tensor) -> Float[Tensor, "cells l
     return weights / weights.sum(1, keepdim=True)
 
 
-def area(side: Tensor, length: int, cells: int, like: Tensor) -> Float[Tensor, "cells length"]:
+def area(side: Float[Tensor, ""], length: int, cells: int, like: Tensor) -> Float[Tensor, "cells length"]:
     """Weights of OpenCV's `INTER_AREA` along an axis of `side` pixels, of which those from `length` on are black.
 
-    `side` is a number, at least `cells`.
+    `side` is a number of at least `cells`, in double precision, as what OpenCV computes with: where a cell begins right
+    at a pixel, a last digit decides to which of two it belongs.
     """
-    scale = side / cells
-    first, pixels = _places(cells, like)[:, None] * scale, _places(length, like)[None]
-    return (torch.minimum(first + scale, pixels + 1) - torch.maximum(first, pixels)).clamp(min=0) / scale
+    scale = 1 / (cells / side)
+    first, pixels = _places(cells, side)[:, None] * scale, _places(length, side)[None]
+    weights = (torch.minimum(first + scale, pixels + 1) - torch.maximum(first, pixels)).clamp(min=0) / scale
+    return weights.to(like.dtype)
 
 
-def bilinear(side: Tensor, length: int, cells: int, like: Tensor) -> Float[Tensor, "cells length"]:
+def bilinear(side: Float[Tensor, ""], length: int, cells: int, like: Tensor) -> Float[Tensor, "cells length"]:
     """Weights of OpenCV's `INTER_LINEAR` along such an axis: between the centres of pixels, the outermost repeated."""
-    place = (_places(cells, like) + 0.5) * (side / cells) - 0.5
+    place = (_places(cells, side) + 0.5) * (1 / (cells / side)) - 0.5
     return _between(place.floor(), place - place.floor(), side, length, like)
 
 
-def bilinear_of_areas(side: Tensor, length: int, cells: int, like: Tensor) -> Float[Tensor, "cells length"]:
+def bilinear_of_areas(side: Float[Tensor, ""], length: int, cells: int, like: Tensor) -> Float[Tensor, "cells length"]:
     """Weights of OpenCV's `INTER_AREA` along an axis where either of the two grows: it then interpolates, between
     places that follow the areas.
     """
-    scale, cell = side / cells, _places(cells, like)
-    first = (cell * scale).floor()
-    beyond = (cell + 1) - (first + 1) / scale
+    per_pixel, cell = torch.div(cells, side), _places(cells, side)
+    first = (cell * (1 / per_pixel)).floor()
+    beyond = (cell + 1) - (first + 1) * per_pixel
     return _between(first, torch.where(beyond > 0, beyond - beyond.floor(), 0.0), side, length, like)
 
 
 def _between(
-    first: Float[Tensor, " cells"], share: Float[Tensor, " cells"], side: Tensor, length: int, like: Tensor
+    first: Float[Tensor, " cells"], share: Float[Tensor, " cells"], side: Float[Tensor, ""], length: int, like: Tensor
 ) -> Float[Tensor, "cells length"]:
     """`share` of the pixel behind `first`, and the rest of that pixel itself."""
-    share = (share * FIXED_POINT).round() / FIXED_POINT
+    share = (share.to(like.dtype) * FIXED_POINT).round() / FIXED_POINT
     share = torch.where((first < 0) | (first >= side - 1), 0.0, share)
     first = torch.minimum(first.clamp(min=0), side - 1)
-    pixels = _places(length, like)[None]
+    pixels = _places(length, side)[None]
     here, behind = (pixels == first[:, None]).to(like.dtype), (pixels == first[:, None] + 1).to(like.dtype)
     return here * (1 - share)[:, None] + behind * share[:, None]
 
