@@ -52,9 +52,9 @@ WHY_NOT: dict[str, str] = {}
 TIMM = "timm/test_resnet"
 
 
-def model_of(system: System, **views: Any) -> Model:
-    """As `load` gives it."""
-    predicting(system, views=views) if views else None
+def model_of(system: System, **changes: Any) -> Model:
+    """As `load` gives it; changes are of how it predicts."""
+    predicting(system, **changes)
     side = system.input_step * (3 if system.input_step == 32 else 8) + system.input_offset
     card = {"name": "tested", "tags": tag_names(), "input_size": side}
     return Model(system, card, {"prediction": {}})
@@ -103,7 +103,9 @@ def _runner(path: Path) -> agreement.Run:
 @pytest.mark.parametrize("module", ["deeplab", "decouplednet"])
 def test_a_graph_from_pictures_gives_the_labels_of_predict(module: str, tmp_path: Path) -> None:
     """Stretched and padded squares; two scales and mirrored; pictures that shrink, grow, and do both."""
-    model = model_of(finished(module, "vgg16"), scales=[1.0, 1.5], flip=True)
+    # All tags found or none: a random classifier is unsure of all of them, and a last digit would decide.
+    own = {"threshold": 0.01} if module == "decouplednet" else {}
+    model = model_of(finished(module, "vgg16"), views={"scales": [1.0, 1.5], "flip": True}, **own)
     graph = graphs.of_pictures(model, None)
     onnx_file.write(graph, tmp_path / "model.onnx")
     session = onnx_file.Session(tmp_path / "model.onnx")
@@ -111,7 +113,7 @@ def test_a_graph_from_pictures_gives_the_labels_of_predict(module: str, tmp_path
         labels = session(picture)
         assert labels.dtype == np.uint8
         assert labels.shape == picture.shape[:2]
-        assert (labels == model.predict(picture)).mean() > 0.995
+        assert (labels == model.predict(picture)).mean() >= 0.999
 
 
 @pytest.mark.parametrize("iterations", [0, 3])
@@ -160,9 +162,9 @@ def test_tags_at_once_are_for_systems_that_run_by_tags(module: str) -> None:
 
 
 def test_proposals_are_found_outside_of_a_graph() -> None:
-    system = predicting(finished("deconvnet", "vgg16"), proposals=5)
+    model = model_of(finished("deconvnet", "vgg16"), proposals=5)
     with pytest.raises(Problem, match="5 EdgeBoxes windows, which OpenCV finds outside"):
-        graphs.of_pictures(model_of(system), None)
+        graphs.of_pictures(model, None)
 
 
 class TestResizing:

@@ -103,10 +103,7 @@ def _limits(model: Model, graph: Graph, tags_at_once: int | None) -> list[str]:
     if tags_at_once is not None:
         limits.append(f"At most {tags_at_once} classes are found in one picture, the likeliest ones.")
     if graph.takes_pictures:
-        limits.append(
-            "Pixels are scaled in the graph, within 1 of 255 of what `segcore predict` sees. Memory grows with the "
-            f"picture: {4 * len(model.classes)} bytes a pixel for the scores."
-        )
+        limits.append(f"Memory grows with the picture: {4 * len(model.classes)} bytes a pixel for the scores alone.")
     if graph.why_fixed is not None:
         what = "the size and the batch" if not graph.any_batch else "the size"
         limits.append(f"It is made for {what} above alone, as torch could not trace it for others: {graph.why_fixed}")

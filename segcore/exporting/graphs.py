@@ -54,8 +54,6 @@ class Graph:
 class FromPicture(nn.Module):
     """What `segcore predict` does with one picture before a CRF: squares, views, the mean of scores, the greatest.
 
-    Pixels of the squares may differ from OpenCV's by 1 of 255, as its 8-bit interpolation cuts digits off.
-
     Args:
         network: from squares to scores.
         stretched: whether a square is the picture stretched, or padded with black below and to the right.
@@ -88,24 +86,11 @@ class FromPicture(nn.Module):
         return total.argmax(0).to(torch.uint8)
 
     def _square(self, pixels: Float[Tensor, "3 H W"], side: int) -> Float[Tensor, "3 S S"]:
-        """As OpenCV scales the picture: areas where it shrinks, which the width decides, else between pixels."""
+        """The picture as OpenCV scales it."""
         lengths = [torch.scalar_tensor(pixels.shape[axis], dtype=torch.float64) for axis in (1, 2)]
         if not self.stretched:
             lengths = [torch.maximum(*lengths)] * 2
-        shrinks, both_shrink = lengths[1] > side, (lengths[0] >= side) & (lengths[1] >= side)
-        rows, columns = (
-            torch.where(
-                shrinks,
-                torch.where(
-                    both_shrink,
-                    resizing.area(length, count, side, pixels),
-                    resizing.bilinear_of_areas(length, count, side, pixels),
-                ),
-                resizing.bilinear(length, count, side, pixels),
-            )
-            for length, count in zip(lengths, pixels.shape[1:], strict=True)
-        )
-        return (rows @ pixels @ columns.T).round().clamp(0, 255)
+        return resizing.opencv(pixels, (lengths[0], lengths[1]), side)
 
 
 def of_network(model: Model, tags_at_once: int | None) -> Graph:

@@ -38,32 +38,61 @@ def area(side: Float[Tensor, ""], length: int, cells: int, like: Tensor) -> Floa
     return weights.to(like.dtype)
 
 
-def bilinear(side: Float[Tensor, ""], length: int, cells: int, like: Tensor) -> Float[Tensor, "cells length"]:
-    """Weights of OpenCV's `INTER_LINEAR` along such an axis: between the centres of pixels, the outermost repeated."""
-    place = (_places(cells, side) + 0.5) * (1 / (cells / side)) - 0.5
-    return _between(place.floor(), place - place.floor(), side, length, like)
+def opencv(
+    pixels: Float[Tensor, "3 H W"], sides: tuple[Float[Tensor, ""], Float[Tensor, ""]], cells: int
+) -> Float[Tensor, "3 S S"]:
+    """What `cv2.resize` makes of 8-bit pixels, as `data.geometry.resized` calls it: areas where the width shrinks.
+
+    Args:
+        sides: height and width of the picture, in double precision; below and to the right of `pixels` it is black.
+        cells: height and width of what it becomes.
+    """
+    lengths = pixels.shape[1], pixels.shape[2]
+    rows, columns = (area(side, length, cells, pixels) for side, length in zip(sides, lengths, strict=True))
+    averages = (rows @ pixels @ columns.T).round()
+    shrinks = sides[1] > cells
+    between = _bilinear(pixels, sides, cells, shrinks)
+    return torch.where(shrinks & (sides[0] >= cells), averages, between).clamp(0, 255)
 
 
-def bilinear_of_areas(side: Float[Tensor, ""], length: int, cells: int, like: Tensor) -> Float[Tensor, "cells length"]:
-    """Weights of OpenCV's `INTER_AREA` along an axis where either of the two grows: it then interpolates, between
-    places that follow the areas.
+def _bilinear(
+    pixels: Float[Tensor, "3 H W"], sides: tuple[Float[Tensor, ""], Float[Tensor, ""]], cells: int, by_areas: Tensor
+) -> Float[Tensor, "3 S S"]:
+    """OpenCV's interpolation of 8-bit pixels, the digits that it cuts off included.
+
+    Args:
+        by_areas: whether places follow the areas, as they do for `INTER_AREA` where one axis grows.
+    """
+    (upper, below, down), (left, right, along) = (
+        _pair(*of, cells, by_areas) for of in zip(sides, pixels.shape[1:], strict=True)
+    )
+    exact = pixels.to(torch.float64)
+    mixed = exact @ left.T * (FIXED_POINT - along) + exact @ right.T * along
+    mixed = (mixed / 16).floor()
+    down = down[:, None]
+    parts = ((upper @ mixed) * (FIXED_POINT - down) / 2**16).floor() + ((below @ mixed) * down / 2**16).floor()
+    return ((parts + 2) / 4).floor().to(pixels.dtype)
+
+
+def _pair(
+    side: Float[Tensor, ""], length: int, cells: int, by_areas: Tensor
+) -> tuple[Float[Tensor, "cells length"], Float[Tensor, "cells length"], Float[Tensor, " cells"]]:
+    """The two pixels along an axis that each cell lies between, as ones in rows of zeros, and the weight of the second.
+
+    The weight is a whole number of `FIXED_POINT`; a row of a pixel beyond `length`, which is black, has no one.
     """
     per_pixel, cell = torch.div(cells, side), _places(cells, side)
-    first = (cell * (1 / per_pixel)).floor()
-    beyond = (cell + 1) - (first + 1) * per_pixel
-    return _between(first, torch.where(beyond > 0, beyond - beyond.floor(), 0.0), side, length, like)
-
-
-def _between(
-    first: Float[Tensor, " cells"], share: Float[Tensor, " cells"], side: Float[Tensor, ""], length: int, like: Tensor
-) -> Float[Tensor, "cells length"]:
-    """`share` of the pixel behind `first`, and the rest of that pixel itself."""
-    share = (share.to(like.dtype) * FIXED_POINT).round() / FIXED_POINT
+    scale = 1 / per_pixel
+    centre = (cell + 0.5) * scale - 0.5
+    start = (cell * scale).floor()
+    beyond = (cell + 1) - (start + 1) * per_pixel
+    first = torch.where(by_areas, start, centre.floor())
+    share = torch.where(by_areas, torch.where(beyond > 0, beyond - beyond.floor(), 0.0), centre - centre.floor())
     share = torch.where((first < 0) | (first >= side - 1), 0.0, share)
-    first = torch.minimum(first.clamp(min=0), side - 1)
+    first = torch.minimum(first.clamp(min=0), side - 1)[:, None]
     pixels = _places(length, side)[None]
-    here, behind = (pixels == first[:, None]).to(like.dtype), (pixels == first[:, None] + 1).to(like.dtype)
-    return here * (1 - share)[:, None] + behind * share[:, None]
+    weight = (share.float() * FIXED_POINT).round().to(side.dtype)
+    return (pixels == first).to(side.dtype), (pixels == first + 1).to(side.dtype), weight
 
 
 def _places(count: int, like: Tensor) -> Float[Tensor, " count"]:
