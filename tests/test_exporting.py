@@ -100,12 +100,13 @@ def _runner(path: Path) -> agreement.Run:
     return onnx_file.Session(path) if path.suffix == ".onnx" else pt2_file.Loaded(path)
 
 
-@pytest.mark.parametrize("module", ["deeplab", "decouplednet"])
-def test_a_graph_from_pictures_gives_the_labels_of_predict(module: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("geometry", [{"kind": "stretched"}, {"kind": "crops", "scales": [0.5, 1.5]}])
+def test_a_graph_from_pictures_gives_the_labels_of_predict(geometry: dict[str, Any], tmp_path: Path) -> None:
     """Stretched and padded squares; two scales and mirrored; pictures that shrink, grow, and do both."""
-    # All tags found or none: a random classifier is unsure of all of them, and a last digit would decide.
-    own = {"threshold": 0.01} if module == "decouplednet" else {}
-    model = model_of(finished(module, "vgg16"), views={"scales": [1.0, 1.5], "flip": True}, **own)
+    model = model_of(
+        system_of("deeplab", "vgg16", geometry=geometry).eval(), views={"scales": [1.0, 1.5], "flip": True}
+    )
+    assert model.system.square == ("stretch" if geometry["kind"] == "stretched" else "pad")
     graph = graphs.of_pictures(model, None)
     onnx_file.write(graph, tmp_path / "model.onnx")
     session = onnx_file.Session(tmp_path / "model.onnx")
@@ -113,7 +114,8 @@ def test_a_graph_from_pictures_gives_the_labels_of_predict(module: str, tmp_path
         labels = session(picture)
         assert labels.dtype == np.uint8
         assert labels.shape == picture.shape[:2]
-        assert (labels == model.predict(picture)).mean() >= 0.999
+        # A random network scores all classes alike: where a pixel of the square is one lighter, another may win.
+        assert (labels == model.predict(picture)).mean() > 0.998
 
 
 @pytest.mark.parametrize("iterations", [0, 3])
@@ -278,7 +280,13 @@ class TestCommand:
         assert card["int8"]["bytes_int8"] < card["bytes"]
         assert card["scores"]["mean_iou"] == 0.4321
         assert card["learned_from"] == {"masks": 3, "tags": 0, "models": []}
-        for part in ("mIoU 0.4321 on 17", "masks of 3 images", "none needed", "turned as a person sees it", "8-bit"):
+        for part in (
+            "mIoU 0.4321 on 17",
+            "masks of 3 images",
+            "your file weights.pth",
+            "turned as a person sees it",
+            "8-bit",
+        ):
             assert part in text, part
         made_of.write(results, MADE_OF | {"training": "another"})
         export(trained, *given, "--format", "pt2")

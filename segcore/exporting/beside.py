@@ -21,7 +21,7 @@ from segcore.prediction import listing
 CHECKED, MEASURED = 8, 200
 """Pictures at most by which agreement is checked, and mIoU measured."""
 
-Pair = tuple[Pixels, UInt8[np.ndarray, "H W"]]
+Pair = tuple[Pixels, UInt8[np.ndarray, "_ _"]]
 One = TypeVar("One")
 
 

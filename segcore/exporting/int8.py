@@ -54,7 +54,7 @@ def measured(
     files: tuple[Path, Path],
     graph: Graph,
     model: Model,
-    pairs: Sequence[tuple[Pixels, UInt8[np.ndarray, "H W"]]],
+    pairs: Sequence[tuple[Pixels, UInt8[np.ndarray, "_ _"]]],
 ) -> Loss:
     """What 8 bits cost; both runs, files: with floats, with 8 bits. `pairs` are pictures with their masks."""
     counts = [ConfusionMatrix(len(model.classes)) for _ in runs]
