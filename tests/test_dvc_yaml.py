@@ -23,7 +23,7 @@ ROOMS = (
     *("errors", "files", "seeds", "processes", "made_of"),
     *("config", "projects", "data", "importers", "exchange", "losses", "networks", "localisation", "features"),
     *("training", "systems", "regularisers", "models", "evaluation", "fitting", "reporting", "prediction"),
-    *("acquisition", "serving", "cli", "commands"),
+    *("exporting", "acquisition", "serving", "cli", "commands"),
     *("__main__", "stages"),
 )
 """The rooms of the house in order: each knows only those before it."""

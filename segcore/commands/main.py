@@ -2,7 +2,7 @@
 
 import typer
 
-from segcore.commands import compare, export, import_, new, next, predict, serve, stage
+from segcore.commands import compare, export, export_model, import_, new, next, predict, serve, stage
 
 app = typer.Typer(
     name="segcore",
@@ -18,6 +18,7 @@ app.command(name="import")(import_.import_)
 app.command()(predict.predict)
 app.command()(serve.serve)
 app.command()(export.export)
+app.command(name="export-model")(export_model.export_model)
 app.command()(compare.compare)
 app.command(name="next")(next.next_)
 app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(stage.stage)

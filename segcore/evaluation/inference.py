@@ -102,7 +102,7 @@ def _by_squares(
     system: System, images: Sequence[Image], input_size: int, scales: Sequence[float], flip: bool
 ) -> list[ScoreMaps]:
     stretched = system.square == "stretch"
-    sizes = [_input_size(system, input_size * scale) for scale in scales]
+    sizes = [input_size_of(system, input_size * scale) for scale in scales]
     for scale, size in zip(scales, sizes, strict=True):
         if size < system.smallest_input:
             raise Problem(
@@ -129,7 +129,7 @@ def _by_squares(
     return [*means]
 
 
-def _input_size(system: System, wanted: float) -> int:
+def input_size_of(system: System, wanted: float) -> int:
     """The nearest size that the system takes: a multiple of its step, and its offset more."""
     step = system.input_step
     return max(step, round((wanted - system.input_offset) / step) * step) + system.input_offset

@@ -24,8 +24,9 @@ def saliency(
     """
     with torch.no_grad():
         grid = activations.scores.shape[2:]
+        cells = grid[0] * grid[1]  # `numel` would be one number in a graph that is traced for any size
         switches = activations.scores.flatten(2).argmax(2)[image]  # P L: the place of each tag's maximum
-        placed = values.new_zeros(*values.shape, grid.numel()).scatter_(2, switches[..., None], values[..., None])
+        placed = values.new_zeros(*values.shape, cells).scatter_(2, switches[..., None], values[..., None])
         back = F.conv_transpose2d(placed.unflatten(2, grid), head.score.weight)
         back = back * (activations.fc7[image] > 0) * _slope(head.norm7)
         back = F.conv_transpose2d(back, head.fc7.weight)

@@ -88,8 +88,7 @@ class _Subnets:
     """Subnets 1 and 3 over features in the basis, and the features that the images start from."""
 
     def __init__(self, network: Dual, u1: Float[Tensor, "B C h w"], v1: Float[Tensor, "B C"]) -> None:
-        rows = torch.cat([network.labelmap.weight.movedim(1, 3).flatten(0, 2), network.tags.weight]).to(u1.dtype)
-        basis = torch.linalg.qr(rows.T).Q if len(rows) < rows.shape[1] else torch.eye(rows.shape[1]).to(rows)
+        basis = basis_of(network, u1.dtype)
         self.network = network
         kernel = torch.einsum("kcyx,cr->kryx", network.labelmap.weight.to(u1.dtype), basis)
         self.labelmap = kernel.contiguous(memory_format=torch.channels_last)
@@ -116,6 +115,12 @@ class _Subnets:
         """The gradient at the norm of the features, what no subnet sees of them included; 0 where it vanishes."""
         ours, theirs = (_squares(features) + unseen).sqrt(), _squares(gradient).sqrt()
         return _spread(torch.where(theirs > 0, ours / theirs, 0), gradient) * gradient
+
+
+def basis_of(network: Dual, dtype: torch.dtype) -> Float[Tensor, "C r"]:
+    """An orthonormal basis of the rows that subnets 1 and 3 begin with; all of the space where there are as many."""
+    rows = torch.cat([network.labelmap.weight.movedim(1, 3).flatten(0, 2), network.tags.weight]).to(dtype)
+    return torch.linalg.qr(rows.T).Q if len(rows) < rows.shape[1] else torch.eye(rows.shape[1]).to(rows)
 
 
 def _chosen(lower: Bool[Tensor, " B"], reached: _Place, kept: _Place) -> _Place:

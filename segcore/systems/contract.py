@@ -118,6 +118,9 @@ class System(nn.Module, ABC):
     cleans_tags: bool = False
     """Whether it doubts the tags that it is given: `clean_tags` then says what it makes of them."""
 
+    scores_are_probabilities: bool = False
+    """Whether what `predict` gives sums to 1 over the classes already; `probabilities` then leaves it as it is."""
+
     @property
     def proposals(self) -> int:
         """Object proposals an image is predicted by; 0 predicts it whole."""
@@ -154,12 +157,44 @@ class System(nn.Module, ABC):
         """
         raise NotImplementedError
 
+    def exportable(self, tags_at_once: int | None) -> nn.Module:
+        """What `segcore export-model` hands on: a module from images to scores, as `predict` has both.
+
+        It gives what `predict` gives, by steps that a graph can hold: the same ones whatever the values are, none of
+        which takes a gradient. A system that runs once for each tag it finds runs a fixed number of times instead, and
+        counts what is not found as nothing. The module shares the system's weights. A system that nothing of the kind
+        can be made of raises a `Problem` that says exactly why.
+
+        Args:
+            tags_at_once: for a system that runs once for each tag: only that many, the likeliest, may be found in an
+                image; None lets all be found, with the result of `predict`.
+
+        Raises:
+            Problem: `tags_at_once` for a system that does not run by tags, or of a number that it cannot run.
+        """
+        if tags_at_once is not None:
+            raise Problem(
+                f"--tags-at-once: found {tags_at_once} for a system that scores all classes in one pass; leave it out"
+            )
+        return _Predicting(self)
+
     def finish(self, batches: Iterable[Batch]) -> None:
         """Called once after training, in the precision of `predict`, with training batches on the system's device."""
 
     def finishing_batches(self) -> tuple[int, int]:
         """How many batches of how many samples `finish` asks for."""
         return 0, 0
+
+
+class _Predicting(nn.Module):
+    """A system whose `predict` is a graph as it stands."""
+
+    def __init__(self, system: System) -> None:
+        super().__init__()
+        self.system = system
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
+        return self.system.predict(images)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from segcore.config.networks import DeconvolutionParams
 from segcore.config.section import Fraction
 from segcore.data.batches import Batch
 from segcore.data.samples import CropSamples, binary_labels
+from segcore.errors import Problem
 from segcore.localisation.saliency import saliency
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.networks import normalisation
@@ -89,6 +90,7 @@ class DecoupledNet(System):
     """The whole network. The classifier is frozen and always in eval mode."""
 
     prediction: Prediction
+    scores_are_probabilities = True
 
     def __init__(self, classifier: Classifier, params: Training) -> None:
         super().__init__()
@@ -152,20 +154,67 @@ class DecoupledNet(System):
         maps[~found.any(1), 0] = 1
         for pairs in torch.arange(len(image), device=image.device).split(PAIRS_AT_ONCE):
             at = image[pairs]
-            explained = saliency(self.head, activations, values[pairs], at)
-            scores = self.segmenter(activations.features.pick(at), explained, (height, width))
+            both = self.cut_out(activations, values[pairs], at, (height, width))
             is_tag = (tag[pairs] > 0).long()
-            maps[at, tag[pairs]] = F.softmax(scores.float(), dim=1)[torch.arange(len(at)), is_tag].to(maps.dtype)
+            maps[at, tag[pairs]] = both[torch.arange(len(at)), is_tag].to(maps.dtype)
+        return self.normalised(maps, probabilities, found)
+
+    def cut_out(
+        self, activations: Activations, values: Float[Tensor, "P L"], image: Int64[Tensor, " P"], size: tuple[int, int]
+    ) -> Float[Tensor, "P 2 H W"]:
+        """P_bg and P_fg of pairs of an image and the values of its tags."""
+        explained = saliency(self.head, activations, values, image)
+        return F.softmax(self.segmenter(activations.features.pick(image), explained, size).float(), dim=1)
+
+    def normalised(
+        self, maps: Float[Tensor, "B K H W"], probabilities: Float[Tensor, "B L"], found: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B K H W"]:
+        """The maps divided by their sum, those of tags that were not found being 0."""
         if self.prediction.weigh_by_probability:
-            maps[:, 1:] *= probabilities[:, :, None, None].to(maps.dtype)
+            maps = torch.cat([maps[:, :1], maps[:, 1:] * probabilities[:, :, None, None].to(maps.dtype)], dim=1)
         empty = maps.sum(1, keepdim=True) == 0
         present = torch.cat([torch.ones_like(found[:, :1]), found], dim=1)
         maps = maps + (empty & present[:, :, None, None]).to(maps.dtype)
         return maps / maps.sum(1, keepdim=True)
 
+    def exportable(self, tags_at_once: int | None) -> "FixedTags":
+        n_tags = self.classifier.n_tags
+        if tags_at_once is not None and not 1 <= tags_at_once <= n_tags:
+            raise Problem(f"--tags-at-once: found {tags_at_once}; allowed are 1..{n_tags}, the tags of this model")
+        return FixedTags(self, tags_at_once or n_tags)
+
     def probabilities(self, scores: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
         """The maps as they are: they sum to 1 over the classes."""
         return scores
+
+
+class FixedTags(nn.Module):
+    """`DecoupledNet.predict` with as many pairs for every image: the joint one, and one for each of its likeliest tags.
+
+    A tag is found as always, if it is one of these; the pairs of others are run and count for nothing.
+    """
+
+    def __init__(self, system: DecoupledNet, tags_at_once: int) -> None:
+        super().__init__()
+        self.system = system
+        self.tags_at_once = tags_at_once
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
+        system = self.system
+        activations: Activations = system.classifier(images)
+        probabilities = activations.decision.sigmoid()
+        likeliest = probabilities.topk(self.tags_at_once).indices
+        each = F.one_hot(likeliest, probabilities.shape[1]).to(probabilities.dtype)  # B n L
+        found = (probabilities > system.prediction.threshold) & (each.sum(1) > 0)
+        values = torch.cat([torch.ones_like(each[:, :1]), each], dim=1) * (probabilities * found)[:, None]
+        image = torch.arange(images.shape[0], device=images.device)[:, None].expand(values.shape[:2])
+        both = system.cut_out(activations, values.flatten(0, 1), image.flatten(), (images.shape[2], images.shape[3]))
+        both = both.unflatten(0, (images.shape[0], 1 + self.tags_at_once))
+        background = torch.where(found.any(1)[:, None, None], both[:, 0, 0], 1.0)
+        # One of the n maps, or none, for each tag: a product takes it as it is.
+        objects = torch.einsum("bnl,bnhw->blhw", each * found[:, None], both[:, 1:, 1])
+        return system.normalised(torch.cat([background[:, None], objects], dim=1), probabilities, found)
 
 
 def _pairs(

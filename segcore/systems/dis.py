@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from jaxtyping import Float, Int64
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from segcore.config import systems
 from segcore.config.networks import DualParams
@@ -50,6 +50,7 @@ from segcore.losses import (
 from segcore.networks.deeplab import at_cells, enlarged
 from segcore.networks.dual import Dual, Responses
 from segcore.networks.dual_inference import Inferred, infer
+from segcore.networks.dual_unrolled import Unrolled
 from segcore.networks.origin import Origin
 from segcore.networks.trunk import Trunk
 from segcore.systems._grid import SMALLEST_PREDICTION, masks_of
@@ -214,6 +215,10 @@ class DIS(OpenSystem):
         seen, how = self.network.seen(images, _size(u1)), self.prediction
         inferred = infer(self.network, u1, self.network.vector_of(u1), self._unlike(seen), how.iterations, how.step)
         return enlarged(self.network.fused(inferred.responses).float(), (height, width), self.network.stride)
+
+    def exportable(self, tags_at_once: int | None) -> nn.Module:
+        super().exportable(tags_at_once)  # refuses what has nothing to act on
+        return Unrolled(self.network, self.prediction.iterations, self.prediction.step)
 
     @torch.no_grad()
     def clean_tags(self, images: Float[Tensor, "B 3 H W"], tags: Float[Tensor, "B L"]) -> CleanedTags:
