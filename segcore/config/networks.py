@@ -2,10 +2,23 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from segcore.config.labels import Selection
-from segcore.config.section import Cells, Count, GridSize, Name, Padding, Rate, Section, Side, Width
+from segcore.config.section import (
+    Cells,
+    Count,
+    GridSize,
+    InputSize,
+    Name,
+    Padding,
+    Positive,
+    Rate,
+    Section,
+    Side,
+    Views,
+    Width,
+)
 
 NAMED_WEIGHTS = ("random", "imagenet", "package")
 """Weights that are no file of the user's."""
@@ -80,6 +93,24 @@ class StochasticParams(Section):
     def _has_a_centre(self) -> "StochasticParams":
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel {self.kernel} must be odd, as a window needs a centre")
+        return self
+
+
+class PooledParams(Section):
+    """A linear head on pooled features, fitted to features of fixed views that are computed once."""
+
+    kind: Literal["pooled"]
+    levels: Annotated[int, Field(ge=1, le=5)]
+    """How many levels of the trunk are pooled, from the top."""
+    pools: Annotated[tuple[Literal["mean", "max"], ...], Field(min_length=1, max_length=2)]
+    """What is taken of the cells of a channel."""
+    views: Views
+    """At which sizes, and mirrored or not, images are seen when it is fitted, and when many views find the tags."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "PooledParams":
+        if len({*self.pools}) < len(self.pools):
+            raise ValueError(f"pools {list(self.pools)} must name mean or max once each")
         return self
 
 
@@ -158,8 +189,8 @@ def _check_cells(input_size: int, stride: int) -> None:
         )
 
 
-class ClassifierParams(Section):
-    """One `train_classifier@<name>`; `backbone` is one of `backbones`, `recipe` one of `recipes`."""
+class TrainedParams(Section):
+    """One `train_classifier@<name>` that learns step by step, by one of `recipes`."""
 
     images: Literal["weak", "strong"]
     backbone: BackboneParams
@@ -172,7 +203,7 @@ class ClassifierParams(Section):
     recipe: Name
 
     @model_validator(mode="after")
-    def _crop_fits(self) -> "ClassifierParams":
+    def _crop_fits(self) -> "TrainedParams":
         if self.resize < self.input_size:
             raise ValueError(f"resize {self.resize} must be at least input_size {self.input_size}")
         if isinstance(self.head, StochasticParams):
@@ -188,5 +219,51 @@ class ClassifierParams(Section):
             raise ValueError(f"head.kernel {self.head.kernel} exceeds the {cells} cells of the top map")
         return self
 
+
+class Alike(Section):
+    """Every image counts the same for every tag."""
+
+    kind: Literal["none"]
+
+
+class Balanced(Section):
+    """For each tag, the images that have it count together as much as those that lack it."""
+
+    kind: Literal["balanced"]
+    cap: Annotated[float, Field(ge=1)]
+    """An image counts at most so many times, however seldom its tag is."""
+
+
+class FitParams(Section):
+    """How a linear head is fitted: by what cross-validation on its own training images finds best."""
+
+    strengths: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=50)]
+    """Strengths of the L2 penalty to choose among: of the mean squared weight of all features, an image."""
+    folds: Annotated[int, Field(ge=2, le=100)]
+    class_weights: Annotated[Alike | Balanced, Field(discriminator="kind")]
+
+
+class FittedParams(Section):
+    """One `train_classifier@<name>` whose trunk stays as it is and whose head is fitted at once."""
+
+    images: Literal["weak", "strong"]
+    backbone: BackboneParams
+    head: PooledParams
+    input_size: InputSize
+    """Side of the padded squares, at scale 1, from which features are computed and on which tags are measured."""
+    fit: FitParams
+
+
+def _by_head(given: object) -> str:
+    head = given.get("head") if isinstance(given, dict) else getattr(given, "head", None)
+    kind = head.get("kind") if isinstance(head, dict) else getattr(head, "kind", None)
+    return (FittedParams if kind == "pooled" else TrainedParams).__name__
+
+
+ClassifierParams = Annotated[
+    Annotated[TrainedParams, Tag("TrainedParams")] | Annotated[FittedParams, Tag("FittedParams")],
+    Discriminator(_by_head),
+]
+"""One of `classifiers`; `backbone` is one of `backbones`. Its head says whether it is trained or fitted."""
 
 NetworkParams = Annotated[DeconvolutionParams | GridParams | DualParams, Field(discriminator="kind")]

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from segcore.config.data import CropsParams, EdgeParams, ShapesParams, SplitParams, VocParams
 from segcore.config.labels import EvaluationParams, LabelsFromFile, LabelsFromMaps, LabelsFromPredictions
-from segcore.config.networks import BackboneParams, ClassifierParams
+from segcore.config.networks import BackboneParams, FittedParams, TrainedParams
 from segcore.config.settings import Settings
 from segcore.config.systems import CROPS, SEGMENTERS, SystemEntry
 from segcore.config.training import RecipeParams
@@ -45,11 +45,19 @@ class Split:
 
 @dataclass(frozen=True)
 class TrainClassifier:
-    """Of `train_classifier@<name>`."""
+    """Of `train_classifier@<name>` that learns step by step."""
 
     seed: int
-    entry: ClassifierParams
+    entry: TrainedParams
     recipe: RecipeParams
+
+
+@dataclass(frozen=True)
+class FitClassifier:
+    """Of `train_classifier@<name>` whose head is fitted; the seed deals images out to the folds."""
+
+    seed: int
+    entry: FittedParams
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,10 @@ def split(settings: Settings) -> Split:
     return Split(settings.seed, settings.split)
 
 
-def train_classifier(settings: Settings, name: str) -> TrainClassifier:
+def train_classifier(settings: Settings, name: str) -> TrainClassifier | FitClassifier:
     entry = _chosen(name, settings.classifiers, "classifier")
+    if isinstance(entry, FittedParams):
+        return FitClassifier(settings.seed, entry)
     return TrainClassifier(settings.seed, entry, settings.recipes[entry.recipe])
 
 

@@ -121,7 +121,7 @@ def _followed(into: Any, loc: tuple[Any, ...]) -> tuple[list[str], Any]:
     path: list[str] = []
     for number, part in enumerate(loc):
         models = _models(into)
-        chosen = [m for m in models if len(models) > 1 and any(part in _tags(m, key) for key in DISCRIMINATORS)]
+        chosen = [m for m in models if len(models) > 1 and _is_tag(part, m)]
         if chosen and not (len(models) == 1 and part in models[0].model_fields):
             into = chosen[0]
             continue
@@ -141,6 +141,11 @@ def _models(into: Any) -> list[type[BaseModel]]:
         parts = get_args(into)[:1] if get_origin(into) is Annotated else get_args(into)
         return [model for part in parts for model in _models(part)]
     return []
+
+
+def _is_tag(part: Any, model: type[BaseModel]) -> bool:
+    """Whether a part of a place means this model: a value of its discriminator, or its name where a function chose."""
+    return part == model.__name__ or any(part in _tags(model, key) for key in DISCRIMINATORS)
 
 
 def _tags(model: type[BaseModel], key: str) -> Iterator[Any]:

@@ -25,9 +25,11 @@ from segcore.config.networks import (
     ClassifierParams,
     DeconvolutionParams,
     DualParams,
+    FittedParams,
     FullyConnectedParams,
     GridParams,
     NetworkParams,
+    TrainedParams,
 )
 from segcore.config.reading import MISTAKE, read, section
 from segcore.config.section import LIKE, NAME, Views
@@ -52,6 +54,7 @@ COMMON = "common"
 REFERENCES = (
     ("cue_losses.*", "crf", "crfs"),
     ("classifiers.*", "backbone", "backbones"),
+    ("classifiers.*.head", "views", "views"),
     ("pseudo_labels.*", "crf", "crfs"),
     ("pseudo_labels.*", "views", "views"),
     ("systems.*.training", "network", "networks"),
@@ -93,9 +96,15 @@ class Settings:
         self.views: dict[str, Views] = self._named("views")
         self._resolve("cue_losses.*")
         self.cue_losses: dict[str, CueLossParams] = self._named("cue_losses")
-        for place in ("classifiers.*", "pseudo_labels.*", "systems.*.training", "systems.*.prediction"):
+        for place in (
+            "classifiers.*",
+            "classifiers.*.head",
+            "pseudo_labels.*",
+            "systems.*.training",
+            "systems.*.prediction",
+        ):
             self._resolve(place)
-        self.classifiers: dict[str, ClassifierParams] = self._named("classifiers")
+        self.classifiers: dict[str, TrainedParams | FittedParams] = self._named("classifiers")
         self.pseudo_labels: dict[str, LabelsFromMaps | LabelsFromPredictions | LabelsFromFile] = self._named(
             "pseudo_labels"
         )
@@ -187,7 +196,8 @@ class Settings:
             "segmenters": self.systems,
         }
         wants: list[tuple[str, str, Mapping[str, object]]] = []
-        wants += [(f"classifiers.{k}.recipe", c.recipe, self.recipes) for k, c in self.classifiers.items()]
+        trained = {k: c for k, c in self.classifiers.items() if isinstance(c, TrainedParams)}
+        wants += [(f"classifiers.{k}.recipe", c.recipe, self.recipes) for k, c in trained.items()]
         wants += [(f"systems.{k}.start", s.start_name, starts[s.start_kind]) for k, s in self.systems.items()]
         for key, labels in self.pseudo_labels.items():
             if not isinstance(labels, LabelsFromFile):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from segcore.config import reading
-from segcore.config.networks import BackboneParams, ClassifierParams
+from segcore.config.networks import BackboneParams, ClassifierParams, FittedParams, TrainedParams
 from segcore.models.cards import fill, read_card, write
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
@@ -16,7 +16,7 @@ from segcore.networks.classifiers import Classifier
 def save_classifier(
     folder: Path,
     name: str,
-    params: ClassifierParams,
+    params: TrainedParams | FittedParams,
     tags: list[str],
     model: Classifier,
     made_of: Mapping[str, str] | None = None,
@@ -26,7 +26,7 @@ def save_classifier(
     write(folder, card | {"made_of": dict(made_of or {})}, model)
 
 
-def load_classifier(folder: Path, device: torch.device) -> tuple[Classifier, ClassifierParams, list[str]]:
+def load_classifier(folder: Path, device: torch.device) -> tuple[Classifier, TrainedParams | FittedParams, list[str]]:
     """A classifier in eval mode, its parameters and the names of its tags."""
     card = read_card(folder, "classifier")
     model, params = empty_classifier(card)
@@ -35,7 +35,7 @@ def load_classifier(folder: Path, device: torch.device) -> tuple[Classifier, Cla
     return model, params, card["tags"]
 
 
-def empty_classifier(card: dict[str, Any]) -> tuple[Classifier, ClassifierParams]:
+def empty_classifier(card: dict[str, Any]) -> tuple[Classifier, TrainedParams | FittedParams]:
     name = card["name"]
     params = reading.section({"classifiers": {name: card["params"]}}, f"classifiers.{name}", ClassifierParams)
     random = BackboneParams.model_validate(params.backbone.model_dump() | {"weights": "random"})

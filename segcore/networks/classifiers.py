@@ -7,11 +7,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.config.networks import BackboneParams, FullyConnectedParams, HeadParams
+from segcore.config.networks import BackboneParams, FullyConnectedParams, HeadParams, PooledParams
 from segcore.data.batches import Batch
 from segcore.losses import Term
 from segcore.networks import backbones, pretrained
 from segcore.networks.dropout import KeyedDropout
+from segcore.networks.pooled_head import PooledHead, square_of
 from segcore.networks.stochastic_head import StochasticHead
 from segcore.networks.trunk import Features, Trunk
 
@@ -41,7 +42,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class TagScores:
-    """The forward pass of a stochastic head: `decision` is the score of every tag, before the sigmoid."""
+    """The forward pass of a stochastic or a pooled head: `decision` is the score of every tag, before the sigmoid."""
 
     features: Features
     decision: Float[Tensor, "B L"]
@@ -88,7 +89,9 @@ class FullyConnectedHead(nn.Module):
 class Classifier(nn.Module):
     """Finds the tags of an image (Hong et al. 2015, section 4.1, equation 1; Lee et al. 2019, section 3.1)."""
 
-    def __init__(self, trunk: Trunk, head: FullyConnectedHead | StochasticHead, backbone: BackboneParams) -> None:
+    def __init__(
+        self, trunk: Trunk, head: FullyConnectedHead | StochasticHead | PooledHead, backbone: BackboneParams
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
@@ -101,14 +104,35 @@ class Classifier(nn.Module):
 
     @property
     def n_tags(self) -> int:
-        return self.head.score.out_channels
+        return self.head.n_tags if isinstance(self.head, PooledHead) else self.head.score.out_channels
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Activations | TagScores:
-        """A fully connected head gives `Activations`, a stochastic one `TagScores`: in eval mode their expectation."""
+        """A fully connected head gives `Activations`, others `TagScores`: a stochastic one's expectation in eval mode,
+        a pooled one's logits by this view."""
         features = self.trunk(images)
+        if isinstance(self.head, PooledHead):
+            return TagScores(features, self.head(features))
         if isinstance(self.head, StochasticHead):
             return TagScores(features, self.head(features.top))
         return Activations(features, *self.head(features.top))
+
+    @torch.no_grad()
+    def tags(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B L"]:
+        """Logits of the tags of squares in 0..255, by all views that the head asks for: their mean over the views.
+
+        Only a pooled head asks for any; its logits are calibrated. Others see the squares as they are.
+        """
+        if not isinstance(self.head, PooledHead):
+            return self(images).decision
+        views = self.head.views
+        logits = []
+        for scale in views.scales:
+            size = square_of(images.shape[3], scale)
+            squares = images.float()
+            if size != images.shape[3]:
+                squares = F.interpolate(squares, (size, size), mode="bilinear", antialias=True)
+            logits += [self.head(self.trunk(x)) for x in ((squares, squares.flip(3)) if views.flip else (squares,))]
+        return torch.stack(logits).mean(0)
 
     def losses(self, batch: Batch) -> dict[str, Term]:
         """Sigmoid cross-entropy, summed over the tags and averaged over the images (equation 1)."""
@@ -117,9 +141,11 @@ class Classifier(nn.Module):
         return {"tags": Term(total, scores.new_tensor(len(batch.ids)))}
 
 
-def build(backbone: BackboneParams, head: HeadParams, n_tags: int) -> Classifier:
+def build(backbone: BackboneParams, head: HeadParams | PooledParams, n_tags: int) -> Classifier:
     """A classifier with its initial weights; VGG-16's own fc6 and fc7 serve where their shapes fit."""
     trunk = backbones.build(backbone)
+    if isinstance(head, PooledParams):
+        return Classifier(trunk, PooledHead(trunk.level_channels, n_tags, head), backbone)
     if not isinstance(head, FullyConnectedParams):
         return Classifier(trunk, StochasticHead(trunk.channels, n_tags, head), backbone)
     top = FullyConnectedHead(trunk.channels, n_tags, head)
