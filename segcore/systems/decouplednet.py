@@ -30,6 +30,9 @@ from segcore.networks.trunk import Features
 from segcore.systems._crops import SMALLEST, crop_samples
 from segcore.systems.contract import Inputs, Supervision, System
 
+TAKES_TAGS = True
+"""It segments by given tags, too."""
+
 BRIDGE_CHANNELS = 2048
 PAIRS_AT_ONCE = 32
 """Pairs of image and label that inference runs through the network together: bounds its memory."""
@@ -146,6 +149,24 @@ class DecoupledNet(System):
         activations: Activations = self.classifier(images)
         probabilities = activations.decision.sigmoid()
         found = probabilities > self.prediction.threshold
+        maps = self._maps(images, activations, found)
+        if self.prediction.weigh_by_probability:
+            maps[:, 1:] *= probabilities[:, :, None, None].to(maps.dtype)
+        return _normalised(maps, found)
+
+    @torch.no_grad()
+    def predict_given(
+        self, images: Float[Tensor, "B 3 H W"], tags: Float[Tensor, "B L"]
+    ) -> Float[Tensor, "B K H W"]:
+        """The same of given tags, all of which are certain."""
+        found = tags > 0
+        return _normalised(self._maps(images, self.classifier(images), found), found)
+
+    def _maps(
+        self, images: Float[Tensor, "B 3 H W"], activations: Activations, found: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B K H W"]:
+        """P_bg and, of each found tag, P_fg; 0 of the others."""
+        probabilities = activations.decision.sigmoid()
         image, values, tag = _pairs(probabilities * found, found)
         height, width = images.shape[2:]
         maps = images.new_zeros(len(images), found.shape[1] + 1, height, width)
@@ -156,16 +177,19 @@ class DecoupledNet(System):
             scores = self.segmenter(activations.features.pick(at), explained, (height, width))
             is_tag = (tag[pairs] > 0).long()
             maps[at, tag[pairs]] = F.softmax(scores.float(), dim=1)[torch.arange(len(at)), is_tag].to(maps.dtype)
-        if self.prediction.weigh_by_probability:
-            maps[:, 1:] *= probabilities[:, :, None, None].to(maps.dtype)
-        empty = maps.sum(1, keepdim=True) == 0
-        present = torch.cat([torch.ones_like(found[:, :1]), found], dim=1)
-        maps = maps + (empty & present[:, :, None, None]).to(maps.dtype)
-        return maps / maps.sum(1, keepdim=True)
+        return maps
 
     def probabilities(self, scores: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
         """The maps as they are: they sum to 1 over the classes."""
         return scores
+
+
+def _normalised(maps: Float[Tensor, "B K H W"], found: Bool[Tensor, "B L"]) -> Float[Tensor, "B K H W"]:
+    """The maps over their sum; where all are 0, background and found tags count alike."""
+    empty = maps.sum(1, keepdim=True) == 0
+    present = torch.cat([torch.ones_like(found[:, :1]), found], dim=1)
+    maps = maps + (empty & present[:, :, None, None]).to(maps.dtype)
+    return maps / maps.sum(1, keepdim=True)
 
 
 def _pairs(

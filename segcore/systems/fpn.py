@@ -1,0 +1,101 @@
+"""A plain segmenter with a decoder over all levels of its trunk (Lin et al. 2017, Kirillov et al. 2019).
+
+With masks it is the row beside which tags must show what they add; with pseudo-labels of another system it is what is
+trained again, and costs one pass an image. With `images: strong` and pseudo-labels half of every batch shows strong
+images with their masks, half tagged ones.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from segcore.config.systems import MASKS, PSEUDO_LABELS, Prediction
+from segcore.data.batches import Batch, Mixed
+from segcore.data.zoomed import ZoomedImages
+from segcore.losses import Term, pixel_cross_entropy
+from segcore.networks.deeplab import enlarged
+from segcore.networks.origin import Origin
+from segcore.networks.pyramid import Pyramid, conv1, labels_at
+from segcore.networks.trunk import Features, Trunk
+from segcore.systems._grid import SMALLEST_PREDICTION
+from segcore.systems._pyramid import (
+    SMALLEST_TRAINING,
+    PyramidTraining,
+    labelled_of,
+    learns_from_masks_alone,
+    strong_of,
+    zoom_of,
+)
+from segcore.systems.contract import Inputs, OpenSystem, Outputs, Supervision
+
+
+class Training(PyramidTraining):
+    """What training a system with `module: fpn` depends on."""
+
+
+__all__ = ["Prediction", "Training"]
+
+
+class FPN(OpenSystem):
+    """The network and the cross-entropy of its scores."""
+
+    pretrained = ("network_trunk.",)
+
+    def __init__(self, trunk: Trunk, n_classes: int, params: Training) -> None:
+        super().__init__()
+        self.params = params
+        network = params.network
+        self.network_trunk = trunk
+        self.enter = conv1(trunk.channels, network.top_width)
+        self.pyramid = Pyramid(trunk, network.top_width, network.width, n_classes, network.output_stride)
+
+    @property
+    def trunk(self) -> Trunk:
+        return self.network_trunk
+
+    def forward(self, batch: Batch) -> Outputs:
+        features = self.network_trunk(batch.images)
+        return Outputs(features.levels, self.scores(features))
+
+    def scores(self, features: Features) -> Float[Tensor, "B K h w"]:
+        """The scores of each class at the cells of the finest level."""
+        return self.pyramid.decode(self.enter(features.top), self.pyramid.sides(features.levels))
+
+    def terms(self, batch: Batch, outputs: Outputs) -> dict[str, Term]:
+        """Softmax cross-entropy at the cells whose label is known."""
+        size = (outputs.scores.shape[2], outputs.scores.shape[3])
+        return {"segmentation": pixel_cross_entropy(outputs.scores, labels_at(batch.labels, self.pyramid.stride, size))}
+
+    @torch.no_grad()
+    def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
+        scores = self.scores(self.network_trunk(images)).float()
+        return enlarged(scores, (images.shape[2], images.shape[3]), self.pyramid.stride)
+
+
+def build(params: Training, origin: Origin) -> FPN:
+    """The system with the trunk of a trained classifier, whatever its head, or with a fresh one."""
+    return FPN(origin.trunk(origin.backbone.stride), origin.n_tags + 1, params)
+
+
+def samples(params: Training, inputs: Inputs) -> ZoomedImages | Mixed:
+    """Strong images with their masks, tagged ones with their pseudo-labels, or as many of each."""
+    zoom = zoom_of(params)
+    if learns_from_masks_alone(inputs):
+        return ZoomedImages(*strong_of(inputs), inputs.n_tags, zoom, True)
+    weak = ZoomedImages(*labelled_of(inputs), inputs.n_tags, zoom, False)
+    if inputs.images == "weak":
+        return weak
+    return Mixed(weak, ZoomedImages(*strong_of(inputs), inputs.n_tags, zoom, True))
+
+
+def supervision(params: Training, labels: str) -> Supervision:
+    """Masks, and the pseudo-labels of another model."""
+    return Supervision(masks=not labels.startswith(PSEUDO_LABELS), tags=False)
+
+
+def smallest() -> dict[str, Any]:
+    """An entry for tests."""
+    sources = {"start": "classifiers/any", "images": "strong", "labels": MASKS}
+    return {"module": "fpn", **sources, "training": SMALLEST_TRAINING, "prediction": SMALLEST_PREDICTION}
