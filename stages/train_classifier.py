@@ -1,33 +1,49 @@
 """Train a classifier on the tags of W (or of S) and measure its tags on the validation images.
 
 Reads the manifest, the class names and the split; writes `model/`, `training/` (dvclive), `metrics.json` and
-`made_of.json` (Hong et al. 2015, section 4.1).
+`made_of.json` (Hong et al. 2015, section 4.1). One with a pooled head is fitted to features that are computed once.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 
 from segcore import files, made_of, processes, seeds
-from segcore.cli import command, console, progress, provenance
+from segcore.cli import command, console, progress, provenance, scratch
 from segcore.config import fingerprints
 from segcore.config import plan as plans
+from segcore.config.networks import FittedParams
 from segcore.config.settings import Settings
 from segcore.data import splits
 from segcore.data.geometry import padded_square
 from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.pictures import read_image
 from segcore.data.samples import TaggedImages, tag_vector
-from segcore.errors import Problems
+from segcore.errors import Problem, Problems
 from segcore.evaluation.numbers import rounded
 from segcore.evaluation.tags import tag_metrics
+from segcore.features.store import FeatureStore, columns
+from segcore.features.views import views_of
+from segcore.fitting.tags import deal, fit_head, sigmoid
 from segcore.models.classifiers import save_classifier
 from segcore.networks import classifiers, pretrained
 from segcore.networks.classifiers import Classifier
+from segcore.networks.pooled_head import PooledHead
 from segcore.training.fit import Fit
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is learned from, with its tags as training sees them, and what is measured on."""
+
+    seen: list[Record]
+    val: list[Record]
+    tags: list[str]
 
 
 def main(
@@ -35,28 +51,23 @@ def main(
 ) -> None:
     settings = command.settings(params)
     plan = plans.train_classifier(settings, name)
-    entry, recipe = plan.entry, plan.recipe
     check_networks(settings)
     names = read_class_names(classes)
-    tags = names[1:]
     records = read_manifest(manifest)
-    ids = listed(split / f"{entry.images}.txt", records)
+    ids = listed(split / f"{plan.entry.images}.txt", records)
     seen = splits.as_training_sees(records, ids, split, names)
-    device = processes.Runtime(recipe.precision)
-
+    val = [record for record in records.values() if record.split == "val"]
+    images = Images([seen[i] for i in ids], val, names[1:])
     with provenance.timed(f"train_classifier@{name}", out):
         torch.manual_seed(seeds.derived_seed(plan.seed, "classifier", "initial weights"))
-        model = classifiers.build(entry.backbone, entry.head, len(tags))
-        samples = TaggedImages([seen[i] for i in ids], len(tags), entry.resize, entry.input_size)
-        run_key = [name, plan.seed, entry.model_dump(), recipe.model_dump(), ids]
-        scratch = progress.scratch_file(
-            f"classifier-{name}", run_key, [manifest, split / made_of.TAGS_FILE], model, device
-        )
-        fit = Fit(model, samples, recipe, seeds.derived_seed(plan.seed, "classifier"), device, scratch)
-        progress.announce(f"classifier {name}", model, recipe, len(samples), fit)
-        progress.follow(f"classifier {name}", fit, out / "training")
-        val = [record for record in records.values() if record.split == "val"]
-        measured = rounded(measure(model, device, val, tags, entry.test_size))
+        model = classifiers.build(plan.entry.backbone, plan.entry.head, len(images.tags))
+        if isinstance(plan, plans.FitClassifier):
+            fit, device = None, processes.Runtime("fp32")
+            measured = fitted(name, plan, model, images, device, out / "training")
+        else:
+            device = processes.Runtime(plan.recipe.precision)
+            fit = trained(name, plan, model, images, device, [manifest, split / made_of.TAGS_FILE], out / "training")
+            measured = measure(model, device, val, images.tags, plan.entry.test_size)
         if device.is_main:
             origin = {
                 "data_set": data_set_fingerprint(records.values(), names),
@@ -64,11 +75,13 @@ def main(
                 "tags": made_of.tags(split),
                 "training": fingerprints.of(plan),
             }
-            save_classifier(out / "model", name, entry, tags, model, origin)
+            save_classifier(out / "model", name, plan.entry, images.tags, model, origin)
             made_of.write(out, origin)
-            files.write_atomically(out / "metrics.json", json.dumps(measured, indent=2).encode())
-        progress.finish(fit)
-    console.say(f"classifier {name}: tag mAP {measured['mean_average_precision']} on {len(val)} validation images")
+            files.write_atomically(out / "metrics.json", json.dumps(rounded(measured), indent=2).encode())
+        if fit is not None:
+            progress.finish(fit)
+    score = rounded(measured)["mean_average_precision"]
+    console.say(f"classifier {name}: tag mAP {score} on {len(val)} validation images")
 
 
 def check_networks(settings: Settings) -> None:
@@ -82,6 +95,22 @@ def check_networks(settings: Settings) -> None:
         raise Problems("params.yaml has a mistake:", problems)
 
 
+def trained(
+    name: str, plan: plans.TrainClassifier, model: Classifier, images: Images, device: processes.Runtime,
+    inputs: list[Path], log: Path,
+) -> Fit:  # fmt: skip
+    """Train step by step; the finished training, whose checkpoint goes once the result is safe on disk."""
+    entry, recipe = plan.entry, plan.recipe
+    samples = TaggedImages(images.seen, len(images.tags), entry.resize, entry.input_size)
+    ids = [record.image_id for record in images.seen]
+    run_key = [name, plan.seed, entry.model_dump(), recipe.model_dump(), ids]
+    checkpoint = progress.scratch_file(f"classifier-{name}", run_key, inputs, model, device)
+    fit = Fit(model, samples, recipe, seeds.derived_seed(plan.seed, "classifier"), device, checkpoint)
+    progress.announce(f"classifier {name}", model, recipe, len(samples), fit)
+    progress.follow(f"classifier {name}", fit, log)
+    return fit
+
+
 @torch.inference_mode()
 def measure(
     model: Classifier, device: processes.Runtime, val: list[Record], tags: list[str], size: int
@@ -92,11 +121,52 @@ def measure(
     mine = device.shard(val, batch)
     for first in range(0, len(mine), batch):
         squares = [padded_square(read_image(record.image), size) for record in mine[first : first + batch]]
-        images = torch.stack(squares).float().to(device.device)
+        pictures = torch.stack(squares).float().to(device.device)
         with device.autocast():
-            scores += list(model(images).decision.float().sigmoid().cpu().numpy())
-    truth = [tag_vector(record.tags, len(tags)).bool().numpy() for record in val]
-    return tag_metrics(np.stack(device.merge(scores, batch)), np.stack(truth), tags)
+            scores += list(model(pictures).decision.float().sigmoid().cpu().numpy())
+    return tag_metrics(np.stack(device.merge(scores, batch)), truth(val, tags), tags)
+
+
+def fitted(
+    name: str, plan: plans.FitClassifier, model: Classifier, images: Images, device: processes.Runtime, log: Path
+) -> dict[str, Any]:
+    """Fit the head to features of all views, log the strengths that were tried, and return the tag metrics."""
+    entry, head = plan.entry, model.head
+    assert isinstance(head, PooledHead)  # as its entry says
+    if len(images.seen) < entry.fit.folds:
+        raise Problem(
+            f"classifiers.{name}.fit.folds: found {entry.fit.folds} for {len(images.seen)} images; it may be 2 to "
+            f"{len(images.seen)}"
+        )
+    model.to(device.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    store = FeatureStore(scratch.FOLDER / "features", model.trunk, device)
+    pooled = mean_features(f"classifier {name}", store, images.seen, entry, device)
+    levels, ids = model.trunk.level_channels, [record.image_id for record in images.seen]
+    tags, folds = truth(images.seen, images.tags), deal(ids, entry.fit.folds, plan.seed)
+    seen, top = (pooled[:, columns(levels, *part)] for part in ((head.levels, head.pools), (1, ("mean",))))
+    found = fit_head(head.cpu(), seen, top, tags, entry.fit, folds)
+    with progress.logged(log) as write:
+        for step, tried in enumerate(found.path):
+            numbers = {"strength": tried.strength, "loss/tags": round(tried.loss, 6)}
+            write(step, numbers | {"mean_average_precision": round(tried.mean_average_precision, 6)})
+    console.say(f"classifier {name}: strength {found.strength:g} of {entry.fit.folds} folds' choice")
+    val = mean_features(f"classifier {name}, validation", store, images.val, entry, device)
+    logits = head.of_pooled(torch.from_numpy(val[:, columns(levels, head.levels, head.pools)])).numpy()
+    return tag_metrics(sigmoid(logits), truth(images.val, images.tags), images.tags, head.thresholds.numpy())
+
+
+def truth(records: list[Record], tags: list[str]) -> Bool[np.ndarray, "N L"]:
+    """Which tags the images have."""
+    return np.stack([tag_vector(record.tags, len(tags)).bool().numpy() for record in records])
+
+
+def mean_features(
+    name: str, store: FeatureStore, records: list[Record], entry: FittedParams, device: processes.Runtime
+) -> Float[np.ndarray, "N D"]:
+    """The stored features of each image, the mean over all its views: a linear head's mean logit is its logit of it."""
+    mine = device.shard(records)
+    vectors = store.pooled(mine, views_of(entry.head.views, entry.input_size))
+    return np.stack(device.merge([views.mean(0) for views in progress.counted(name, vectors, len(mine))]))
 
 
 if __name__ == "__main__":

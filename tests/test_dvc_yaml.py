@@ -21,8 +21,19 @@ BEFORE_ALL = (CHECK, OUTSIDE)
 """What runs before any stage that makes something: commands, not in stages/."""
 ROOMS = (
     *("errors", "files", "seeds", "processes", "made_of"),
-    *("config", "projects", "data", "importers", "exchange", "losses", "networks", "localisation", "training"),
-    *("systems", "regularisers", "models", "evaluation", "reporting", "prediction", "cli", "commands"),
+    *(
+        "config",
+        "projects",
+        "data",
+        "importers",
+        "exchange",
+        "losses",
+        "networks",
+        "localisation",
+        "features",
+        "training",
+    ),
+    *("systems", "regularisers", "models", "evaluation", "fitting", "reporting", "prediction", "cli", "commands"),
     *("__main__", "stages"),
 )
 """The rooms of the house in order: each knows only those before it."""

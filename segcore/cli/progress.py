@@ -4,8 +4,9 @@ import contextlib
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from dvclive.live import Live
@@ -19,6 +20,8 @@ from segcore.files import fingerprint, fresh_folder
 from segcore.processes import Runtime
 from segcore.training.fit import WATCHED, Fit
 from segcore.training.fit import Progress as Step
+
+Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 15
 MEASURED_STEPS = 3
@@ -61,9 +64,9 @@ def follow(name: str, fit: Fit, log: Path) -> None:
     """
     on_terminal = console.console.is_terminal and console.is_main_process()
     display = _Bars(name, fit.recipe) if on_terminal else _Lines(name, fit.recipe)
-    with _held(fit.checkpoint), display, _logged(log) as write:
+    with _held(fit.checkpoint), display, logged(log) as write:
         for progress in fit:
-            write(progress)
+            write(progress.step, _metrics(progress))
             display.show(progress)
 
 
@@ -81,22 +84,24 @@ def _held(checkpoint: Path | None) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _logged(log: Path) -> Iterator[Callable[[Step], None]]:
-    """What writes a step into dvclive files; while the run lasts they can be watched in `.<log>.partial`."""
+def logged(log: Path) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """What writes the numbers of a step into dvclive files, which appear whole in `log` when the block ends.
+
+    While the run lasts they can be watched in `.<log>.partial`.
+    """
     if not console.is_main_process():
-        yield lambda _: None
+        yield lambda _, __: None
         return
     partial = log.with_name(f".{log.name}.partial")
     with _as_problem(partial):
         fresh_folder(partial)
         live = Live(str(partial), dvcyaml=None, save_dvc_exp=False, monitor_system=False)
 
-    def write(progress: Step) -> None:
+    def write(step: int, numbers: Mapping[str, float]) -> None:
         with _as_problem(partial):
-            live.step = progress.step
-            for term, value in progress.losses.items():
-                live.log_metric(term if term.startswith(WATCHED) else f"loss/{term}", round(value, 6))
-            live.log_metric("learning_rate", round(progress.learning_rate, 8))
+            live.step = step
+            for name, value in numbers.items():
+                live.log_metric(name, value)
 
     try:
         yield write
@@ -106,6 +111,26 @@ def _logged(log: Path) -> Iterator[Callable[[Step], None]]:
             partial.rename(log)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def counted(name: str, items: Iterable[Item], total: int) -> Iterator[Item]:
+    """The items, and a line now and then of how many of them there were."""
+    begin = last = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last > SECONDS_BETWEEN_LINES:
+            left = (now - begin) / number * (total - number) / 60
+            console.say(f"{name}: image {number:,}/{total:,}, {left:.1f} min left")
+            last = now
+
+
+def _metrics(progress: Step) -> dict[str, float]:
+    """The numbers of a step, by the names that curves have."""
+    terms = {
+        term if term.startswith(WATCHED) else f"loss/{term}": round(value, 6) for term, value in progress.losses.items()
+    }
+    return {**terms, "learning_rate": round(progress.learning_rate, 8)}
 
 
 @contextlib.contextmanager

@@ -114,7 +114,7 @@ class PooledParams(Section):
         return self
 
 
-HeadParams = Annotated[FullyConnectedParams | StochasticParams, Field(discriminator="kind")]
+HeadParams = Annotated[FullyConnectedParams | StochasticParams | PooledParams, Field(discriminator="kind")]
 
 
 class DeconvolutionParams(Section):
@@ -220,7 +220,7 @@ class TrainedParams(Section):
     def _crop_fits(self) -> "TrainedParams":
         if self.resize < self.input_size:
             raise ValueError(f"resize {self.resize} must be at least input_size {self.input_size}")
-        if isinstance(self.head, StochasticParams):
+        if not isinstance(self.head, FullyConnectedParams):
             return self
         stride = self.backbone.stride
         if stride == 8:

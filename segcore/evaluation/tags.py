@@ -14,13 +14,17 @@ from segcore.evaluation.numbers import mean_of, ratio_of
 
 
 def tag_metrics(
-    scores: Float[np.ndarray, "N L"], tags: Bool[np.ndarray, "N L"], names: Sequence[str], threshold: float = 0.5
+    scores: Float[np.ndarray, "N L"],
+    tags: Bool[np.ndarray, "N L"],
+    names: Sequence[str],
+    threshold: float | Float[np.ndarray, " L"] = 0.5,
 ) -> dict[str, Any]:
     """How well a classifier finds the tags of N images.
 
     `scores` are probabilities (after the sigmoid) and `names` those of the L classes. Returns `mean_average_precision`,
-    `f1_micro` and `f1_macro` of the tags with a probability above `threshold`, `average_precision` by class, and
-    `classes_without_positives`, whose average precision is nan and which count in no mean over classes.
+    `f1_micro` and `f1_macro` of the tags with a probability above `threshold` (one for all, or one a tag),
+    `average_precision` by class, and `classes_without_positives`, whose average precision is nan and which count in no
+    mean over classes.
 
     Raises:
         ValueError: shapes do not agree or `scores` are no probabilities.

@@ -55,8 +55,8 @@ class PseudoLabeller:
         """
         if not isinstance(classifier.head, StochasticHead):
             raise Problem(
-                f"{params.input}: a classifier with a fully connected head has no localisation maps of this kind; "
-                "name one whose head is of kind: stochastic"
+                f"{params.input}: a classifier with a pooled or fully connected head has no localisation maps of this "
+                "kind; name one whose head is of kind: stochastic"
             )
         if isinstance(classifier.trunk, VGG16) and classifier.trunk.stride == 32:
             raise Problem(

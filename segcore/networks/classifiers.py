@@ -141,7 +141,7 @@ class Classifier(nn.Module):
         return {"tags": Term(total, scores.new_tensor(len(batch.ids)))}
 
 
-def build(backbone: BackboneParams, head: HeadParams | PooledParams, n_tags: int) -> Classifier:
+def build(backbone: BackboneParams, head: HeadParams, n_tags: int) -> Classifier:
     """A classifier with its initial weights; VGG-16's own fc6 and fc7 serve where their shapes fit."""
     trunk = backbones.build(backbone)
     if isinstance(head, PooledParams):

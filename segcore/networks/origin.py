@@ -6,6 +6,7 @@ from segcore.config.networks import BackboneParams
 from segcore.errors import Problem
 from segcore.networks import backbones
 from segcore.networks.classifiers import Classifier, FullyConnectedHead
+from segcore.networks.pooled_head import PooledHead
 from segcore.networks.trunk import Trunk
 
 
@@ -42,7 +43,9 @@ class Origin:
         """
         if self.classifier is not None and isinstance(self.classifier.head, FullyConnectedHead):
             return self.classifier
-        found = "starts from a backbone" if self.classifier is None else "its classifier has a stochastic head"
+        pooled = self.classifier is not None and isinstance(self.classifier.head, PooledHead)
+        other = "its classifier has a pooled head" if pooled else "its classifier has a stochastic head"
+        found = "starts from a backbone" if self.classifier is None else other
         raise Problem(
             f"this system goes on from the layers fc6 and fc7 of a classifier, but {found}; "
             "set its `start` to a classifier with head.kind: fully_connected"

@@ -27,8 +27,8 @@ def square_of(input_size: int, scale: float) -> int:
 class PooledHead(nn.Module):
     """Logits of the tags, w_c . (z - shift) / scale + b_c, of the pooled features z of an image.
 
-    All numbers are buffers: `fit` of `segcore/features/tags.py` sets them, and no optimiser moves them. `weight` and
-    `bias` hold the calibration too, so the sigmoid of a logit is the probability of the tag.
+    All numbers are buffers: `fit_head` of `segcore/fitting/tags.py` sets them, and no optimiser moves them. `weight`
+    and `bias` hold the calibration too, so the sigmoid of a logit is the probability of the tag.
 
     Attributes:
         shift: (D,) mean of each pooled feature over the training images.

@@ -1,0 +1,174 @@
+"""A store of the features of a trunk that does not learn, on disk.
+
+What lies in it is named by all that it depends on: the weights and the shape of the trunk, how this machine computes,
+the sources that go from a picture to features, the picture's hash, the view. So nothing in it is ever stale, several
+stages share it, and it may be deleted at any time: what is not there is computed again. A file is whole or not there.
+
+Pictures go through the trunk one by one, so that a picture's features do not depend on its batch mates; any number of
+processes makes the same bytes.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from segcore.data.manifest import Record
+from segcore.data.pictures import read_image
+from segcore.features.views import View
+from segcore.files import fingerprint
+from segcore.networks.pooled_head import POOLS
+from segcore.networks.trunk import Features, Trunk
+from segcore.processes import Runtime
+
+MOST_BYTES = 8 * 2**30
+"""What stores may take of the disk, all together: the maps of ResNet-18 of 1,700 photographs at 320 pixels, as they are
+and mirrored, are some 5 GB. What does not fit is computed each time that it is asked for: slower, and the same."""
+
+SOURCES = ("data/geometry.py", "data/pictures.py", "features/store.py", "features/views.py")
+"""What of `segcore` decides about features, beside its networks."""
+
+
+class FeatureStore:
+    """The features of one trunk.
+
+    Args:
+        folder: holds the stores of all trunks.
+        trunk: in eval mode, on the device of `runtime`; it is not to change while the store is in use.
+        most_bytes: what the stores in `folder` may take together.
+    """
+
+    def __init__(self, folder: Path, trunk: Trunk, runtime: Runtime, most_bytes: int = MOST_BYTES) -> None:
+        if trunk.training:
+            raise ValueError("the trunk of a store must be in eval mode")
+        self.trunk = trunk
+        self.runtime = runtime
+        self.folder = folder / key_of(trunk, runtime)
+        self.computed = 0
+        """Views that this process has computed, and did not find."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        os.utime(self.folder)  # used now: those of other trunks go first
+        self._room = (most_bytes - _bytes(folder)) // runtime.world
+
+    def pooled(self, records: Sequence[Record], views: Sequence[View]) -> Iterator[Float[np.ndarray, "V D"]]:
+        """For each record that is this process's to do, in order: the pooled features of its views, float32.
+
+        D has, level by level from the finest, each of `POOLS` of every channel; `columns` says which.
+        """
+        for record in records:
+            yield np.stack([self._pooled(record, view) for view in views])
+
+    def _pooled(self, record: Record, view: View) -> Float[np.ndarray, " D"]:
+        path = self._path("pooled", record, view)
+        found = _read(path)
+        if found is None:
+            levels = self._computed(record, view).levels
+            parts = [pool(level.float())[0] for level in levels for pool in POOLS.values()]
+            found = {"pooled": torch.cat(parts).cpu()}
+            self._write(path, found)
+        return found["pooled"].numpy()
+
+    def maps(self, record: Record, view: View, levels: int) -> Features:
+        """The maps (1, C, h, w) of the `levels` topmost levels, bf16, mapped from the file and not read whole.
+
+        There are no switches: a network that wants those runs its trunk.
+        """
+        path = self._path(f"maps{levels}", record, view)
+        found = _read(path)
+        if found is None:
+            maps = self._computed(record, view).levels[-levels:]
+            # Rounded whether they find room on the disk or not: that may not change a result.
+            found = {str(number): one.to(torch.bfloat16).cpu().contiguous() for number, one in enumerate(maps)}
+            self._write(path, found)
+        return Features(tuple(found[str(number)] for number in range(levels)), (None,) * levels)
+
+    @torch.inference_mode()
+    def _computed(self, record: Record, view: View) -> Features:
+        self.computed += 1
+        square = view.of(read_image(record.image))[None].float().to(self.runtime.device)
+        with self.runtime.autocast():
+            return self.trunk(square.contiguous(memory_format=torch.channels_last))
+
+    def _path(self, kind: str, record: Record, view: View) -> Path:
+        if not record.image_sha256:
+            raise ValueError(f"{record.image_id} has no hash, by which its features are found again")
+        return self.folder / kind / view.name / record.image_sha256[:2] / record.image_sha256
+
+    def _write(self, path: Path, arrays: dict[str, Tensor]) -> None:
+        content = save(arrays)
+        while len(content) > self._room:
+            if not self._drop_another():
+                return
+        self._room -= len(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Under a name of its own: another process may be writing the same.
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        # Not flushed to the disk, which took longer than computing: what a power cut damages is computed again.
+        partial.write_bytes(content)
+        os.replace(partial, path)
+
+    def _drop_another(self) -> bool:
+        """Delete the store of another trunk, the one that was used longest ago; whether there was one."""
+        others = [path for path in self.folder.parent.iterdir() if path.is_dir() and path != self.folder]
+        if not others:
+            return False
+        oldest = min(others, key=lambda path: path.stat().st_mtime)
+        self._room += _bytes(oldest) // self.runtime.world
+        shutil.rmtree(oldest, ignore_errors=True)
+        return True
+
+
+def columns(level_channels: Sequence[int], levels: int, pools: Sequence[str]) -> np.ndarray:
+    """Which of the stored pooled features a head of these levels and pools sees, in its order."""
+    starts, at = {}, 0
+    for level, channels in enumerate(level_channels):
+        for pool in POOLS:
+            starts[level, pool] = np.arange(at, at + channels)
+            at += channels
+    first = len(level_channels) - levels
+    return np.concatenate([starts[level, pool] for level in range(first, len(level_channels)) for pool in pools])
+
+
+def key_of(trunk: Trunk, runtime: Runtime) -> str:
+    """A name for all that features depend on beside the picture and the view."""
+    weights = hashlib.sha256()
+    for name, value in [*trunk.state_dict().items(), ("mean", trunk.mean), ("std", trunk.std)]:
+        weights.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    shape = [type(trunk).__name__, trunk.stride, trunk.level_strides, _layers(trunk)]
+    device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else runtime.device.type
+    arithmetic = [device, runtime.precision, torch.get_num_threads(), torch.__version__]
+    package = Path(__file__).parents[1]
+    sources = [*(package / "networks").rglob("*.py"), *(package / name for name in SOURCES)]
+    return fingerprint([shape, weights.hexdigest(), arithmetic], sources)
+
+
+def _layers(trunk: nn.Module) -> str:
+    """What weights do not tell: dilations, strides, activations."""
+    return hashlib.sha256(str(trunk).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """What is stored at a path; None where there is nothing, or something damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return None
+
+
+def _bytes(folder: Path) -> int:
+    """What lies in a folder, as far as it stays there while it is looked at."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
