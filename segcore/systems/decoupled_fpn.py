@@ -94,9 +94,14 @@ class DecoupledFPN(System):
 
     def losses(self, batch: Batch) -> dict[str, Term]:
         """Binary cross-entropy over the known cells, and Dice of each pair of an image and one of its `tags`."""
-        image, tag = batch.tags.nonzero(as_tuple=True)
-        logits = self.logits(self.classifier.trunk(batch.images), image, tag).squeeze(1).float()
-        labels = labels_at(batch.labels, self.pyramid.stride, (logits.shape[1], logits.shape[2]))[image]
+        return self.terms(self.classifier.trunk(batch.images), batch.labels, *batch.tags.nonzero(as_tuple=True))
+
+    def terms(
+        self, features: Features, labels: Int64[Tensor, "B H W"], image: Int64[Tensor, " P"], tag: Int64[Tensor, " P"]
+    ) -> dict[str, Term]:
+        """The terms of pairs of an image and a tag, from 0 on; `labels` are those of the images."""
+        logits = self.logits(features, image, tag).squeeze(1).float()
+        labels = labels_at(labels, self.pyramid.stride, (logits.shape[1], logits.shape[2]))[image]
         known = (labels != IGNORE).to(logits.dtype)
         wanted = (labels == tag[:, None, None] + 1).to(logits.dtype)
         costs = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * known
