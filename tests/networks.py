@@ -20,7 +20,7 @@ from segcore.config.section import Views
 from segcore.data.batches import Batch, Moment
 from segcore.data.pictures import IGNORE
 from segcore.networks import classifiers
-from segcore.networks.classifiers import Classifier
+from segcore.networks.classifiers import Classifier, FullyConnectedHead
 from segcore.networks.deeplab import at_cells
 from segcore.networks.origin import Origin
 from segcore.networks.pooled_head import PooledHead
@@ -218,6 +218,7 @@ def find_exactly(classifier: Classifier, images: Tensor, wanted: list[list[int]]
             for label in labels:
                 targets[image, label - 1] = 0.3 + 0.4 * label
         hidden = torch.cat([hidden, torch.ones(len(images), 1)], dim=1)
+        assert isinstance(classifier.head, FullyConnectedHead)
         solution = torch.linalg.lstsq(hidden, targets, driver="gelsd").solution.float()
         classifier.head.score.weight.copy_(solution[:-1].T[:, :, None, None])
         assert classifier.head.score.bias is not None

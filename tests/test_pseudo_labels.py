@@ -14,6 +14,7 @@ from segcore.data.pseudo_labels import CuesFile
 from segcore.errors import Problem
 from segcore.evaluation.quality import Quality
 from segcore.localisation.labeller import PseudoLabeller, classes_at
+from segcore.networks.stochastic_head import StochasticHead
 from tests.networks import N_TAGS, squares, tiny_classifier
 from tests.test_classifiers import stochastic_classifier
 
@@ -72,6 +73,7 @@ def test_labels_depend_on_neither_batches_nor_form_but_on_the_seed() -> None:
 
 def test_maps_that_are_all_zero_label_nothing() -> None:
     classifier = stochastic_classifier()
+    assert isinstance(classifier.head, StochasticHead)
     with torch.no_grad():
         classifier.head.score.weight[1] = 0
         classifier.head.score.weight[2].abs_().neg_()  # features are positive, so that every map is cut off

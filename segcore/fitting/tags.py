@@ -108,8 +108,8 @@ def cross_validated(
             start = fit(seen, tags[~out], strength, weights, start)
             logits[number, out] = start(unseen)
     path = [
-        Tried(strength, float(cross_entropy(one, tags)), float(mean_average_precision(one, tags)))
-        for strength, one in zip(strengths, logits, strict=True)
+        Tried(strength, cross_entropy(logits[number], tags), mean_average_precision(logits[number], tags))
+        for number, strength in enumerate(strengths)
     ]
     best = max(range(len(path)), key=lambda number: path[number].mean_average_precision)
     return CrossValidated(path, strengths[best], logits[best])
