@@ -90,7 +90,9 @@ class Settings:
         self.evaluation: EvaluationParams = self._checked("evaluation", EvaluationParams)
         self.recipes: dict[str, RecipeParams] = self._completed_recipes()
         self.backbones: dict[str, BackboneParams] = self._named("backbones")
-        self.networks: dict[str, DeconvolutionParams | GridParams | DualParams | PyramidParams] = self._named("networks")
+        self.networks: dict[str, DeconvolutionParams | GridParams | DualParams | PyramidParams] = self._named(
+            "networks"
+        )
         self.crfs: dict[str, CRFParams] = self._named("crfs")
         self.views: dict[str, Views] = self._named("views")
         self._resolve("cue_losses.*")

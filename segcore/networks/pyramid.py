@@ -61,9 +61,7 @@ class Pyramid(nn.Module):
     def sides(self, levels: Sequence[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B D _ _"]]:
         """What a trunk's levels, finest first, add to every step, coarsest first: once for each image."""
         chosen = [levels[level] for level in self.levels]
-        return [
-            join(project(level)) for join, project, level in zip(self.joins, self.projections, chosen, strict=True)
-        ]
+        return [join(project(level)) for join, project, level in zip(self.joins, self.projections, chosen, strict=True)]
 
     def decode(
         self,

@@ -152,9 +152,7 @@ class DecoupledFPN(System):
         return self._scores(images, features, found)
 
     @torch.no_grad()
-    def predict_given(
-        self, images: Float[Tensor, "B 3 H W"], tags: Float[Tensor, "B L"]
-    ) -> Float[Tensor, "B K H W"]:
+    def predict_given(self, images: Float[Tensor, "B 3 H W"], tags: Float[Tensor, "B L"]) -> Float[Tensor, "B K H W"]:
         return self._scores(images, self.classifier.trunk(images), tags > 0)
 
     def _thresholds(self, decision: Float[Tensor, "B L"]) -> Float[Tensor, " L"]:

@@ -155,9 +155,7 @@ class DecoupledNet(System):
         return _normalised(maps, found)
 
     @torch.no_grad()
-    def predict_given(
-        self, images: Float[Tensor, "B 3 H W"], tags: Float[Tensor, "B L"]
-    ) -> Float[Tensor, "B K H W"]:
+    def predict_given(self, images: Float[Tensor, "B 3 H W"], tags: Float[Tensor, "B L"]) -> Float[Tensor, "B K H W"]:
         """The same of given tags, all of which are certain."""
         found = tags > 0
         return _normalised(self._maps(images, self.classifier(images), found), found)
