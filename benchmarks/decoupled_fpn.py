@@ -45,6 +45,7 @@ def system(side: int, top_width: int, width: int) -> DecoupledFPN:
         recipe="none",
         network=PyramidParams(kind="pyramid", top_width=top_width, width=width, output_stride=4, input_size=side),
         zoom=ZoomParams(scales=(0.7, 1.6), brightness=0.2),
+        masks=True,
         absent=0.15,
         dice_weight=0.5,
     )

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from segcore import systems
 from segcore.cli import command
 from segcore.config.settings import Settings
+from segcore.data.batches import Mixed
 from segcore.data.manifest import Record
 from segcore.data.pictures import IGNORE, read_image, read_labels
 from segcore.data.samples import binary_labels
-from segcore.data.zoomed import Pairs, Zoom
+from segcore.data.splits import MASKS_FILE
+from segcore.data.zoomed import Pairs, Zoom, ZoomedImages
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.evaluation.score_maps import Enlarged
@@ -22,10 +24,10 @@ from segcore.networks.conditioned import linear_of
 from segcore.networks.pooled_head import PooledHead
 from segcore.networks.pyramid import joined, labels_at
 from segcore.networks.trunk import Features
-from segcore.systems.contract import System
+from segcore.systems.contract import Inputs, System
 from segcore.systems.decoupled_fpn import NOT_FOUND, DecoupledFPN
 from tests.devkit import changed, make_devkit, make_record
-from tests.networks import N_TAGS, build, linear_classifier, predicting, squares, system_of, views
+from tests.networks import N_TAGS, build, linear_classifier, params_of, predicting, squares, system_of, views
 from tests.tiny import run_stages, tiny_dataset
 
 
@@ -296,6 +298,7 @@ FPN = {
         "recipe": "segmenter",
         "network": {"kind": "pyramid", "top_width": 16, "width": 8, "output_stride": 4, "input_size": 64},
         "zoom": {"scales": [0.7, 1.6], "brightness": 0.2},
+        "masks": True,
         "absent": 0.15,
         "dice_weight": 0.5,
     },
@@ -373,3 +376,58 @@ def test_systems_without_a_linear_classifier_say_so() -> None:
         build("decoupled_fpn", tiny_classifier())
     assert isinstance(system_of("fpn"), System)
     assert views().scales == (1.0,)
+
+
+class TestSources:
+    """Which images teach, and by which labels."""
+
+    def inputs(self, folder: Path, images: str, labels: str) -> Inputs:
+        names = ("one", "two", "three")
+        records = {
+            i: make_record(
+                i, folder / f"{i}.png", folder / f"{i}_mask.png" if i == "one" else None, 9, 9, (1,), "train"
+            )
+            for i in names
+        }
+        (folder / "masks").mkdir()
+        (folder / "masks" / MASKS_FILE).write_text("")
+        (folder / "pseudo").mkdir()
+        (folder / "pseudo/images.txt").write_text("".join(f"{i}\n" for i in names))
+        return Inputs(records, ["one"], [*names], images, folder / labels, 3, None)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("module", ["decoupled_fpn", "fpn"])
+    def test_masks_alone(self, tmp_path: Path, module: str) -> None:
+        given = self.inputs(tmp_path, "strong", "masks")
+        samples = systems.load(module).samples(params_of(module), given)
+        assert ([r.image_id for r in samples.records], samples.labels) == (["one"], [tmp_path / "one_mask.png"])
+        assert samples.strong
+        with pytest.raises(Problem, match=r"set its training\.masks to true"):
+            systems.load(module).samples(params_of(module, masks=False), given)
+
+    @pytest.mark.parametrize("module", ["decoupled_fpn", "fpn"])
+    def test_masks_beside_the_labels_of_images_that_have_none(self, tmp_path: Path, module: str) -> None:
+        given = self.inputs(tmp_path, "strong", "pseudo")
+        samples = systems.load(module).samples(params_of(module), given)
+        assert isinstance(samples, Mixed)
+        weak, strong = samples.sets
+        assert isinstance(weak, ZoomedImages)
+        assert isinstance(strong, ZoomedImages)
+        assert [r.image_id for r in weak.records] == ["two", "three"]
+        assert [r.image_id for r in strong.records] == ["one"]
+        assert (weak.strong, strong.strong) == (False, True)
+
+    @pytest.mark.parametrize("module", ["decoupled_fpn", "fpn"])
+    def test_labels_alone(self, tmp_path: Path, module: str) -> None:
+        given = self.inputs(tmp_path, "weak", "pseudo")
+        loaded = systems.load(module)
+        samples = loaded.samples(params_of(module, masks=False), given)
+        assert [r.image_id for r in samples.records] == ["one", "two", "three"]
+        assert not loaded.supervision(params_of(module, masks=False), "pseudo_labels/any").masks
+        with pytest.raises(Problem, match="set images: strong"):
+            loaded.samples(params_of(module), given)
+
+    def test_labels_of_nothing_new_are_refused(self, tmp_path: Path) -> None:
+        given = self.inputs(tmp_path, "strong", "pseudo")
+        (tmp_path / "pseudo/images.txt").write_text("one\n")
+        with pytest.raises(Problem, match="no image without a mask"):
+            systems.load("fpn").samples(params_of("fpn"), given)

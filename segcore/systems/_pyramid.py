@@ -16,6 +16,9 @@ from segcore.errors import Problem
 from segcore.systems._grid import masks_of
 from segcore.systems.contract import Inputs
 
+Sources = tuple[list[Record], list[Path]]
+"""Images, and the PNG with the labels of each."""
+
 
 class ZoomParams(Section):
     """How pictures differ from one time to the next."""
@@ -37,12 +40,15 @@ class PyramidTraining(systems.Training):
 
     network: PyramidParams
     zoom: ZoomParams
+    masks: bool
+    """Strong images teach by their masks: alone with `labels: masks`, as half of every batch beside pseudo-labels."""
 
 
 SMALLEST_TRAINING: dict[str, Any] = {
     "recipe": "segmenter",
     "network": {"kind": "pyramid", "top_width": 24, "width": 16, "output_stride": 4, "input_size": 96},
     "zoom": {"scales": [0.7, 1.6], "brightness": 0.2},
+    "masks": True,
 }
 """Part of entries, as cheap as can be."""
 
@@ -52,32 +58,30 @@ def zoom_of(params: PyramidTraining) -> Zoom:
     return Zoom(params.network.input_size, params.zoom.scales, params.zoom.brightness)
 
 
-def strong_of(inputs: Inputs) -> tuple[list[Record], list[Path]]:
-    """The strong images and their masks.
+def sources(params: PyramidTraining, inputs: Inputs) -> tuple[Sources | None, Sources | None]:
+    """The tagged images with the entry's pseudo-labels, and the strong ones with their masks, each if it teaches.
+
+    Beside masks, pseudo-labels of images that have one are left out.
 
     Raises:
-        Problem: there are none.
+        Problem: an entry that names neither, labels that are missing, or of images that may not be learned from.
     """
-    records = [inputs.records[image_id] for image_id in inputs.strong]
-    return records, masks_of(records)
-
-
-def labelled_of(inputs: Inputs) -> tuple[list[Record], list[Path]]:
-    """The images that the entry's pseudo-labels are of, and these labels; beside masks, not of images that have one.
-
-    Raises:
-        Problem: no folder of pseudo-labels, or one of images that the system may not learn from, or of none.
-    """
+    if (inputs.labels / MASKS_FILE).is_file():
+        if not params.masks:
+            raise Problem("labels: masks are all that this system would learn from; set its training.masks to true")
+        return None, _strong(inputs)
     ids = pseudo_labels.listed(inputs.labels)
     inputs.check(ids, {*inputs.strong, *inputs.weak})
-    if inputs.images == "strong":
-        masked = {*inputs.strong}
-        ids = [image_id for image_id in ids if image_id not in masked]
+    masked = {*inputs.strong} if params.masks else set[str]()
+    ids = [image_id for image_id in ids if image_id not in masked]
     if not ids:
         raise Problem(f"{inputs.labels} has labels of no image without a mask; extract them of the weak images")
-    return [inputs.records[i] for i in ids], [pseudo_labels.label_file(inputs.labels, i) for i in ids]
+    labels = [pseudo_labels.label_file(inputs.labels, image_id) for image_id in ids]
+    return ([inputs.records[image_id] for image_id in ids], labels), _strong(inputs) if params.masks else None
 
 
-def learns_from_masks_alone(inputs: Inputs) -> bool:
-    """Whether the entry names the masks of the strong images and no pseudo-labels."""
-    return (inputs.labels / MASKS_FILE).is_file()
+def _strong(inputs: Inputs) -> Sources:
+    if inputs.images != "strong":
+        raise Problem("training.masks: found true, but `images` names the weak images; set images: strong")
+    records = inputs.chosen
+    return records, masks_of(records)

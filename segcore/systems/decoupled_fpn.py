@@ -10,7 +10,6 @@ With pseudo-labels beside the masks it is a second round: half of every batch sh
 tagged ones with labels that the first round made of them by their known tags (`source: decoupled`).
 """
 
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -37,9 +36,7 @@ from segcore.systems._grid import SMALLEST_PREDICTION
 from segcore.systems._pyramid import (
     SMALLEST_TRAINING,
     PyramidTraining,
-    labelled_of,
-    learns_from_masks_alone,
-    strong_of,
+    sources,
     zoom_of,
 )
 from segcore.systems.contract import Inputs, Supervision, System
@@ -191,24 +188,18 @@ def build(params: Training, origin: Origin) -> DecoupledFPN:
 
 
 def samples(params: Training, inputs: Inputs) -> Pairs | Mixed:
-    """Pairs of the strong images; with pseudo-labels, as many pairs of the tagged images beside them.
-
-    With `images: weak` the pseudo-labels alone teach.
-    """
-    zoom = zoom_of(params)
-
-    def pairs(of: tuple[list[Any], list[Path]], strong: bool) -> Pairs:
-        return Pairs(*of, inputs.n_tags, zoom, strong, params.absent)
-
-    if learns_from_masks_alone(inputs):
-        return pairs(strong_of(inputs), True)
-    weak = pairs(labelled_of(inputs), False)
-    return Mixed(weak, pairs(strong_of(inputs), True)) if inputs.images == "strong" else weak
+    """Pairs of the strong images, of the tagged ones with pseudo-labels, or as many of each."""
+    weak, strong = (
+        None if of is None else Pairs(*of, inputs.n_tags, zoom_of(params), is_strong, params.absent)
+        for of, is_strong in zip(sources(params, inputs), (False, True), strict=True)
+    )
+    both = [one for one in (weak, strong) if one is not None]
+    return Mixed(*both) if len(both) > 1 else both[0]
 
 
 def supervision(params: Training, labels: str) -> Supervision:
-    """Masks, or pseudo-labels, whose tags are known; what its classifier knows comes with its start."""
-    return Supervision(masks=True, tags=labels != MASKS)
+    """Masks, pseudo-labels with the tags that they were made by, or both; what its classifier knows comes with it."""
+    return Supervision(masks=params.masks, tags=labels != MASKS)
 
 
 def smallest() -> dict[str, Any]:
