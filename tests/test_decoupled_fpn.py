@@ -369,6 +369,17 @@ def test_labels_by_known_tags_need_a_system_that_takes_tags() -> None:
         Settings(changed(odd))
 
 
+@pytest.mark.parametrize("threshold", ["clasifier", 1.5])
+def test_a_wrong_threshold_is_told_once(threshold: float | str) -> None:
+    entry = FPN | {"prediction": {"views": "single", "crf": None, "threshold": threshold}}
+    with pytest.raises(Problems) as raised:
+        command.checked(Settings(changed(ENTRIES | {"systems.decoupled_fpn": entry})))
+    assert raised.value.problems == [
+        f"systems.decoupled_fpn.prediction.threshold: found {threshold!r}; "
+        "must be a probability from 0 to 1, or classifier"
+    ]
+
+
 def test_systems_without_a_linear_classifier_say_so() -> None:
     from tests.networks import tiny_classifier
 

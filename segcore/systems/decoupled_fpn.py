@@ -10,15 +10,16 @@ With pseudo-labels beside the masks it is a second round: half of every batch sh
 tagged ones with labels that the first round made of them by their known tags (`source: decoupled`).
 """
 
-from typing import Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
+from pydantic import AfterValidator
 from torch import Tensor
 from torch.nn import functional as F
 
 from segcore.config import systems
-from segcore.config.section import Fraction, NotNegative, Rate
+from segcore.config.section import NotNegative, Rate
 from segcore.config.systems import MASKS
 from segcore.data.batches import Batch, Mixed
 from segcore.data.pictures import IGNORE
@@ -44,6 +45,9 @@ from segcore.systems.contract import Inputs, Supervision, System
 TAKES_TAGS = True
 """It segments by given tags, too."""
 
+OWN = "classifier"
+"""The threshold that stands for those of the classifier itself."""
+
 NOT_FOUND = -10.0
 """Score of a tag that was not found, against 0 of the background. A mean over views shows a tag that only some of them
 found where these are certain: a logit of more than 10 in one of two views."""
@@ -60,10 +64,16 @@ class Training(PyramidTraining):
     dice_weight: NotNegative
 
 
+def _probability_or_own(threshold: float | str) -> float | str:
+    if threshold == OWN or (not isinstance(threshold, str) and 0 <= threshold <= 1):
+        return threshold
+    raise ValueError(f"must be a probability from 0 to 1, or {OWN}")
+
+
 class Prediction(systems.Prediction):
     """How a system with `module: decoupled_fpn` predicts."""
 
-    threshold: Fraction | Literal["classifier"]
+    threshold: Annotated[float | str, AfterValidator(_probability_or_own)]
     """Probability above which a tag counts as found, or those that the classifier has for each; the likeliest tag of an
     image always does."""
 
@@ -154,11 +164,11 @@ class DecoupledFPN(System):
 
     def _thresholds(self, decision: Float[Tensor, "B L"]) -> Float[Tensor, " L"]:
         wanted, own = self.prediction.threshold, getattr(self.classifier.head, "thresholds", None)
-        if wanted != "classifier":
+        if not isinstance(wanted, str):
             return decision.new_full(decision.shape[1:], wanted)
         if own is None:
             raise Problem(
-                "prediction.threshold: found 'classifier', but this system's classifier has no thresholds of its own; "
+                f"prediction.threshold: found '{OWN}', but this system's classifier has no thresholds of its own; "
                 "set a number, or start from a classifier with head.kind: pooled"
             )
         return own
