@@ -40,7 +40,9 @@ def system(side: int, top_width: int, width: int) -> DecoupledFPN:
     backbone = BackboneParams(
         name="resnet18", weights="random", width=1.0, frozen_norm=True, stride=32, finer="dilated"
     )
-    head = PooledParams(kind="pooled", levels=1, pools=("mean", "max"), views=Views(scales=(1.0,), flip=False))
+    head = PooledParams(
+        kind="pooled", input_size=side, levels=1, pools=("mean", "max"), views=Views(scales=(1.0,), flip=False)
+    )
     params = Training(
         recipe="none",
         network=PyramidParams(kind="pyramid", top_width=top_width, width=width, output_stride=4, input_size=side),

@@ -309,9 +309,8 @@ ENTRIES: dict[str, Any] = {
     "classifiers.linear": {
         "images": "weak",
         "backbone": "vgg",
-        "head": {"kind": "pooled", "levels": 1, "pools": ["mean", "max"], "views": "single"},
-        "input_size": 64,
-        "fit": {"strengths": [0.1, 1.0], "folds": 2, "class_weights": {"kind": "none"}},
+        "head": {"kind": "pooled", "input_size": 64, "levels": 1, "pools": ["mean", "max"], "views": "single"},
+        "fit": {"strengths": [0.1, 1.0], "class_weights": {"kind": "none"}},
     },
     "systems.decoupled_fpn": FPN,
     "systems.decoupled_fpn_2": SECOND,

@@ -152,8 +152,7 @@ class DecoupledFPN(System):
         One pass for the images, then one batch for all of their found tags.
         """
         features = self.classifier.trunk(images)
-        head = self.classifier.head
-        decision = head(features) if isinstance(head, PooledHead) else cast(Tensor, head(features.top))
+        decision = self._decision(images, features)
         found = decision.sigmoid() > self._thresholds(decision)
         found = found | (decision == decision.amax(1, keepdim=True))
         return self._scores(images, features, found)
@@ -161,6 +160,16 @@ class DecoupledFPN(System):
     @torch.no_grad()
     def predict_given(self, images: Float[Tensor, "B 3 H W"], tags: Float[Tensor, "B L"]) -> Float[Tensor, "B K H W"]:
         return self._scores(images, self.classifier.trunk(images), tags > 0)
+
+    def _decision(self, images: Float[Tensor, "B 3 H W"], features: Features) -> Float[Tensor, "B L"]:
+        """Scores of the tags. A pooled head that was fitted to other squares or to several views sees these instead, at
+        the cost of further passes of the trunk: an entry that spares them has the head's input_size and one view."""
+        head = self.classifier.head
+        if not isinstance(head, PooledHead):
+            return cast(Tensor, head(features.top))
+        if head.sizes == (images.shape[3],) and not head.flip:
+            return cast(Tensor, head(features))
+        return self.classifier.tags(images)
 
     def _thresholds(self, decision: Float[Tensor, "B L"]) -> Float[Tensor, " L"]:
         wanted, own = self.prediction.threshold, getattr(self.classifier.head, "thresholds", None)
