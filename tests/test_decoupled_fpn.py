@@ -104,6 +104,17 @@ def test_the_likeliest_tag_is_always_found_and_others_above_the_threshold() -> N
     assert found.tolist() == [True, True, decision[0].argmax().item() == 2, True, True]
 
 
+def test_a_head_sees_the_squares_that_it_was_fitted_to() -> None:
+    """At its own size it reads the pass that the decoder reads; at others it asks for one more."""
+    system, passes = finished(), list[tuple[int, ...]]()
+    system.classifier.trunk.register_forward_hook(lambda _, given, __: passes.append(tuple(given[0].shape[2:])))
+    system.predict(squares(1).images)
+    assert passes == [(96, 96)]
+    passes.clear()
+    system.predict(squares(1, size=64).images)
+    assert passes == [(64, 64), (96, 96)]
+
+
 def test_projections_are_computed_once_an_image_however_many_tags_it_has() -> None:
     system, images = finished(), squares(2).images
     rows: dict[str, list[int]] = {}
