@@ -15,7 +15,7 @@ from segcore.config.networks import BackboneParams, PooledParams, PyramidParams
 from segcore.config.section import Views
 from segcore.networks import classifiers
 from segcore.systems._pyramid import ZoomParams
-from segcore.systems.decoupled_fpn import DecoupledFPN, Training
+from segcore.systems.decoupled_fpn import DecoupledFPN, Prediction, Training
 
 FIRST, FURTHER = 2.0, 0.3
 """Bars: prediction with one found tag, and each further tag, over the trunk's forward."""
@@ -52,6 +52,7 @@ def system(side: int, top_width: int, width: int) -> DecoupledFPN:
         dice_weight=0.5,
     )
     made = DecoupledFPN(classifiers.build(backbone, head, TAGS), params).eval()
+    made.prediction = Prediction(views=head.views, crf=None, threshold=0.5, background=0.5)
     return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

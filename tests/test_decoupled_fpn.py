@@ -80,6 +80,16 @@ def test_tags_that_are_not_given_cannot_win() -> None:
     assert (scores[1].argmax(0) == 0).all()
 
 
+def test_a_pixel_is_of_its_tag_where_that_is_likelier_than_the_background_must_be() -> None:
+    system, images, tags = finished(background=0.5), squares(2).images, tags_of((2,), (1,))
+    even = system.predict_given(images, tags)
+    predicting(system, background=0.2)
+    easy = system.predict_given(images, tags)
+    assert torch.equal(even[:, 1:], easy[:, 1:])
+    torch.testing.assert_close(easy[:, 0].sigmoid(), torch.full((2, 96, 96), 0.2))
+    assert torch.equal(easy.argmax(1)[0] == 2, even[0, 2].sigmoid() > 0.2)
+
+
 def test_given_tags_of_an_image_do_not_depend_on_the_others() -> None:
     system, images, tags = finished("timm/test_resnet"), squares(3).images, tags_of((2, 3), (1,), (1, 2, 5))
     together = system.predict_given(images, tags)
@@ -313,7 +323,7 @@ FPN = {
         "absent": 0.15,
         "dice_weight": 0.5,
     },
-    "prediction": {"views": "single", "crf": None, "threshold": "classifier"},
+    "prediction": {"views": "single", "crf": None, "threshold": "classifier", "background": 0.5},
 }
 SECOND = FPN | {"start": "segmenters/decoupled_fpn", "labels": "pseudo_labels/decoupled"}
 ENTRIES: dict[str, Any] = {
@@ -381,7 +391,7 @@ def test_labels_by_known_tags_need_a_system_that_takes_tags() -> None:
 
 @pytest.mark.parametrize("threshold", ["clasifier", 1.5])
 def test_a_wrong_threshold_is_told_once(threshold: float | str) -> None:
-    entry = FPN | {"prediction": {"views": "single", "crf": None, "threshold": threshold}}
+    entry = FPN | {"prediction": {"views": "single", "crf": None, "threshold": threshold, "background": 0.5}}
     with pytest.raises(Problems) as raised:
         command.checked(Settings(changed(ENTRIES | {"systems.decoupled_fpn": entry})))
     assert raised.value.problems == [

@@ -10,6 +10,7 @@ With pseudo-labels beside the masks it is a second round: half of every batch sh
 tagged ones with labels that the first round made of them by their known tags (`source: decoupled`).
 """
 
+import math
 from typing import Annotated, Any, cast
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segcore.config import systems
-from segcore.config.section import NotNegative, Rate
+from segcore.config.section import NotNegative, Rate, Threshold
 from segcore.config.systems import MASKS
 from segcore.data.batches import Batch, Mixed
 from segcore.data.pictures import IGNORE
@@ -49,7 +50,7 @@ OWN = "classifier"
 """The threshold that stands for those of the classifier itself."""
 
 NOT_FOUND = -10.0
-"""Score of a tag that was not found, against 0 of the background. A mean over views shows a tag that only some of them
+"""Score of a tag that was not found. A mean over views shows a tag that only some of them
 found where these are certain: a logit of more than 10 in one of two views."""
 
 PAIRS_AT_ONCE = 32
@@ -76,6 +77,9 @@ class Prediction(systems.Prediction):
     threshold: Annotated[float | str, AfterValidator(_probability_or_own)]
     """Probability above which a tag counts as found, or those that the classifier has for each; the likeliest tag of an
     image always does."""
+    background: Threshold
+    """Probability that a pixel of a found tag must exceed, or it is background. A decoder that few masks taught is less
+    sure of objects that it has not seen: below 0.5."""
 
 
 class DecoupledFPN(System):
@@ -147,7 +151,8 @@ class DecoupledFPN(System):
 
     @torch.no_grad()
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
-        """The logit of each found tag at each pixel; that of the background is 0, so it wins where no tag is likely.
+        """The logit of each found tag at each pixel; that of `background` is the background's, which wins where no tag
+        is likelier.
 
         One pass for the images, then one batch for all of their found tags.
         """
@@ -187,7 +192,7 @@ class DecoupledFPN(System):
     ) -> Float[Tensor, "B K H W"]:
         size = (images.shape[2], images.shape[3])
         scores = images.new_full((len(images), found.shape[1] + 1, *size), NOT_FOUND, dtype=torch.float32)
-        scores[:, 0] = 0
+        scores[:, 0] = math.log(self.prediction.background / (1 - self.prediction.background))
         image, tag = found.nonzero(as_tuple=True)
         if len(image):
             logits = enlarged(self.logits(features, image, tag).float(), size, self.pyramid.stride)
@@ -225,5 +230,5 @@ def smallest() -> dict[str, Any]:
     """An entry for tests."""
     training = SMALLEST_TRAINING | {"absent": 0.15, "dice_weight": 0.5}
     sources = {"start": "classifiers/linear", "images": "strong", "labels": MASKS}
-    prediction = SMALLEST_PREDICTION | {"threshold": 0.5}
+    prediction = SMALLEST_PREDICTION | {"threshold": 0.5, "background": 0.5}
     return {"module": "decoupled_fpn", **sources, "training": training, "prediction": prediction}
