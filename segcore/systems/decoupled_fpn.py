@@ -172,9 +172,11 @@ class DecoupledFPN(System):
         head = self.classifier.head
         if not isinstance(head, PooledHead):
             return cast(Tensor, head(features.top))
-        if head.sizes == (images.shape[3],) and not head.flip:
+        height, width = images.shape[2:]
+        side = max(height, width)
+        if head.sizes == (height,) == (width,) and not head.flip:
             return cast(Tensor, head(features))
-        return self.classifier.tags(images)
+        return self.classifier.tags(F.pad(images, (0, side - width, 0, side - height)))
 
     def _thresholds(self, decision: Float[Tensor, "B L"]) -> Float[Tensor, " L"]:
         wanted, own = self.prediction.threshold, getattr(self.classifier.head, "thresholds", None)
