@@ -15,7 +15,7 @@ from segcore import systems
 from segcore.config import reading
 from segcore.config.data import GradientEdges
 from segcore.config.labels import CRFParams
-from segcore.config.networks import TIMM, AnyBackbone, BackboneParams, FullyConnectedParams
+from segcore.config.networks import TIMM, AnyBackbone, BackboneParams, FullyConnectedParams, PooledParams
 from segcore.config.section import Views
 from segcore.data.batches import Batch, Moment
 from segcore.data.pictures import IGNORE
@@ -23,6 +23,7 @@ from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier, FullyConnectedHead
 from segcore.networks.deeplab import at_cells
 from segcore.networks.origin import Origin
+from segcore.networks.pooled_head import PooledHead
 from segcore.systems._grid import SMALLEST_CUES
 from segcore.systems.contract import System
 
@@ -65,6 +66,25 @@ def tiny_classifier(
     torch.manual_seed(seed)
     head = fully_connected(width=width, kernel=kernel, padding=padding, batch_norm=batch_norm, dropout=dropout)
     return classifiers.build(backbone(name), head, n_tags).eval()
+
+
+def linear_classifier(name: str = "vgg16", n_tags: int = N_TAGS, seed: int = 0) -> Classifier:
+    """A random classifier with a pooled head, whose numbers a fit would set, in eval mode."""
+    torch.manual_seed(seed)
+    views = Views(scales=(1.0,), flip=False)
+    head = PooledParams(kind="pooled", input_size=SIZE, levels=1, pools=("mean", "max"), views=views)
+    classifier = classifiers.build(backbone(name), head, n_tags).eval()
+    assert isinstance(classifier.head, PooledHead)
+    for numbers in (classifier.head.weight, classifier.head.class_vectors):
+        nn.init.normal_(numbers, std=0.5)
+    return classifier
+
+
+def classifier_for(module: str, trunk: str = "vgg16", **options: Any) -> Classifier:
+    """A classifier that the smallest entry of `module` may start from: one with a linear head if it says so."""
+    if entry(module)["start"] == "classifiers/linear":
+        return linear_classifier(trunk, seed=options.get("seed", 0))
+    return tiny_classifier(trunk, **options)
 
 
 def vgg16_file(path: Path, width: int) -> dict[str, Tensor]:
@@ -211,7 +231,7 @@ def find_exactly(classifier: Classifier, images: Tensor, wanted: list[list[int]]
 
 def system_of(module: str, trunk: str = "vgg16", **changes: Any) -> System:
     """A small random system around a classifier with dropout."""
-    return build(module, tiny_classifier(trunk, dropout=0.3), **changes)
+    return build(module, classifier_for(module, trunk, dropout=0.3), **changes)
 
 
 def total(system: System, batch: Batch) -> Tensor:

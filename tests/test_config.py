@@ -109,10 +109,18 @@ def test_the_projects_own_parameters_are_in_order() -> None:
         ("dataset.layout", "shape", ["found 'shape'", "did you mean 'shapes'?"]),
         ("split.strong.kind", "some", ["found 'some'; allowed are all, list, per_class"]),
         ("recipes.classifier.schedule", {"kind": "cosine"}, ["schedule.kind: found 'cosine'", "constant, poly, step"]),
-        ("pseudo_labels.ficklenet.source", "masks", ["found 'masks'; allowed are classifier, cues_file, segmenter"]),
+        (
+            "pseudo_labels.ficklenet.source",
+            "masks",
+            ["found 'masks'; allowed are classifier, cues_file, decoupled, segmenter"],
+        ),
         ("pseudo_labels.ficklenet.background.kind", "saliencies", ["found 'saliencies'", "did you mean 'saliency'?"]),
         ("classifiers.ficklenet.head.kind", "conv", ["found 'conv'", "fully_connected, pooled, stochastic"]),
-        ("networks.grid.kind", "gird", ["found 'gird'; allowed are deconvolution, dual, grid; did you mean 'grid'?"]),
+        (
+            "networks.grid.kind",
+            "gird",
+            ["found 'gird'; allowed are deconvolution, dual, grid, pyramid; did you mean 'grid'?"],
+        ),
         ("systems.deeplab.training.geometry.kind", "crop", ["found 'crop'; allowed are crops, stretched"]),
         ("recipes.classifier.optimizer", "adam", ["found 'adam'", "must be 'sgd' or 'adamw'"]),
         ("backbones.vgg.name", "vgg19", ["found 'vgg19'", "vgg16, vgg16_bn", "timm/<model>"]),
@@ -120,7 +128,11 @@ def test_the_projects_own_parameters_are_in_order() -> None:
         ("systems.deconvnet.images", "all", ["found 'all'", "must be 'strong' or 'weak'"]),
         ("systems.deconvnet.labels", "mask", ["found 'mask'", "crops, masks, pseudo_labels/<name>", "mean 'masks'?"]),
         ("systems.deconvnet.start", "decoupled", ["found 'decoupled'", "backbones/<name>, classifiers/<name>, seg"]),
-        ("systems.deconvnet.module", "unet", ["found 'unet'", "allowed are", "deconvnet, decouplednet, deeplab"]),
+        (
+            "systems.deconvnet.module",
+            "unet",
+            ["found 'unet'", "allowed are", "deconvnet, decoupled_fpn, decouplednet, deeplab"],
+        ),
         ("systems.deconvnet.module", "../evil", ["found '../evil'", "allowed are names like 'my_name_2'"]),
         # a name that nothing has
         ("classifiers.decoupled.recipe", "clasifier", ["found 'clasifier'", "allowed are", "mean 'classifier'?"]),

@@ -32,12 +32,12 @@ from tests.networks import (
     backbone,
     batch_of,
     build,
+    classifier_for,
     entry,
     params_of,
     predicting,
     squares,
     system_of,
-    tiny_classifier,
     total,
     views,
 )
@@ -196,7 +196,7 @@ def test_a_prediction_may_take_gradients() -> None:
 def test_weights_carry_all_that_scores_depend_on(module: str) -> None:
     """A system built anew around another classifier gives the same scores once it has the first one's weights."""
     system = finished(module, "vgg16")
-    other = build(module, tiny_classifier(dropout=0.3, seed=7)).eval()
+    other = build(module, classifier_for(module, dropout=0.3, seed=7)).eval()
     images = squares(1).images
     assert not torch.equal(other.predict(images), system.predict(images))
     other.load_state_dict(system.state_dict())

@@ -101,5 +101,6 @@ def checked(settings: Settings) -> Settings:
     from segcore import regularisers, systems
 
     systems.check(settings.systems)
+    systems.check_takers(settings.pseudo_labels, settings.systems)
     regularisers.check(settings.systems)
     return settings

@@ -134,6 +134,28 @@ class LabelsFromPredictions(LabelsEntry):
     """Refines predictions before the greatest wins."""
 
 
+class LabelsFromKnownTags(LabelsEntry):
+    """What a class-conditioned segmenter makes of an image whose tags it is given."""
+
+    source: Literal["decoupled"]
+    input: Annotated[str, Field(pattern=r"^segmenters/[a-z][a-z0-9_]*$")]
+    """A system that segments given tags, such as `decouplednet` or `decoupled_fpn`."""
+    views: Views
+    crf: CRFParams | None
+    """Refines the probabilities first."""
+    unknown: tuple[Threshold, Threshold] | None
+    """Below the first probability in every tag a pixel is background, above the second in one it is that tag's, and in
+    between unknown; null leaves no pixel unknown, the likeliest wins."""
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> "LabelsFromKnownTags":
+        if self.unknown is not None and not self.unknown[0] <= 0.5 <= self.unknown[1]:
+            raise ValueError(
+                f"unknown {list(self.unknown)} must be a bound of at most 0.5, then one of at least 0.5, or null"
+            )
+        return self
+
+
 class LabelsFromFile(LabelsEntry):
     """Somebody's cues, as they are."""
 
@@ -142,7 +164,9 @@ class LabelsFromFile(LabelsEntry):
     """A file with `image_ids` and `labels`, in the data set's folder: `data/<name>/cues/<file>.npz`."""
 
 
-LabelsParams = Annotated[LabelsFromMaps | LabelsFromPredictions | LabelsFromFile, Field(discriminator="source")]
+LabelsParams = Annotated[
+    LabelsFromMaps | LabelsFromPredictions | LabelsFromKnownTags | LabelsFromFile, Field(discriminator="source")
+]
 
 
 class EvaluationParams(Section):

@@ -222,6 +222,20 @@ class DualParams(Section):
         return self
 
 
+class PyramidParams(Section):
+    """One of `networks`: a decoder over all levels of a trunk (Lin et al. 2017)."""
+
+    kind: Literal["pyramid"]
+    top_width: Count
+    """Channels that the top map is made before the decoder."""
+    width: Count
+    """Channels of every step of the decoder and of every level's projection."""
+    output_stride: Literal[2, 4, 8, 16]
+    """Pixels of the image to a cell of what comes out, where the trunk has a level so fine."""
+    input_size: InputSize
+    """Side of the training images."""
+
+
 def _check_cells(input_size: int, stride: int) -> None:
     if (input_size - 1) % stride:
         below = input_size - (input_size - 1) % stride
@@ -315,4 +329,4 @@ ClassifierParams = Annotated[
 ]
 """One of `classifiers`; `backbone` is one of `backbones`. Its head says whether it is trained or fitted."""
 
-NetworkParams = Annotated[DeconvolutionParams | GridParams | DualParams, Field(discriminator="kind")]
+NetworkParams = Annotated[DeconvolutionParams | GridParams | DualParams | PyramidParams, Field(discriminator="kind")]

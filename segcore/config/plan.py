@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from segcore.config.data import CropsParams, EdgeParams, ShapesParams, SplitParams, VocParams
-from segcore.config.labels import EvaluationParams, LabelsFromFile, LabelsFromMaps, LabelsFromPredictions
+from segcore.config.labels import EvaluationParams, LabelsFromKnownTags, LabelsFromPredictions, LabelsParams
 from segcore.config.networks import BackboneParams, FittedParams, TrainedParams
 from segcore.config.settings import Settings
 from segcore.config.systems import CROPS, SEGMENTERS, SystemEntry
@@ -73,7 +73,7 @@ class ExtractPseudoLabels:
     """Of `extract_pseudo_labels@<name>`; a segmenter predicts by its own `prediction`, but at the entry's views."""
 
     seed: int
-    entry: LabelsFromMaps | LabelsFromPredictions | LabelsFromFile
+    entry: LabelsParams
     prediction: dict[str, Any] | None
     edges: EdgeParams | None
 
@@ -126,7 +126,7 @@ def make_crops(settings: Settings) -> MakeCrops:
 
 def extract_pseudo_labels(settings: Settings, name: str) -> ExtractPseudoLabels:
     entry = _chosen(name, settings.pseudo_labels, "pseudo-label set")
-    if not isinstance(entry, LabelsFromPredictions):
+    if not isinstance(entry, LabelsFromPredictions | LabelsFromKnownTags):
         return ExtractPseudoLabels(settings.seed, entry, None, None)
     own = settings.systems[entry.input.removeprefix(f"{SEGMENTERS}/")].prediction
     own = own | {"views": entry.views.model_dump(mode="json"), "crf": None}

@@ -16,8 +16,6 @@ from segcore.config.labels import (
     CueLossParams,
     EvaluationParams,
     LabelsFromFile,
-    LabelsFromMaps,
-    LabelsFromPredictions,
     LabelsParams,
 )
 from segcore.config.networks import (
@@ -30,6 +28,7 @@ from segcore.config.networks import (
     FullyConnectedParams,
     GridParams,
     NetworkParams,
+    PyramidParams,
     TrainedParams,
 )
 from segcore.config.reading import MISTAKE, read, section
@@ -92,7 +91,9 @@ class Settings:
         self.evaluation: EvaluationParams = self._checked("evaluation", EvaluationParams)
         self.recipes: dict[str, RecipeParams] = self._completed_recipes()
         self.backbones: dict[str, BackboneParams] = self._named("backbones")
-        self.networks: dict[str, DeconvolutionParams | GridParams | DualParams] = self._named("networks")
+        self.networks: dict[str, DeconvolutionParams | GridParams | DualParams | PyramidParams] = self._named(
+            "networks"
+        )
         self.crfs: dict[str, CRFParams] = self._named("crfs")
         self.views: dict[str, Views] = self._named("views")
         self._resolve("cue_losses.*")
@@ -106,9 +107,7 @@ class Settings:
         ):
             self._resolve(place)
         self.classifiers: dict[str, TrainedParams | FittedParams] = self._named("classifiers")
-        self.pseudo_labels: dict[str, LabelsFromMaps | LabelsFromPredictions | LabelsFromFile] = self._named(
-            "pseudo_labels"
-        )
+        self.pseudo_labels: dict[str, LabelsParams] = self._named("pseudo_labels")
         self.systems: dict[str, SystemEntry] = self._named("systems")
         self._raise_problems()
         self._problems += self._broken_references()

@@ -1,6 +1,7 @@
 """From a picture to a class per pixel at its own resolution: squares, scales, flips, proposals, a CRF at the end."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from segcore.config.data import EdgeParams
 from segcore.config.labels import CRFParams
 from segcore.config.section import Views
 from segcore.data.geometry import padded_square, stretched_square
+from segcore.data.pictures import IGNORE
 from segcore.data.proposals import edge_boxes
 from segcore.errors import Problem
 from segcore.evaluation.reading import Image
@@ -24,20 +26,27 @@ Predict = Callable[[Float[Tensor, "B 3 S S"]], Float[Tensor, "B K S S"]]
 
 @torch.no_grad()  # not inference_mode, which a system that takes gradients at test time cannot leave
 def score_maps(
-    system: System, images: Sequence[Image], input_size: int, views: Views, edges: EdgeParams | None
+    system: System,
+    images: Sequence[Image],
+    input_size: int,
+    views: Views,
+    edges: EdgeParams | None,
+    tags: Float[Tensor, "B L"] | None = None,
 ) -> Iterable[ScoreMaps]:
     """The system's scores at each pixel of each image, at the image's own size.
 
     Each image becomes a square, scaled to `input_size` times each of the scales of `views` (rounded to a size that the
     system takes), predicted as it is and mirrored if the views say so, and the scores are averaged at the size of the
     square. How it becomes a square is the system's to say: padded with black below and to the right, or stretched. A
-    system that asks for proposals is predicted by EdgeBoxes windows instead, which want `edges`.
+    system that asks for proposals is predicted by EdgeBoxes windows instead, which want `edges`. With `tags`, 0 or 1
+    and on the system's device, the system is given those of each image instead of finding them.
 
     One image is in memory at a time, if `images` are read as they are asked for; each is asked for once. Scores are to
     be used in the order of the images, once.
 
     Raises:
-        Problem: a scale makes images too small for the system; several scales for one that asks for proposals.
+        Problem: a scale makes images too small for the system; several scales for one that asks for proposals; tags for
+            one that takes none.
     """
     scales, flip = views.scales, views.flip
     if system.proposals:
@@ -57,7 +66,7 @@ def score_maps(
         if edges is None:
             raise ValueError("proposals need the parameters of edges")
         return (by_proposals(predict_windows, image, input_size, system.proposals, edges) for image in images)
-    return _by_squares(system, images, input_size, scales, flip)
+    return _by_squares(system, images, input_size, scales, flip, tags)
 
 
 def predict(
@@ -98,9 +107,47 @@ def restricted(
     return np.asarray(allowed, dtype=np.uint8)[winners(crf.refine(probabilities, image, params))]
 
 
+@torch.inference_mode()
+def decided(
+    system: System,
+    scores: ScoreMaps,
+    allowed: Sequence[int],
+    image: UInt8[np.ndarray, "H W 3"] | None,
+    params: CRFParams | None,
+    unknown: tuple[float, float] | None,
+) -> UInt8[np.ndarray, "H W"]:
+    """Like `restricted`, but 255 where probabilities decide nothing.
+
+    Args:
+        allowed: classes that may win, the background first.
+        unknown: a pixel is background where no other class has a probability above the first, and of a class where that
+            one's is above the second; None takes the likeliest.
+    """
+    if unknown is None:
+        return restricted(system, scores, allowed, image, params)
+    probabilities = system.probabilities(scores.whole()[None])[0][list(allowed)]
+    probabilities = probabilities / probabilities.sum(0, keepdim=True).clamp(min=1e-8)
+    if params is not None:
+        assert image is not None
+        probabilities = crf.refine(probabilities, image, params)
+    if len(allowed) == 1:
+        return np.zeros(probabilities.shape[1:], dtype=np.uint8)
+    best, place = probabilities[1:].max(0)
+    labels = torch.full(best.shape, IGNORE, dtype=torch.uint8, device=best.device)
+    labels[best <= unknown[0]] = 0
+    winners_of = torch.tensor(allowed[1:], dtype=torch.uint8, device=best.device)[place]
+    return torch.where(best > unknown[1], winners_of, labels).cpu().numpy()
+
+
 def _by_squares(
-    system: System, images: Sequence[Image], input_size: int, scales: Sequence[float], flip: bool
+    system: System,
+    images: Sequence[Image],
+    input_size: int,
+    scales: Sequence[float],
+    flip: bool,
+    tags: Float[Tensor, "B L"] | None,
 ) -> list[ScoreMaps]:
+    predict = system.predict if tags is None else partial(system.predict_given, tags=tags)
     stretched = system.square == "stretch"
     sizes = [input_size_of(system, input_size * scale) for scale in scales]
     for scale, size in zip(scales, sizes, strict=True):
@@ -117,9 +164,9 @@ def _by_squares(
     means: list[Mean] = []
     for number in range(len(sizes)):
         batch = torch.stack([some[number] for some in squares]).float().to(_device(system))
-        passes = [system.predict(batch)]
+        passes = [predict(batch)]
         if flip:
-            passes.append(system.predict(batch.flip(3)).flip(3))
+            passes.append(predict(batch.flip(3)).flip(3))
         for i, shape in enumerate(shapes):
             if number == 0:
                 square = shape if stretched else (max(shape), max(shape))

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from segcore.config.labels import (
     LabelsFromFile,
+    LabelsFromKnownTags,
     LabelsFromMaps,
     LabelsFromPredictions,
     LabelsParams,
@@ -20,6 +21,7 @@ from segcore.data.geometry import Grid, stretched_square
 from segcore.data.manifest import Record
 from segcore.data.pictures import read_image
 from segcore.data.pseudo_labels import STRIDE, CuesFile
+from segcore.data.samples import tag_vector
 from segcore.errors import Problem
 from segcore.evaluation import inference
 from segcore.evaluation.reading import Pictures
@@ -62,6 +64,8 @@ def extractor(
         return from_cues(CuesFile(path), entry, names, chosen)
     if isinstance(entry, LabelsFromPredictions):
         return from_segmenter(plan, entry, path / "model", names, device)
+    if isinstance(entry, LabelsFromKnownTags):
+        return from_known_tags(plan, entry, path / "model", names, device)
     path = path / "model"
     classifier, _, tags = load_classifier(path, device.device)
     _same_classes(path, tags, names)
@@ -108,6 +112,30 @@ def from_segmenter(
             allowed = [0, *record.tags] if entry.restrict_to_tags else range(len(names))
             picture = pictures[place] if entry.crf else None
             labels = inference.restricted(system, scores, list(allowed), picture, entry.crf)
+            yield grid.at_cells(labels), labels
+
+    return extract
+
+
+def from_known_tags(
+    plan: ExtractPseudoLabels, entry: LabelsFromKnownTags, path: Path, names: list[str], device: Runtime
+) -> Extract:
+    """What a class-conditioned system makes of the tags of the image, its doubtful pixels unknown if asked for.
+
+    Raises:
+        Problem: the system takes no tags.
+    """
+    system, card = load_system(path, plan.prediction or {}, device.device)
+    _same_classes(path, card["tags"], names)
+    grid = Grid(entry.input_size, STRIDE)
+
+    def extract(records: Sequence[Record]) -> Iterator[tuple[Labels, Labels]]:
+        pictures = Pictures([record.image for record in records])
+        tags = torch.stack([tag_vector(record.tags, len(names) - 1) for record in records]).to(device.device)
+        maps = inference.score_maps(system, pictures, entry.input_size, entry.views, plan.edges, tags)
+        for place, (record, scores) in enumerate(zip(records, maps, strict=True)):
+            picture = pictures[place] if entry.crf else None
+            labels = inference.decided(system, scores, [0, *record.tags], picture, entry.crf, entry.unknown)
             yield grid.at_cells(labels), labels
 
     return extract

@@ -5,6 +5,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
 
+from segcore.config.labels import LabelsFromKnownTags, LabelsParams
 from segcore.config.reading import MISTAKE, section
 from segcore.config.systems import SystemEntry
 from segcore.errors import Problem, Problems, hint
@@ -48,5 +49,23 @@ def check(entries: Mapping[str, SystemEntry]) -> None:
                 section(content, f"systems.{key}.{part}", into)
             except Problems as found:
                 problems += found.problems
+    if problems:
+        raise Problems(MISTAKE, problems)
+
+
+def check_takers(labels: Mapping[str, LabelsParams], entries: Mapping[str, SystemEntry]) -> None:
+    """See that labels by known tags come from systems that take tags: from modules with `TAKES_TAGS`.
+
+    Raises:
+        Problems: all entries of `pseudo_labels` of which it is not so.
+    """
+    takers = [name for name in names() if getattr(load(name), "TAKES_TAGS", False)]
+    problems = [
+        f"pseudo_labels.{key}.input: found '{entry.input}', of the module {module}, which finds the classes of an "
+        f"image itself; source: decoupled needs a system of one of the modules {', '.join(takers)}"
+        for key, entry in labels.items()
+        if isinstance(entry, LabelsFromKnownTags)
+        and (module := entries[entry.input.partition("/")[2]].module) not in takers
+    ]
     if problems:
         raise Problems(MISTAKE, problems)

@@ -84,7 +84,8 @@ class System(nn.Module, ABC):
     * `Training` and `Prediction`, the two parts of its entry in `params.yaml`, and a subclass of this class;
     * `build(params, origin) -> System` and `samples(params, inputs) -> SizedSamples`, with `params` a `Training`;
     * `supervision(params, labels) -> Supervision`, what such an entry learns from, `labels` being what it names;
-    * `smallest() -> dict[str, Any]`, an entry as cheap as can be, complete: what every test of the contract uses.
+    * `smallest() -> dict[str, Any]`, an entry as cheap as can be, complete: what every test of the contract uses;
+    * `TAKES_TAGS = True` if the system segments tags that it is given (`predict_given`), for `source: decoupled`.
     """
 
     params: Any
@@ -145,6 +146,20 @@ class System(nn.Module, ABC):
         are moved until they fit, asks for them by `torch.enable_grad`. An image's scores do not depend on the other
         images, so a sum or mean over the batch has no part in them.
         """
+
+    def predict_given(self, images: Float[Tensor, "B 3 H W"], tags: Float[Tensor, "B L"]) -> Float[Tensor, "B K H W"]:
+        """Scores as `predict` gives them, of images whose tags are known: no class but these and the background wins.
+
+        A class-conditioned system, whose module says `TAKES_TAGS = True`, segments the tags that it is given, 0 or 1,
+        instead of those that it finds. Others cannot.
+
+        Raises:
+            Problem: this system finds its classes itself.
+        """
+        raise Problem(
+            f"{type(self).__name__} finds the classes of an image itself and takes no tags; labels by known tags "
+            "(source: decoupled) need a system that is given one class at a time, such as decouplednet or decoupled_fpn"
+        )
 
     def probabilities(self, scores: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
         """The probability of each class, from scores as `predict` gives them or means of such."""

@@ -31,6 +31,9 @@ from segcore.networks.trunk import Features
 from segcore.systems._crops import SMALLEST, crop_samples
 from segcore.systems.contract import Inputs, Supervision, System
 
+TAKES_TAGS = True
+"""It segments by given tags, too."""
+
 BRIDGE_CHANNELS = 2048
 PAIRS_AT_ONCE = 32
 """Pairs of image and label that inference runs through the network together: bounds its memory."""
@@ -148,6 +151,20 @@ class DecoupledNet(System):
         activations: Activations = self.classifier(images)
         probabilities = activations.decision.sigmoid()
         found = probabilities > self.prediction.threshold
+        maps = self._maps(images, activations, found)
+        return _normalised(self.weighed(maps, probabilities), found)
+
+    @torch.no_grad()
+    def predict_given(self, images: Float[Tensor, "B 3 H W"], tags: Float[Tensor, "B L"]) -> Float[Tensor, "B K H W"]:
+        """The same of given tags, all of which are certain."""
+        found = tags > 0
+        return _normalised(self._maps(images, self.classifier(images), found), found)
+
+    def _maps(
+        self, images: Float[Tensor, "B 3 H W"], activations: Activations, found: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B K H W"]:
+        """P_bg and, of each found tag, P_fg; 0 of the others."""
+        probabilities = activations.decision.sigmoid()
         image, values, tag = _pairs(probabilities * found, found)
         height, width = images.shape[2:]
         maps = images.new_zeros(len(images), found.shape[1] + 1, height, width)
@@ -157,7 +174,7 @@ class DecoupledNet(System):
             both = self.cut_out(activations, values[pairs], at, (height, width))
             is_tag = (tag[pairs] > 0).long()
             maps[at, tag[pairs]] = both[torch.arange(len(at)), is_tag].to(maps.dtype)
-        return self.normalised(maps, probabilities, found)
+        return maps
 
     def cut_out(
         self, activations: Activations, values: Float[Tensor, "P L"], image: Int64[Tensor, " P"], size: tuple[int, int]
@@ -166,16 +183,11 @@ class DecoupledNet(System):
         explained = saliency(self.head, activations, values, image)
         return F.softmax(self.segmenter(activations.features.pick(image), explained, size).float(), dim=1)
 
-    def normalised(
-        self, maps: Float[Tensor, "B K H W"], probabilities: Float[Tensor, "B L"], found: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B K H W"]:
-        """The maps divided by their sum, those of tags that were not found being 0."""
-        if self.prediction.weigh_by_probability:
-            maps = torch.cat([maps[:, :1], maps[:, 1:] * probabilities[:, :, None, None].to(maps.dtype)], dim=1)
-        empty = maps.sum(1, keepdim=True) == 0
-        present = torch.cat([torch.ones_like(found[:, :1]), found], dim=1)
-        maps = maps + (empty & present[:, :, None, None]).to(maps.dtype)
-        return maps / maps.sum(1, keepdim=True)
+    def weighed(self, maps: Float[Tensor, "B K H W"], probabilities: Float[Tensor, "B L"]) -> Float[Tensor, "B K H W"]:
+        """The maps of tags times their probabilities, if they are to be weighed so."""
+        if not self.prediction.weigh_by_probability:
+            return maps
+        return torch.cat([maps[:, :1], maps[:, 1:] * probabilities[:, :, None, None].to(maps.dtype)], dim=1)
 
     def exportable(self, tags_at_once: int | None) -> "FixedTags":
         n_tags = self.classifier.n_tags
@@ -214,7 +226,16 @@ class FixedTags(nn.Module):
         background = torch.where(found.any(1)[:, None, None], both[:, 0, 0], 1.0)
         # One of the n maps, or none, for each tag: a product takes it as it is.
         objects = torch.einsum("bnl,bnhw->blhw", each * found[:, None], both[:, 1:, 1])
-        return system.normalised(torch.cat([background[:, None], objects], dim=1), probabilities, found)
+        maps = torch.cat([background[:, None], objects], dim=1)
+        return _normalised(system.weighed(maps, probabilities), found)
+
+
+def _normalised(maps: Float[Tensor, "B K H W"], found: Bool[Tensor, "B L"]) -> Float[Tensor, "B K H W"]:
+    """The maps over their sum; where all are 0, background and found tags count alike."""
+    empty = maps.sum(1, keepdim=True) == 0
+    present = torch.cat([torch.ones_like(found[:, :1]), found], dim=1)
+    maps = maps + (empty & present[:, :, None, None]).to(maps.dtype)
+    return maps / maps.sum(1, keepdim=True)
 
 
 def _pairs(

@@ -1,0 +1,87 @@
+"""What the systems with a pyramid share: how they are trained, and the images with labels that they learn from."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+from segcore.config import systems
+from segcore.config.networks import PyramidParams
+from segcore.config.section import Positive, Rate, Section
+from segcore.data import pseudo_labels
+from segcore.data.manifest import Record
+from segcore.data.splits import MASKS_FILE
+from segcore.data.zoomed import Zoom
+from segcore.errors import Problem
+from segcore.systems._grid import masks_of
+from segcore.systems.contract import Inputs
+
+Sources = tuple[list[Record], list[Path]]
+"""Images, and the PNG with the labels of each."""
+
+
+class ZoomParams(Section):
+    """How pictures differ from one time to the next."""
+
+    scales: tuple[Positive, Positive]
+    """The least and the greatest length of an image's longer side, over `input_size`, before a square is cut out."""
+    brightness: Rate
+    """Colours are multiplied by a factor from 1 - brightness to 1 + brightness."""
+
+    @model_validator(mode="after")
+    def _scales_are_ordered(self) -> "ZoomParams":
+        if self.scales[0] > self.scales[1]:
+            raise ValueError(f"scales {list(self.scales)} must be the least factor, then the greatest")
+        return self
+
+
+class PyramidTraining(systems.Training):
+    """What the `training` of all systems with a pyramid has."""
+
+    network: PyramidParams
+    zoom: ZoomParams
+    masks: bool
+    """Strong images teach by their masks: alone with `labels: masks`, as half of every batch beside pseudo-labels."""
+
+
+SMALLEST_TRAINING: dict[str, Any] = {
+    "recipe": "segmenter",
+    "network": {"kind": "pyramid", "top_width": 24, "width": 16, "output_stride": 4, "input_size": 96},
+    "zoom": {"scales": [0.7, 1.6], "brightness": 0.2},
+    "masks": True,
+}
+"""Part of entries, as cheap as can be."""
+
+
+def zoom_of(params: PyramidTraining) -> Zoom:
+    """How its pictures are cut out."""
+    return Zoom(params.network.input_size, params.zoom.scales, params.zoom.brightness)
+
+
+def sources(params: PyramidTraining, inputs: Inputs) -> tuple[Sources | None, Sources | None]:
+    """The tagged images with the entry's pseudo-labels, and the strong ones with their masks, each if it teaches.
+
+    Beside masks, pseudo-labels of images that have one are left out.
+
+    Raises:
+        Problem: an entry that names neither, labels that are missing, or of images that may not be learned from.
+    """
+    if (inputs.labels / MASKS_FILE).is_file():
+        if not params.masks:
+            raise Problem("labels: masks are all that this system would learn from; set its training.masks to true")
+        return None, _strong(inputs)
+    ids = pseudo_labels.listed(inputs.labels)
+    inputs.check(ids, {*inputs.strong, *inputs.weak})
+    masked = {*inputs.strong} if params.masks else set[str]()
+    ids = [image_id for image_id in ids if image_id not in masked]
+    if not ids:
+        raise Problem(f"{inputs.labels} has labels of no image without a mask; extract them of the weak images")
+    labels = [pseudo_labels.label_file(inputs.labels, image_id) for image_id in ids]
+    return ([inputs.records[image_id] for image_id in ids], labels), _strong(inputs) if params.masks else None
+
+
+def _strong(inputs: Inputs) -> Sources:
+    if inputs.images != "strong":
+        raise Problem("training.masks: found true, but `images` names the weak images; set images: strong")
+    records = inputs.chosen
+    return records, masks_of(records)
