@@ -124,7 +124,7 @@ def test_the_projects_own_parameters_are_in_order() -> None:
         ("systems.deeplab.training.geometry.kind", "crop", ["found 'crop'; allowed are crops, stretched"]),
         ("recipes.classifier.optimizer", "adam", ["found 'adam'", "must be 'sgd' or 'adamw'"]),
         ("backbones.vgg.name", "vgg19", ["found 'vgg19'", "vgg16, vgg16_bn", "timm/<model>"]),
-        ("backbones.vgg_fine.stride", 4, ["found 4", "must be 8, 16 or 32"]),
+        ("backbones.vgg_fine.stride", 4, ["found 4", "must be 8, 14, 16 or 32"]),
         ("systems.deconvnet.images", "all", ["found 'all'", "must be 'strong' or 'weak'"]),
         ("systems.deconvnet.labels", "mask", ["found 'mask'", "crops, masks, pseudo_labels/<name>", "mean 'masks'?"]),
         ("systems.deconvnet.start", "decoupled", ["found 'decoupled'", "backbones/<name>, classifiers/<name>, seg"]),

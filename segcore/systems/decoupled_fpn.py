@@ -16,7 +16,7 @@ from typing import Annotated, Any, cast
 import torch
 from jaxtyping import Bool, Float, Int64
 from pydantic import AfterValidator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.config import systems
@@ -121,7 +121,7 @@ class DecoupledFPN(System):
         return {"segmentation": Term(costs.sum(), known.sum()), "dice": dice}
 
     def logits(
-        self, features: Features, image: Int64[Tensor, " P"], tag: Int64[Tensor, " P"]
+        self, features: Features, image: Int64[Tensor, " P"], tag: Int64[Tensor, " P"], all_at_once: bool = False
     ) -> Float[Tensor, "P 1 h w"]:
         """Whether the object of a tag lies at the cells of an image, for pairs of indices from 0 on.
 
@@ -131,11 +131,14 @@ class DecoupledFPN(System):
         top = features.top
         maps = torch.einsum("lc,bchw->blhw", vectors, top) + bias[:, None, None]
         images, sides = self.conditioned.image(top), self.pyramid.sides(features.levels)
-        found = [
-            self.pyramid.decode(self.conditioned(top, images, maps, vectors, i, t), sides, i)
-            for i, t in zip(image.split(self._at_once), tag.split(self._at_once), strict=True)
-        ]
-        return torch.cat(found)
+
+        def some(image: Int64[Tensor, " Q"], tag: Int64[Tensor, " Q"]) -> Float[Tensor, "Q 1 h w"]:
+            return self.pyramid.decode(self.conditioned(top, images, maps, vectors, image, tag), sides, image)
+
+        if self.training or all_at_once:  # batch normalisation sees the batch; a graph holds no loop over pairs
+            return some(image, tag)
+        parts = zip(image.split(PAIRS_AT_ONCE), tag.split(PAIRS_AT_ONCE), strict=True)
+        return torch.cat([some(*part) for part in parts])
 
     @property
     def linear(self) -> tuple[Float[Tensor, "L C"], Float[Tensor, " L"]]:
@@ -143,11 +146,6 @@ class DecoupledFPN(System):
         linear = linear_of(self.classifier.head)
         assert linear is not None  # as `build` sees to
         return linear
-
-    @property
-    def _at_once(self) -> int:
-        # In training all at once: batch normalisation sees the batch.
-        return 1_000_000 if self.training else PAIRS_AT_ONCE
 
     @torch.no_grad()
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
@@ -157,14 +155,28 @@ class DecoupledFPN(System):
         One pass for the images, then one batch for all of their found tags.
         """
         features = self.classifier.trunk(images)
-        decision = self._decision(images, features)
-        found = decision.sigmoid() > self._thresholds(decision)
-        found = found | (decision == decision.amax(1, keepdim=True))
-        return self._scores(images, features, found)
+        return self._scores(images, features, self.found(self._decision(images, features)))
 
     @torch.no_grad()
     def predict_given(self, images: Float[Tensor, "B 3 H W"], tags: Float[Tensor, "B L"]) -> Float[Tensor, "B K H W"]:
         return self._scores(images, self.classifier.trunk(images), tags > 0)
+
+    def exportable(self, tags_at_once: int | None) -> "FixedTags":
+        n_tags = self.classifier.n_tags
+        if tags_at_once is not None and not 1 <= tags_at_once <= n_tags:
+            raise Problem(f"--tags-at-once: found {tags_at_once}; allowed are 1..{n_tags}, the tags of this model")
+        head, side = self.classifier.head, self.params.network.input_size
+        if isinstance(head, PooledHead) and head.sizes != (side,):
+            raise Problem(
+                f"this system finds its tags on squares of {', '.join(map(str, head.sizes))} pixels and cuts them out "
+                f"of squares of {side}, which no graph of one input holds; train it with head.input_size of its "
+                "classifier and network.input_size alike"
+            )
+        return FixedTags(self, tags_at_once or n_tags)
+
+    def found(self, decision: Float[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
+        """The tags whose probability exceeds their threshold, and the likeliest one of each image."""
+        return (decision.sigmoid() > self._thresholds(decision)) | (decision == decision.amax(1, keepdim=True))
 
     def _decision(self, images: Float[Tensor, "B 3 H W"], features: Features) -> Float[Tensor, "B L"]:
         """Scores of the tags. A pooled head that was fitted to other squares or to several views sees these instead, at
@@ -189,17 +201,59 @@ class DecoupledFPN(System):
             )
         return own
 
+    @property
+    def background_score(self) -> float:
+        """The logit of `background`."""
+        return math.log(self.prediction.background / (1 - self.prediction.background))
+
     def _scores(
         self, images: Float[Tensor, "B 3 H W"], features: Features, found: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B K H W"]:
         size = (images.shape[2], images.shape[3])
         scores = images.new_full((len(images), found.shape[1] + 1, *size), NOT_FOUND, dtype=torch.float32)
-        scores[:, 0] = math.log(self.prediction.background / (1 - self.prediction.background))
+        scores[:, 0] = self.background_score
         image, tag = found.nonzero(as_tuple=True)
         if len(image):
             logits = enlarged(self.logits(features, image, tag).float(), size, self.pyramid.stride)
             scores[image, tag + 1] = logits.squeeze(1).clamp(min=NOT_FOUND)
         return scores
+
+
+class FixedTags(nn.Module):
+    """`DecoupledFPN.predict` with as many pairs for every image: one for each of its likeliest tags.
+
+    A tag is found as always, if it is one of these; the pairs of others are run and count for nothing.
+    """
+
+    def __init__(self, system: DecoupledFPN, tags_at_once: int) -> None:
+        super().__init__()
+        self.system = system
+        self.tags_at_once = tags_at_once
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
+        system, size = self.system, (images.shape[2], images.shape[3])
+        features = system.classifier.trunk(images)
+        decision = self._decision(images, features)
+        likeliest = decision.topk(self.tags_at_once).indices
+        image = torch.arange(images.shape[0], device=images.device)[:, None].expand(likeliest.shape).flatten()
+        logits = system.logits(features, image, likeliest.flatten(), all_at_once=True).float()
+        logits = enlarged(logits, size, system.pyramid.stride).squeeze(1).clamp(min=NOT_FOUND)
+        logits = logits.unflatten(0, (images.shape[0], self.tags_at_once))
+        each = F.one_hot(likeliest, decision.shape[1]).to(logits.dtype)  # B n L
+        counts = each * system.found(decision)[:, None]
+        # One of the n logits, or none, for each tag: a product takes it as it is.
+        tags = torch.einsum("bnl,bnhw->blhw", counts, logits) + NOT_FOUND * (1 - counts.sum(1))[:, :, None, None]
+        return torch.cat([torch.full_like(tags[:, :1], system.background_score), tags], dim=1)
+
+    def _decision(self, images: Float[Tensor, "B 3 H W"], features: Features) -> Float[Tensor, "B L"]:
+        head = self.system.classifier.head
+        if not isinstance(head, PooledHead):
+            return cast(Tensor, head(features.top))
+        if (images.shape[2], images.shape[3]) != (head.sizes[0], head.sizes[0]):
+            raise ValueError(f"its tags are found on squares of {head.sizes[0]} pixels")
+        views = [features, self.system.classifier.trunk(images.flip(3))] if head.flip else [features]
+        return torch.stack([cast(Tensor, head(view)) for view in views]).mean(0)
 
 
 def build(params: Training, origin: Origin) -> DecoupledFPN:
