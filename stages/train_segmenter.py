@@ -59,6 +59,7 @@ def main(
         model, card = build_on(start / "model", names[1:], build)
         inputs = inputs_of(plan, manifest, names, split, labels)
         samples = module.samples(training, inputs)
+        model.begin(samples)
         run_key = [system, plans.plain(plan), inputs.strong, inputs.weak]
         sources = [manifest, split / made_of.TAGS_FILE, start / "model/model.json", *provenance.files_in(labels)]
         scratch = progress.scratch_file(f"segmenter-{system}", run_key, sources, model, device)

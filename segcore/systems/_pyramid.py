@@ -9,10 +9,13 @@ from segcore.config import systems
 from segcore.config.networks import PyramidParams
 from segcore.config.section import Positive, Rate, Section
 from segcore.data import pseudo_labels
+from segcore.data.batches import Mixed
 from segcore.data.manifest import Record
 from segcore.data.splits import MASKS_FILE
-from segcore.data.zoomed import Zoom
+from segcore.data.zoomed import Zoom, ZoomedImages, ZoomedTagged
 from segcore.errors import Problem
+from segcore.networks.origin import Origin
+from segcore.networks.pyramid import PyramidNetwork
 from segcore.systems._grid import masks_of
 from segcore.systems.contract import Inputs
 
@@ -47,6 +50,13 @@ SMALLEST_TRAINING: dict[str, Any] = {
 """Part of entries, as cheap as can be."""
 
 
+def network_of(params: PyramidTraining, origin: Origin) -> PyramidNetwork:
+    """The network with the trunk of a trained classifier, whatever its head, or with a fresh one."""
+    network = params.network
+    trunk = origin.trunk(origin.backbone.stride)
+    return PyramidNetwork(trunk, origin.n_tags + 1, network.top_width, network.width, network.output_stride)
+
+
 def zoom_of(params: PyramidTraining) -> Zoom:
     """How its pictures are cut out."""
     return Zoom(params.network.input_size, params.zoom.scales, params.zoom.brightness)
@@ -76,6 +86,21 @@ def labelled_of(inputs: Inputs) -> tuple[list[Record], list[Path]]:
     if not ids:
         raise Problem(f"{inputs.labels} has labels of no image without a mask; extract them of the weak images")
     return [inputs.records[i] for i in ids], [pseudo_labels.label_file(inputs.labels, i) for i in ids]
+
+
+def tagged_and_masked(params: PyramidTraining, inputs: Inputs) -> Mixed:
+    """As many images of the weak list, by their tags, as strong ones with their masks; an image may be both.
+
+    Raises:
+        Problem: one of the lists is empty, or the entry names another list or other labels.
+    """
+    if inputs.images != "strong" or not learns_from_masks_alone(inputs):
+        raise Problem("this system learns from masks and tags at once; set its `images` to strong, `labels` to masks")
+    if not inputs.weak:
+        raise Problem("there are no weak images, whose tags this system learns from; a system such as fpn needs none")
+    weak = [inputs.records[image_id] for image_id in inputs.weak]
+    zoom = zoom_of(params)
+    return Mixed(ZoomedTagged(weak, inputs.n_tags, zoom), ZoomedImages(*strong_of(inputs), inputs.n_tags, zoom, True))
 
 
 def learns_from_masks_alone(inputs: Inputs) -> bool:
