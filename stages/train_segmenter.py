@@ -112,7 +112,7 @@ def finishing_batches(
     if not count:
         return iter(())
     # Made before training, as it checks whether the processes can share a batch.
-    order = Order.of(samples, size, 1, seed, device.rank, device.world)
+    order = Order.of(samples, size, 1, seed, device.rank, device.world, recipe.class_power)
     first = math.ceil(recipe.steps * recipe.batch_size / size)
     steps = Stream(samples, order, recipe.workers).steps(first, first + count)
     return (batch.to(device.device, recipe.channels_last) for step in steps for batch in step)

@@ -120,7 +120,11 @@ def test_the_projects_own_parameters_are_in_order() -> None:
         ("systems.deconvnet.images", "all", ["found 'all'", "must be 'strong' or 'weak'"]),
         ("systems.deconvnet.labels", "mask", ["found 'mask'", "crops, masks, pseudo_labels/<name>", "mean 'masks'?"]),
         ("systems.deconvnet.start", "decoupled", ["found 'decoupled'", "backbones/<name>, classifiers/<name>, seg"]),
-        ("systems.deconvnet.module", "unet", ["found 'unet'", "allowed are", "deconvnet, decouplednet, deeplab"]),
+        (
+            "systems.deconvnet.module",
+            "unet",
+            ["found 'unet'", "allowed are", "deconvnet, decoupled_fpn, decouplednet, deeplab"],
+        ),
         ("systems.deconvnet.module", "../evil", ["found '../evil'", "allowed are names like 'my_name_2'"]),
         # a name that nothing has
         ("classifiers.decoupled.recipe", "clasifier", ["found 'clasifier'", "allowed are", "mean 'classifier'?"]),

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from segcore.data.batches import Mixed, Samples
+from segcore.data.order import WithTags
 from segcore.data.pictures import IGNORE, read_labels
 from segcore.data.samples import known
 from segcore.errors import Problem
@@ -20,15 +21,6 @@ class Labelled(Protocol):
     """Samples with a file of labels each."""
 
     labels: Sequence[Path | None]
-
-
-@runtime_checkable
-class WithTags(Protocol):
-    """Samples that say their tags without reading a picture."""
-
-    def tags_of(self, index: int) -> Sequence[int]:
-        """The class indices, 1..L, of a sample's tags."""
-        ...
 
 
 def labelled_pixels(samples: Samples, n_classes: int) -> Int64[Tensor, " K"]:
@@ -60,8 +52,6 @@ def tag_table(samples: Samples, n_tags: int) -> Bool[np.ndarray, "N L"]:
     Raises:
         Problem: these samples do not say.
     """
-    if isinstance(samples, Mixed):
-        return np.concatenate([tag_table(one, n_tags) for one in samples.sets])
     if not isinstance(samples, WithTags):
         raise Problem("these samples do not say their tags beforehand; set class_weights to kind: none")
     table = np.zeros((len(samples), n_tags), dtype=bool)

@@ -26,9 +26,10 @@ def everyones(x: Tensor) -> Tensor:
     x = x.detach()
     if not shared():
         return x
-    parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, x.contiguous())
-    return torch.stack(parts, 1).flatten(0, 1)
+    sent = (x.to(torch.uint8) if x.dtype == torch.bool else x).contiguous()  # not every backend sends truth values
+    parts = [torch.empty_like(sent) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, sent)
+    return torch.stack(parts, 1).flatten(0, 1).to(x.dtype)
 
 
 def rank() -> tuple[int, int]:

@@ -67,7 +67,7 @@ class SWSSS(System):
 
     pretrained = ("network.trunk.",)
     may_be_missing = ("peer.", "iou.")
-    positive: Tensor
+    positive: Tensor | None
 
     def __init__(self, network: PyramidNetwork, peer: PyramidNetwork, n_classes: int, params: Training) -> None:
         super().__init__()
@@ -76,7 +76,9 @@ class SWSSS(System):
         self.peer = peer
         self.iou = RunningIoU(n_classes, params.momentum)
         self.pixel_loss = PixelLoss(params.pixel_loss, n_classes)
-        self.register_buffer("positive", torch.ones(n_classes - 1), persistent=False)
+        self.n_tags = n_classes - 1
+        # How often an image counts for a tag that it has; known before every training, and no part of the model.
+        self.register_buffer("positive", None, persistent=False)
         if params.trunks == "one":
             # The same module twice in one tree: it is listed, saved and trained once, as that of `network`.
             peer.trunk = network.trunk
@@ -87,7 +89,7 @@ class SWSSS(System):
         self.pixel_loss.begin(samples)
         weights = self.params.tag_class_weights
         if isinstance(weights, Balanced):
-            self.positive.copy_(torch.from_numpy(tag_weights(tag_table(samples, len(self.positive)), weights.cap)))
+            self.positive = torch.from_numpy(tag_weights(tag_table(samples, self.n_tags), weights.cap)).float()
 
     def losses(self, batch: Batch) -> dict[str, Term]:
         """The four terms; watched are the trust in P, `trust`, and the share of cells where both find the same."""
