@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segcore.data.batches import Batch, Sample
+from segcore.data.batches import Sample
 from segcore.networks import dropout
 from segcore.networks.averaged import Averaged
 from segcore.networks.pyramid import shown
