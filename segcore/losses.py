@@ -109,8 +109,8 @@ def dice_costs(
 ) -> Float[Tensor, " P"]:
     """1 - (2 sum pq + 1) / (sum p + sum q + 1) of each map, over the places that are known.
 
-    Milletari, Navab and Ahmadi, "V-Net", 3DV 2016, without their squares. `wanted` q and `known` are 0 or 1; the 1 added
-    above and below keeps it defined where nothing is wanted: it is then 0 if nothing is found either.
+    Milletari, Navab and Ahmadi, "V-Net", 3DV 2016, without their squares. `wanted` q and `known` are 0 or 1; the 1
+    added above and below keeps it defined where nothing is wanted: it is then 0 if nothing is found either.
     """
     p, q = ((x * known).flatten(1) for x in (probabilities, wanted))
     return 1 - (2 * (p * q).sum(1) + 1) / (p.sum(1) + q.sum(1) + 1)

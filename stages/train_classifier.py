@@ -17,7 +17,6 @@ from segcore import files, made_of, processes, seeds
 from segcore.cli import command, console, progress, provenance, scratch
 from segcore.config import fingerprints
 from segcore.config import plan as plans
-from segcore.config.networks import FittedParams
 from segcore.config.settings import Settings
 from segcore.data import splits
 from segcore.data.frequencies import tag_table, tag_weights
@@ -25,12 +24,12 @@ from segcore.data.geometry import padded_square
 from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.pictures import read_image
 from segcore.data.samples import TaggedImages, tag_vector
-from segcore.errors import Problem, Problems
+from segcore.errors import Problems
 from segcore.evaluation.numbers import rounded
 from segcore.evaluation.tags import tag_metrics
-from segcore.features.store import FeatureStore, columns
+from segcore.features.store import FeatureStore
 from segcore.features.views import views_of
-from segcore.fitting.tags import deal, fit_head, sigmoid
+from segcore.fitting.tags import fit_head, sigmoid
 from segcore.models.classifiers import save_classifier
 from segcore.networks import classifiers, pretrained
 from segcore.networks.classifiers import Classifier
@@ -134,27 +133,20 @@ def fitted(
     name: str, plan: plans.FitClassifier, model: Classifier, images: Images, device: processes.Runtime, log: Path
 ) -> dict[str, Any]:
     """Fit the head to features of all views, log the strengths that were tried, and return the tag metrics."""
-    entry, head = plan.entry, model.head
+    head = model.head
     assert isinstance(head, PooledHead)  # as its entry says
-    if len(images.seen) < entry.fit.folds:
-        raise Problem(
-            f"classifiers.{name}.fit.folds: found {entry.fit.folds} for {len(images.seen)} images; it may be 2 to "
-            f"{len(images.seen)}"
-        )
     model.to(device.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     store = FeatureStore(scratch.FOLDER / "features", model.trunk, device)
-    pooled = mean_features(f"classifier {name}", store, images.seen, entry, device)
-    levels, ids = model.trunk.level_channels, [record.image_id for record in images.seen]
-    tags, folds = truth(images.seen, images.tags), deal(ids, entry.fit.folds, plan.seed)
-    seen, top = (pooled[:, columns(levels, *part)] for part in ((head.levels, head.pools), (1, ("mean",))))
-    found = fit_head(head.cpu(), seen, top, tags, entry.fit, folds)
+    pooled, top = mean_features(f"classifier {name}", store, images.seen, head, device)
+    val, _ = mean_features(f"classifier {name}, validation", store, images.val, head, device)
+    found = fit_head(head.cpu(), pooled, top, truth(images.seen, images.tags), plan.entry.fit)
     with progress.logged(log) as write:
         for step, tried in enumerate(found.path):
             numbers = {"strength": tried.strength, "loss/tags": round(tried.loss, 6)}
             write(step, numbers | {"mean_average_precision": round(tried.mean_average_precision, 6)})
-    console.say(f"classifier {name}: strength {found.strength:g} of {entry.fit.folds} folds' choice")
-    val = mean_features(f"classifier {name}, validation", store, images.val, entry, device)
-    logits = head.of_pooled(torch.from_numpy(val[:, columns(levels, head.levels, head.pools)])).numpy()
+    best = max(tried.mean_average_precision for tried in found.path)
+    console.say(f"classifier {name}: tag mAP {best:.3f} on images left out, at strength {found.strength:g}")
+    logits = head.of_pooled(torch.from_numpy(val)).numpy()
     return tag_metrics(sigmoid(logits), truth(images.val, images.tags), images.tags, head.thresholds.numpy())
 
 
@@ -164,12 +156,21 @@ def truth(records: list[Record], tags: list[str]) -> Bool[np.ndarray, "N L"]:
 
 
 def mean_features(
-    name: str, store: FeatureStore, records: list[Record], entry: FittedParams, device: processes.Runtime
-) -> Float[np.ndarray, "N D"]:
-    """The stored features of each image, the mean over all its views: a linear head's mean logit is its logit of it."""
+    name: str, store: FeatureStore, records: list[Record], head: PooledHead, device: processes.Runtime
+) -> tuple[Float[np.ndarray, "N D"], Float[np.ndarray, "N C"]]:
+    """What the head sees of each image, and the mean of the top map, both the mean over all views.
+
+    A linear head's mean logit over the views is its logit of that.
+    """
+
+    def of(record: Record) -> tuple[np.ndarray, ...]:
+        views = [store.pooled(record, view, head) for view in views_of(head)]
+        return tuple(np.mean([view[part] for view in views], axis=0) for part in ("pooled", "top"))
+
     mine = device.shard(records)
-    vectors = store.pooled(mine, views_of(entry.head.views, entry.input_size))
-    return np.stack(device.merge([views.mean(0) for views in progress.counted(name, vectors, len(mine))]))
+    found = device.merge([of(record) for record in progress.counted(name, mine, len(mine))])
+    pooled, top = (np.stack(part) for part in zip(*found, strict=True))
+    return pooled, top
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def linear_classifier(name: str = "vgg16", n_tags: int = N_TAGS, seed: int = 0) 
     """A random classifier with a pooled head, whose numbers a fit would set, in eval mode."""
     torch.manual_seed(seed)
     views = Views(scales=(1.0,), flip=False)
-    head = PooledParams(kind="pooled", levels=1, pools=("mean", "max"), views=views)
+    head = PooledParams(kind="pooled", input_size=SIZE, levels=1, pools=("mean", "max"), views=views)
     classifier = classifiers.build(backbone(name), head, n_tags).eval()
     assert isinstance(classifier.head, PooledHead)
     for numbers in (classifier.head.weight, classifier.head.class_vectors):

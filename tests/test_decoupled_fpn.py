@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from segcore import systems
 from segcore.cli import command
 from segcore.config.settings import Settings
+from segcore.data.batches import Mixed
 from segcore.data.manifest import Record
 from segcore.data.pictures import IGNORE, read_image, read_labels
 from segcore.data.samples import binary_labels
-from segcore.data.zoomed import Pairs, Zoom
+from segcore.data.splits import MASKS_FILE
+from segcore.data.zoomed import Pairs, Zoom, ZoomedImages
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.evaluation.score_maps import Enlarged
@@ -22,10 +24,10 @@ from segcore.networks.conditioned import linear_of
 from segcore.networks.pooled_head import PooledHead
 from segcore.networks.pyramid import joined, labels_at
 from segcore.networks.trunk import Features
-from segcore.systems.contract import System
+from segcore.systems.contract import Inputs, System
 from segcore.systems.decoupled_fpn import NOT_FOUND, DecoupledFPN
 from tests.devkit import changed, make_devkit, make_record
-from tests.networks import N_TAGS, build, linear_classifier, predicting, squares, system_of, views
+from tests.networks import N_TAGS, build, linear_classifier, params_of, predicting, squares, system_of, views
 from tests.tiny import run_stages, tiny_dataset
 
 
@@ -78,6 +80,16 @@ def test_tags_that_are_not_given_cannot_win() -> None:
     assert (scores[1].argmax(0) == 0).all()
 
 
+def test_a_pixel_is_of_its_tag_where_that_is_likelier_than_the_background_must_be() -> None:
+    system, images, tags = finished(background=0.5), squares(2).images, tags_of((2,), (1,))
+    even = system.predict_given(images, tags)
+    predicting(system, background=0.2)
+    easy = system.predict_given(images, tags)
+    assert torch.equal(even[:, 1:], easy[:, 1:])
+    torch.testing.assert_close(easy[:, 0].sigmoid(), torch.full((2, 96, 96), 0.2))
+    assert torch.equal(easy.argmax(1)[0] == 2, even[0, 2].sigmoid() > 0.2)
+
+
 def test_given_tags_of_an_image_do_not_depend_on_the_others() -> None:
     system, images, tags = finished("timm/test_resnet"), squares(3).images, tags_of((2, 3), (1,), (1, 2, 5))
     together = system.predict_given(images, tags)
@@ -100,6 +112,17 @@ def test_the_likeliest_tag_is_always_found_and_others_above_the_threshold() -> N
     head.thresholds[2] = 1.0
     found = (system.predict(images[:1])[0, 1:] > NOT_FOUND).flatten(1).any(1)
     assert found.tolist() == [True, True, decision[0].argmax().item() == 2, True, True]
+
+
+def test_a_head_sees_the_squares_that_it_was_fitted_to() -> None:
+    """At its own size it reads the pass that the decoder reads; at others it asks for one more."""
+    system, passes = finished(), list[tuple[int, ...]]()
+    system.classifier.trunk.register_forward_hook(lambda _, given, __: passes.append(tuple(given[0].shape[2:])))
+    system.predict(squares(1).images)
+    assert passes == [(96, 96)]
+    passes.clear()
+    system.predict(squares(1, size=64).images)
+    assert passes == [(64, 64), (96, 96)]
 
 
 def test_projections_are_computed_once_an_image_however_many_tags_it_has() -> None:
@@ -296,19 +319,19 @@ FPN = {
         "recipe": "segmenter",
         "network": {"kind": "pyramid", "top_width": 16, "width": 8, "output_stride": 4, "input_size": 64},
         "zoom": {"scales": [0.7, 1.6], "brightness": 0.2},
+        "masks": True,
         "absent": 0.15,
         "dice_weight": 0.5,
     },
-    "prediction": {"views": "single", "crf": None, "threshold": "classifier"},
+    "prediction": {"views": "single", "crf": None, "threshold": "classifier", "background": 0.5},
 }
 SECOND = FPN | {"start": "segmenters/decoupled_fpn", "labels": "pseudo_labels/decoupled"}
 ENTRIES: dict[str, Any] = {
     "classifiers.linear": {
         "images": "weak",
         "backbone": "vgg",
-        "head": {"kind": "pooled", "levels": 1, "pools": ["mean", "max"], "views": "single"},
-        "input_size": 64,
-        "fit": {"strengths": [0.1, 1.0], "folds": 2, "class_weights": {"kind": "none"}},
+        "head": {"kind": "pooled", "input_size": 64, "levels": 1, "pools": ["mean", "max"], "views": "single"},
+        "fit": {"strengths": [0.1, 1.0], "class_weights": {"kind": "none"}},
     },
     "systems.decoupled_fpn": FPN,
     "systems.decoupled_fpn_2": SECOND,
@@ -366,6 +389,17 @@ def test_labels_by_known_tags_need_a_system_that_takes_tags() -> None:
         Settings(changed(odd))
 
 
+@pytest.mark.parametrize("threshold", ["clasifier", 1.5])
+def test_a_wrong_threshold_is_told_once(threshold: float | str) -> None:
+    entry = FPN | {"prediction": {"views": "single", "crf": None, "threshold": threshold, "background": 0.5}}
+    with pytest.raises(Problems) as raised:
+        command.checked(Settings(changed(ENTRIES | {"systems.decoupled_fpn": entry})))
+    assert raised.value.problems == [
+        f"systems.decoupled_fpn.prediction.threshold: found {threshold!r}; "
+        "must be a probability from 0 to 1, or classifier"
+    ]
+
+
 def test_systems_without_a_linear_classifier_say_so() -> None:
     from tests.networks import tiny_classifier
 
@@ -373,3 +407,58 @@ def test_systems_without_a_linear_classifier_say_so() -> None:
         build("decoupled_fpn", tiny_classifier())
     assert isinstance(system_of("fpn"), System)
     assert views().scales == (1.0,)
+
+
+class TestSources:
+    """Which images teach, and by which labels."""
+
+    def inputs(self, folder: Path, images: str, labels: str) -> Inputs:
+        names = ("one", "two", "three")
+        records = {
+            i: make_record(
+                i, folder / f"{i}.png", folder / f"{i}_mask.png" if i == "one" else None, 9, 9, (1,), "train"
+            )
+            for i in names
+        }
+        (folder / "masks").mkdir()
+        (folder / "masks" / MASKS_FILE).write_text("")
+        (folder / "pseudo").mkdir()
+        (folder / "pseudo/images.txt").write_text("".join(f"{i}\n" for i in names))
+        return Inputs(records, ["one"], [*names], images, folder / labels, 3, None)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("module", ["decoupled_fpn", "fpn"])
+    def test_masks_alone(self, tmp_path: Path, module: str) -> None:
+        given = self.inputs(tmp_path, "strong", "masks")
+        samples = systems.load(module).samples(params_of(module), given)
+        assert ([r.image_id for r in samples.records], samples.labels) == (["one"], [tmp_path / "one_mask.png"])
+        assert samples.strong
+        with pytest.raises(Problem, match=r"set its training\.masks to true"):
+            systems.load(module).samples(params_of(module, masks=False), given)
+
+    @pytest.mark.parametrize("module", ["decoupled_fpn", "fpn"])
+    def test_masks_beside_the_labels_of_images_that_have_none(self, tmp_path: Path, module: str) -> None:
+        given = self.inputs(tmp_path, "strong", "pseudo")
+        samples = systems.load(module).samples(params_of(module), given)
+        assert isinstance(samples, Mixed)
+        weak, strong = samples.sets
+        assert isinstance(weak, ZoomedImages)
+        assert isinstance(strong, ZoomedImages)
+        assert [r.image_id for r in weak.records] == ["two", "three"]
+        assert [r.image_id for r in strong.records] == ["one"]
+        assert (weak.strong, strong.strong) == (False, True)
+
+    @pytest.mark.parametrize("module", ["decoupled_fpn", "fpn"])
+    def test_labels_alone(self, tmp_path: Path, module: str) -> None:
+        given = self.inputs(tmp_path, "weak", "pseudo")
+        loaded = systems.load(module)
+        samples = loaded.samples(params_of(module, masks=False), given)
+        assert [r.image_id for r in samples.records] == ["one", "two", "three"]
+        assert not loaded.supervision(params_of(module, masks=False), "pseudo_labels/any").masks
+        with pytest.raises(Problem, match="set images: strong"):
+            loaded.samples(params_of(module), given)
+
+    def test_labels_of_nothing_new_are_refused(self, tmp_path: Path) -> None:
+        given = self.inputs(tmp_path, "strong", "pseudo")
+        (tmp_path / "pseudo/images.txt").write_text("one\n")
+        with pytest.raises(Problem, match="no image without a mask"):
+            systems.load("fpn").samples(params_of("fpn"), given)

@@ -50,9 +50,14 @@ def fitted_classifier(name: str) -> tuple[Classifier, FittedParams]:
     given = {
         "images": "weak",
         "backbone": backbone(name).model_dump(),
-        "head": {"kind": "pooled", "levels": 1, "pools": ["mean", "max"], "views": {"scales": [1.0], "flip": False}},
-        "input_size": 96,
-        "fit": {"strengths": [0.1], "folds": 2, "class_weights": {"kind": "none"}},
+        "head": {
+            "kind": "pooled",
+            "input_size": 96,
+            "levels": 1,
+            "pools": ["mean", "max"],
+            "views": {"scales": [1.0], "flip": False},
+        },
+        "fit": {"strengths": [0.1], "class_weights": {"kind": "none"}},
     }
     return model, reading.section({"classifiers": {"linear": given}}, "classifiers.linear", FittedParams)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from segcore.config.networks import Alike, Balanced, FitParams, FittedParams, PooledParams
 from segcore.config.plan import FitClassifier, train_classifier
@@ -19,12 +19,12 @@ from segcore.config.section import Views
 from segcore.config.settings import Settings, load
 from segcore.errors import Problem
 from segcore.evaluation.tags import tag_metrics
-from segcore.features.store import columns
 from segcore.fitting import tags as fitting
-from segcore.fitting.logistic import Standard, fit, image_weights
+from segcore.fitting.ridge import Standard, image_weights, ridges
 from segcore.models.classifiers import load_classifier, save_classifier
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier
+from segcore.networks.own_classes import OwnClasses
 from segcore.networks.pooled_head import PooledHead
 from segcore.networks.trunk import Features
 from tests.devkit import PARAMS, PROJECT, changed
@@ -34,9 +34,8 @@ from tests.tiny import files, run_stages, tiny_dataset
 ENTRY = {
     "images": "weak",
     "backbone": "vgg",
-    "head": {"kind": "pooled", "levels": 2, "pools": ["mean", "max"], "views": "single"},
-    "input_size": 64,
-    "fit": {"strengths": [0.001, 0.1], "folds": 3, "class_weights": {"kind": "none"}},
+    "head": {"kind": "pooled", "input_size": 64, "levels": 2, "pools": ["mean", "max"], "views": "single"},
+    "fit": {"strengths": [0.1, 1.0], "class_weights": {"kind": "none"}},
 }
 SINGLE = Views(scales=(1.0,), flip=False)
 MANY = Views(scales=(1.0, 0.67), flip=True)
@@ -44,12 +43,12 @@ NAMES = ["circle", "square"]
 
 
 def fit_params(**changes: Any) -> FitParams:
-    values = {"strengths": [0.0001, 0.01], "folds": 4, "class_weights": {"kind": "none"}}
+    values = {"strengths": [0.01, 1.0], "class_weights": {"kind": "none"}}
     return FitParams.model_validate_json(json.dumps(values | changes))
 
 
 def pooled_params(levels: int = 2, views: Views = SINGLE) -> PooledParams:
-    return PooledParams(kind="pooled", levels=levels, pools=("mean", "max"), views=views)
+    return PooledParams(kind="pooled", input_size=64, levels=levels, pools=("mean", "max"), views=views)
 
 
 def filled(levels: int = 2, views: Views = SINGLE, n_tags: int = 2) -> Classifier:
@@ -76,13 +75,12 @@ def linear_problem(n: int = 400, d: int = 12, noise: float = 0.0) -> tuple[np.nd
 
 def head_for(d: int) -> PooledHead:
     """A head over one level of d channels, of which it takes the mean."""
-    return PooledHead((d,), 2, PooledParams(kind="pooled", levels=1, pools=("mean",), views=SINGLE))
+    return PooledHead((d,), 2, PooledParams(kind="pooled", input_size=64, levels=1, pools=("mean",), views=SINGLE))
 
 
-def fitted(x: np.ndarray, tags: np.ndarray, **changes: Any) -> tuple[PooledHead, fitting.CrossValidated]:
-    params, head = fit_params(**changes), head_for(x.shape[1])
-    folds = fitting.deal([str(i) for i in range(len(x))], params.folds, 0)
-    return head, fitting.fit_head(head, x, x, tags, params, folds)
+def fitted(x: np.ndarray, tags: np.ndarray, **changes: Any) -> tuple[PooledHead, fitting.Fitted]:
+    head = head_for(x.shape[1])
+    return head, fitting.fit_head(head, x, x, tags, fit_params(**changes))
 
 
 class TestHead:
@@ -92,13 +90,31 @@ class TestHead:
         by_hand = [part for x in levels[1:] for part in (x.mean((2, 3)), x.amax((2, 3)))]
         assert torch.equal(head.pooled(Features(levels, (None,) * 3)), torch.cat(by_hand, dim=1))
 
-    def test_the_columns_of_the_store_are_those_that_it_pools(self) -> None:
-        levels = (torch.rand(1, 4, 6, 6), torch.rand(1, 3, 4, 4), torch.rand(1, 5, 2, 2))
-        stored = torch.cat([part for x in levels for part in (x.mean((2, 3)), x.amax((2, 3)))], dim=1).numpy()
-        for count, pools in ((1, ("mean",)), (2, ("max", "mean")), (3, ("mean", "max"))):
-            params = PooledParams(kind="pooled", levels=count, pools=pools, views=SINGLE)
-            pooled = PooledHead((4, 3, 5), 2, params).pooled(Features(levels, (None,) * 3)).numpy()
-            assert np.array_equal(stored[:, columns((4, 3, 5), count, pools)], pooled)
+    def test_classes_are_those_of_windows_that_fit(self) -> None:
+        own = OwnClasses(4)
+        own.fill({"fc.weight": torch.randn(1000, 4), "fc.bias": torch.randn(1000)}, "nothing")
+        top = torch.rand(2, 4, 10, 7)
+        windows = torch.stack([top[:, :, i : i + 7].mean((2, 3)) for i in (0, 3)], dim=1)
+        p = (windows @ own.weight.T + own.bias).softmax(2)
+        torch.testing.assert_close(own(top), torch.cat([p.mean(1), p.amax(1)], dim=1) ** 0.25)
+        small = top[:, :, :2, :3]
+        alone = (small.mean((2, 3)) @ own.weight.T + own.bias).softmax(1)
+        torch.testing.assert_close(own(small), torch.cat([alone, alone], dim=1) ** 0.25)
+
+    def test_classes_come_from_the_weights_of_the_backbone(self, tmp_path: Path) -> None:
+        trunk = classifiers.build(backbone("resnet18"), pooled_params(), 2).trunk
+        state = {name.removeprefix("body."): value for name, value in trunk.state_dict().items()}
+        params = PooledParams(kind="pooled", input_size=64, levels=1, pools=("mean", "classes"), views=SINGLE)
+        weights = backbone("resnet18", weights=str(tmp_path / "all.safetensors"))
+        save_file(state, weights.weights)
+        with pytest.raises(Problem, match=r"classes wants the last layer.*all.safetensors has None and None"):
+            classifiers.build(weights, params, 2)
+        last = {"fc.weight": torch.randn(1000, 512), "fc.bias": torch.randn(1000)}
+        save_file(state | last, weights.weights)
+        head = head_of(classifiers.build(weights, params, 2))
+        assert head.classes is not None
+        assert torch.equal(head.classes.weight, last["fc.weight"])
+        assert head.weight.shape == (2, 512 + 2000)
 
     def test_a_batch_gives_what_its_images_give_one_by_one(self) -> None:
         classifier, images = filled(views=MANY), squares(3, 64).images
@@ -113,11 +129,11 @@ class TestHead:
         classifier, images = filled(views=Views(scales=(1.0,), flip=True)), squares(2, 64).images.float()
         by_hand = (classifier(images).decision + classifier(images.flip(3)).decision) / 2
         torch.testing.assert_close(classifier.tags(images), by_hand)
-        smaller = filled(views=Views(scales=(0.5,), flip=False))
+        smaller = filled(views=Views(scales=(0.5, 0.51, 2.0), flip=False))
         sizes = []
         smaller.trunk.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[2:]))
         smaller.tags(images)
-        assert sizes == [(32, 32)]
+        assert sizes == [(32, 32), (128, 128)]
 
     @torch.no_grad()
     def test_the_mean_of_a_map_is_the_logit_of_the_mean_pooled_top(self) -> None:
@@ -130,9 +146,7 @@ class TestHead:
 
     def test_it_comes_back_bit_for_bit(self, tmp_path: Path) -> None:
         classifier = filled()
-        params = FittedParams(
-            images="weak", backbone=backbone("resnet18"), head=pooled_params(), input_size=64, fit=fit_params()
-        )
+        params = FittedParams(images="weak", backbone=backbone("resnet18"), head=pooled_params(), fit=fit_params())
         save_classifier(tmp_path, "tags", params, NAMES, classifier)
         loaded, theirs, tags = load_classifier(tmp_path, torch.device("cpu"))
         assert (theirs, tags, loaded.n_tags) == (params, NAMES, 2)
@@ -146,24 +160,39 @@ class TestFit:
         logits = head.of_pooled(torch.from_numpy(x[300:])).numpy()
         assert fitting.mean_average_precision(logits, tags[300:]) > 0.99
         assert ((logits > 0) == tags[300:]).mean() > 0.95
-        assert found.strength == 0.0001  # there is no noise for a penalty to hold down
-        assert [tried.strength for tried in found.path] == [0.01, 0.0001]
+        assert [tried.strength for tried in found.path] == [1.0, 0.01]
 
     def test_noise_asks_for_a_penalty(self) -> None:
         x, tags = linear_problem(n=60, d=4, noise=0.5)
         x = np.concatenate([x, np.random.default_rng(7).normal(size=(60, 40)).astype(np.float32)], axis=1)
-        _, found = fitted(x, tags, strengths=[1e-9, 0.01])
-        assert found.strength == 0.01
+        _, found = fitted(x, tags, strengths=[1e-6, 1.0])
+        assert found.strength == 1.0
         assert found.path[0].loss < found.path[1].loss
 
-    def test_the_minimum_has_no_slope(self) -> None:
-        x, tags = linear_problem(noise=1.0)
+    @pytest.mark.parametrize("d", [5, 60])
+    @pytest.mark.parametrize("cap", [None, 3.0])
+    def test_it_says_of_an_image_what_a_fit_without_it_says(self, d: int, cap: float | None) -> None:
+        """By both factorisations, with images that count alike and not."""
+        x, tags = linear_problem(n=40, d=d, noise=1.0)
         x = Standard.of(x)(x)
+        weights = image_weights(tags, Alike(kind="none") if cap is None else Balanced(kind="balanced", cap=cap))
+        for ridge in ridges(x, tags, (0.3, 2.0), weights):
+            for out in (0, 17):
+                rest = np.arange(40) != out
+                (without,) = ridges(x[rest], tags[rest], (ridge.strength,), weights[rest])
+                np.testing.assert_allclose(
+                    ridge.left_out[out], without.linear(x[out : out + 1])[0], rtol=1e-6, atol=1e-8
+                )
+
+    @pytest.mark.parametrize("d", [5, 60])
+    def test_the_minimum_has_no_slope(self, d: int) -> None:
+        x, tags = linear_problem(n=40, d=d, noise=1.0)
+        x, targets = Standard.of(x)(x), np.where(tags, 1.0, -1.0)
         weights = image_weights(tags, Balanced(kind="balanced", cap=3.0))
-        linear = fit(x, tags, 0.01, weights)
-        rest = weights * (fitting.sigmoid(linear(x)) - tags) / len(x)
-        assert np.abs(rest.sum(0)).max() < 1e-4
-        assert np.abs(rest.T @ x + 0.01 * x.shape[1] * linear.weight).max() < 1e-4
+        (ridge,) = ridges(x, tags, (0.5,), weights)
+        rest = weights * (ridge.linear(x) - targets)
+        np.testing.assert_allclose(rest.sum(0), 0, atol=1e-8)
+        np.testing.assert_allclose(rest.T @ x + 0.5 * d * ridge.linear.weight, 0, atol=1e-8)
 
     def test_standardisation_is_folded_into_the_vectors(self) -> None:
         """The same regression by both ways: over pooled features, and over each cell of a map."""
@@ -178,22 +207,14 @@ class TestFit:
         x[:, 3] = 7.0
         head, _ = fitted(x, tags)
         assert head.scale[3] == 1
-        assert head.weight[:, 3].abs().max() == 0
+        assert head.weight[:, 3].abs().max() < 1e-9 < head.weight[:, 2].abs().max()
 
     def test_images_left_out_have_no_part_in_their_scores(self) -> None:
         """Tags that are drawn by lot are found no better than by chance."""
         rng = np.random.default_rng(1)
         x, tags = rng.normal(size=(300, 100)).astype(np.float32), rng.random((300, 2)) < 0.3
         _, found = fitted(x, tags)
-        assert fitting.mean_average_precision(found.logits, tags) < 0.4
-
-    def test_folds_follow_the_images_not_their_order(self) -> None:
-        ids = [f"image {i}" for i in range(23)]
-        folds = dict(zip(ids, fitting.deal(ids, 4, 5), strict=True))
-        again = dict(zip(ids[::-1], fitting.deal(ids[::-1], 4, 5), strict=True))
-        assert folds == again
-        assert sorted(np.bincount(list(folds.values()))) == [5, 6, 6, 6]
-        assert folds != dict(zip(ids, fitting.deal(ids, 4, 6), strict=True))
+        assert fitting.mean_average_precision(found.left_out, tags) < 0.4
 
     def test_balanced_images_count_as_much_on_both_sides(self) -> None:
         tags = np.zeros((100, 2), dtype=bool)
@@ -246,6 +267,11 @@ class TestEntry:
         with pytest.raises(Problem, match=r"classifiers\.tags\.head\.views: found 'sngle'.*did you mean 'single'"):
             Settings(changed({"classifiers.tags": ENTRY | {"head": ENTRY["head"] | {"views": "sngle"}}}))
 
+    def test_classes_are_refused_where_there_are_none(self) -> None:
+        head = ENTRY["head"] | {"pools": ["mean", "classes"]}
+        with pytest.raises(Problem, match="must be without classes for vgg16_bn with weights random"):
+            Settings(changed({"classifiers.tags": ENTRY | {"head": head}}))
+
     def test_its_plan_has_no_recipe(self) -> None:
         plan = train_classifier(Settings(changed({"classifiers.tags": ENTRY})), "tags")
         assert isinstance(plan, FitClassifier)
@@ -275,13 +301,6 @@ class TestStage:
             name: content for name, content in files(Path("again")).items() if not name.startswith("training")
         }
         assert first < 30
-
-    def test_more_folds_than_images_are_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        tiny_dataset(tmp_path, **{"classifiers.tags": ENTRY | {"fit": ENTRY["fit"] | {"folds": 50}}})
-        monkeypatch.chdir(tmp_path)
-        run_stages("prepare", "split")
-        with pytest.raises(Problem, match=r"classifiers\.tags\.fit\.folds: found 50 for 9 images; it may be 2 to 9"):
-            run_stages("train_classifier", name="tags", out=Path("tags"))
 
     def test_two_processes_fit_what_one_does(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tiny_dataset(tmp_path, **{"classifiers.tags": ENTRY})

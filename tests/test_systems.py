@@ -38,7 +38,6 @@ from tests.networks import (
     predicting,
     squares,
     system_of,
-    tiny_classifier,
     total,
     views,
 )

@@ -100,17 +100,19 @@ class PooledParams(Section):
     """A linear head on pooled features, fitted to features of fixed views that are computed once."""
 
     kind: Literal["pooled"]
+    input_size: InputSize
+    """Side of the padded squares that it sees at scale 1."""
     levels: Annotated[int, Field(ge=1, le=5)]
     """How many levels of the trunk are pooled, from the top."""
-    pools: Annotated[tuple[Literal["mean", "max"], ...], Field(min_length=1, max_length=2)]
-    """What is taken of the cells of a channel."""
+    pools: Annotated[tuple[Literal["mean", "max", "classes"], ...], Field(min_length=1, max_length=3)]
+    """What is taken of the cells of a channel; `classes` are those that the backbone was pre-trained for."""
     views: Views
     """At which sizes, and mirrored or not, images are seen when it is fitted, and when many views find the tags."""
 
     @model_validator(mode="after")
     def _each_once(self) -> "PooledParams":
         if len({*self.pools}) < len(self.pools):
-            raise ValueError(f"pools {list(self.pools)} must name mean or max once each")
+            raise ValueError(f"pools {list(self.pools)} must name mean, max or classes once each")
         return self
 
 
@@ -254,8 +256,7 @@ class FitParams(Section):
     """How a linear head is fitted: by what cross-validation on its own training images finds best."""
 
     strengths: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=50)]
-    """Strengths of the L2 penalty to choose among: of the mean squared weight of all features, an image."""
-    folds: Annotated[int, Field(ge=2, le=100)]
+    """Strengths of the L2 penalty to choose among, by what each says of images that are left out; near 1."""
     class_weights: Annotated[Alike | Balanced, Field(discriminator="kind")]
 
 
@@ -265,9 +266,17 @@ class FittedParams(Section):
     images: Literal["weak", "strong"]
     backbone: BackboneParams
     head: PooledParams
-    input_size: InputSize
-    """Side of the padded squares, at scale 1, from which features are computed and on which tags are measured."""
     fit: FitParams
+
+    @model_validator(mode="after")
+    def _has_its_own_classes(self) -> "FittedParams":
+        named = self.backbone.name.startswith("resnet") and self.backbone.weights != "random"
+        if "classes" in self.head.pools and not named:
+            raise ValueError(
+                f"head.pools {list(self.head.pools)} must be without classes for {self.backbone.name} with weights "
+                f"{self.backbone.weights}; only a ResNet with the weights of its pre-training has them"
+            )
+        return self
 
 
 def _by_head(given: object) -> str:

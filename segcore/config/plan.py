@@ -54,7 +54,7 @@ class TrainClassifier:
 
 @dataclass(frozen=True)
 class FitClassifier:
-    """Of `train_classifier@<name>` whose head is fitted; the seed deals images out to the folds."""
+    """Of `train_classifier@<name>` whose head is fitted; weights that are random follow the seed."""
 
     seed: int
     entry: FittedParams

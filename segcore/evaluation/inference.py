@@ -38,8 +38,8 @@ def score_maps(
     Each image becomes a square, scaled to `input_size` times each of the scales of `views` (rounded to a size that the
     system takes), predicted as it is and mirrored if the views say so, and the scores are averaged at the size of the
     square. How it becomes a square is the system's to say: padded with black below and to the right, or stretched. A
-    system that asks for proposals is predicted by EdgeBoxes windows instead, which want `edges`. With `tags`, 0 or 1 and
-    on the system's device, the system is given those of each image instead of finding them.
+    system that asks for proposals is predicted by EdgeBoxes windows instead, which want `edges`. With `tags`, 0 or 1
+    and on the system's device, the system is given those of each image instead of finding them.
 
     One image is in memory at a time, if `images` are read as they are asked for; each is asked for once. Scores are to
     be used in the order of the images, once.

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from segcore.data.manifest import Record
 from segcore.data.pictures import read_image
 from segcore.features.views import View
 from segcore.files import fingerprint
-from segcore.networks.pooled_head import POOLS
+from segcore.networks.pooled_head import PooledHead
 from segcore.networks.trunk import Features, Trunk
 from segcore.processes import Runtime
 
@@ -59,23 +58,15 @@ class FeatureStore:
         os.utime(self.folder)  # used now: those of other trunks go first
         self._room = (most_bytes - _bytes(folder)) // runtime.world
 
-    def pooled(self, records: Sequence[Record], views: Sequence[View]) -> Iterator[Float[np.ndarray, "V D"]]:
-        """For each record that is this process's to do, in order: the pooled features of its views, float32.
-
-        D has, level by level from the finest, each of `POOLS` of every channel; `columns` says which.
-        """
-        for record in records:
-            yield np.stack([self._pooled(record, view) for view in views])
-
-    def _pooled(self, record: Record, view: View) -> Float[np.ndarray, " D"]:
-        path = self._path("pooled", record, view)
+    def pooled(self, record: Record, view: View, head: PooledHead) -> dict[str, Float[np.ndarray, " _"]]:
+        """What a head sees of a view, float32: `pooled`, its features (D,), and `top`, the mean of the top map (C,)."""
+        path = self._path(f"pooled-{_named(head)}", record, view)
         found = _read(path)
         if found is None:
-            levels = self._computed(record, view).levels
-            parts = [pool(level.float())[0] for level in levels for pool in POOLS.values()]
-            found = {"pooled": torch.cat(parts).cpu()}
+            features = self._computed(record, view)
+            found = {"pooled": head.pooled(features)[0].cpu(), "top": features.top.float().mean((2, 3))[0].cpu()}
             self._write(path, found)
-        return found["pooled"].numpy()
+        return {name: value.numpy() for name, value in found.items()}
 
     def maps(self, record: Record, view: View, levels: int) -> Features:
         """The maps (1, C, h, w) of the `levels` topmost levels, bf16, mapped from the file and not read whole.
@@ -127,15 +118,12 @@ class FeatureStore:
         return True
 
 
-def columns(level_channels: Sequence[int], levels: int, pools: Sequence[str]) -> np.ndarray:
-    """Which of the stored pooled features a head of these levels and pools sees, in its order."""
-    starts, at = {}, 0
-    for level, channels in enumerate(level_channels):
-        for pool in POOLS:
-            starts[level, pool] = np.arange(at, at + channels)
-            at += channels
-    first = len(level_channels) - levels
-    return np.concatenate([starts[level, pool] for level in range(first, len(level_channels)) for pool in pools])
+def _named(head: PooledHead) -> str:
+    """A name for what a head makes of a trunk's features, which is no matter of what is fitted to it."""
+    own = hashlib.sha256()
+    for value in head.classes.state_dict().values() if head.classes is not None else ():
+        own.update(value.cpu().contiguous().numpy())
+    return fingerprint([head.levels, head.pools, own.hexdigest()], ())
 
 
 def key_of(trunk: Trunk, runtime: Runtime) -> str:

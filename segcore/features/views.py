@@ -1,15 +1,13 @@
 """Fixed views of a picture: what a frozen trunk sees of it is the same each time, so it has to look only once."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from segcore.config.section import Views
 from segcore.data.geometry import padded_square
-from segcore.networks.pooled_head import square_of
+from segcore.networks.pooled_head import PooledHead
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,6 @@ class View:
         return square.flip(2) if self.mirrored else square
 
 
-def views_of(params: Views, input_size: int) -> tuple[View, ...]:
-    """Every scale of `input_size` as it is, and mirrored besides if `params.flip`; none twice."""
-
-    def each() -> Iterator[View]:
-        for scale in params.scales:
-            for mirrored in (False, True) if params.flip else (False,):
-                yield View(square_of(input_size, scale), mirrored)
-
-    return tuple(dict.fromkeys(each()))
+def views_of(head: PooledHead) -> tuple[View, ...]:
+    """The views that a head is fitted to."""
+    return tuple(View(size, mirrored) for size in head.sizes for mirrored in ((False, True) if head.flip else (False,)))

@@ -1,118 +1,85 @@
 """A pooled head, fitted to stored features: strength, calibration and thresholds by cross-validation.
 
-Every choice is made on scores of images that had no part in the fit they are scored by, all of them training images.
+Every choice is made on scores of images by a fit that left them out, all of them training images.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy.optimize import minimize
 from torch import Tensor
 
 from segcore.config.networks import FitParams
 from segcore.evaluation.tags import average_precision
-from segcore.fitting.logistic import Linear, Standard, fit, image_weights
+from segcore.fitting.ridge import Linear, Standard, image_weights, ridges
 from segcore.networks.pooled_head import PooledHead
-from segcore.seeds import derived_seed
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What one strength gave on the images that were left out, and whether it was chosen."""
+    """What one strength gave on images that were left out."""
 
     strength: float
     loss: float
-    """Cross-entropy, summed over the tags, an image."""
+    """Cross-entropy of the calibrated scores, summed over the tags, an image."""
     mean_average_precision: float
 
 
 @dataclass(frozen=True)
-class CrossValidated:
-    """The strengths in order, from strong to weak, and at the best one the logits (N, L) of images left out."""
+class Fitted:
+    """A calibrated regression: logits of standardised features, at the strength that did best.
 
-    path: list[Tried]
+    `path` has every strength, from strong to weak; `left_out` the logits (N, L) of the images when left out.
+    """
+
+    standard: Standard
+    linear: Linear
+    left_out: Float[np.ndarray, "N L"]
     strength: float
-    logits: Float[np.ndarray, "N L"]
+    path: list[Tried]
 
 
 def fit_head(
     head: PooledHead, pooled: Float[np.ndarray, "N D"], top: Float[np.ndarray, "N C"], tags: Bool[np.ndarray, "N L"],
-    params: FitParams, folds: Int[np.ndarray, " N"],
-) -> CrossValidated:  # fmt: skip
-    """Set every number of a pooled head.
+    params: FitParams,
+) -> Fitted:  # fmt: skip
+    """Set every number of a pooled head; returns how its regression was found.
 
     Args:
         pooled: the features that the head sees of each image, the mean over its views: as a head is linear, its mean
             logit over the views is its logit of that mean.
         top: the mean of the top map alone, likewise.
-        folds: which fold leaves each image out; see `deal`.
-
-    Returns:
-        How the strengths did for the whole head.
     """
-    chosen, linear = _fitted(pooled, tags, params, folds)
-    standard = Standard.of(pooled)
-    a, c = calibration(chosen.logits, tags)
-    _set(head, "shift", standard.shift)
-    _set(head, "scale", standard.scale)
-    _set(head, "weight", a[:, None] * linear.weight)
-    _set(head, "bias", a * linear.bias + c)
-    _set(head, "thresholds", thresholds(sigmoid(a * chosen.logits + c), tags))
-    alone, linear = _fitted(top, tags, params, folds)
-    standard = Standard.of(top)
-    a, c = calibration(alone.logits, tags)
-    vectors = a[:, None] * linear.weight / standard.scale
+    found, alone = fitted(pooled, tags, params), fitted(top, tags, params)
+    _set(head, "shift", found.standard.shift)
+    _set(head, "scale", found.standard.scale)
+    _set(head, "weight", found.linear.weight)
+    _set(head, "bias", found.linear.bias)
+    _set(head, "thresholds", thresholds(sigmoid(found.left_out), tags))
+    vectors = alone.linear.weight / alone.standard.scale
     _set(head, "class_vectors", vectors)
-    _set(head, "class_bias", a * linear.bias + c - vectors @ standard.shift)
-    return chosen
+    _set(head, "class_bias", alone.linear.bias - vectors @ alone.standard.shift)
+    return found
 
 
-def deal(image_ids: Sequence[str], n_folds: int, seed: int) -> Int[np.ndarray, " N"]:
-    """The fold of each image, of nearly equal sizes: a function of the ids and the seed, not of their order.
+def fitted(x: Float[np.ndarray, "N D"], tags: Bool[np.ndarray, "N L"], params: FitParams) -> Fitted:
+    """The greatest mean average precision over images left out wins; of equals, the strongest penalty.
 
-    Raises:
-        ValueError: fewer images than folds.
+    Images that are left out have a part in the mean and the deviation of the features alone.
     """
-    if len(image_ids) < n_folds:
-        raise ValueError(f"{len(image_ids)} images cannot be dealt out to {n_folds} folds")
-    order = sorted(range(len(image_ids)), key=lambda i: derived_seed(seed, "fold", image_ids[i]))
-    folds = np.empty(len(image_ids), dtype=np.int64)
-    folds[order] = np.arange(len(image_ids)) % n_folds
-    return folds
-
-
-def _fitted(
-    x: Float[np.ndarray, "N D"], tags: Bool[np.ndarray, "N L"], params: FitParams, folds: Int[np.ndarray, " N"]
-) -> tuple[CrossValidated, Linear]:
-    """The best strength, and the regression on all images at it; x is standardised by all of them."""
-    chosen = cross_validated(x, tags, params, folds)
-    linear = fit(Standard.of(x)(x), tags, chosen.strength, image_weights(tags, params.class_weights))
-    return chosen, linear
-
-
-def cross_validated(
-    x: Float[np.ndarray, "N D"], tags: Bool[np.ndarray, "N L"], params: FitParams, folds: Int[np.ndarray, " N"]
-) -> CrossValidated:
-    """Every strength on every fold; the greatest mean average precision wins, of equals the strongest penalty."""
-    strengths = sorted(params.strengths, reverse=True)
-    logits = np.zeros((len(strengths), *tags.shape))
-    for fold in range(params.folds):
-        out, start = folds == fold, None
-        standard = Standard.of(x[~out])
-        seen, unseen = standard(x[~out]), standard(x[out])
-        weights = image_weights(tags[~out], params.class_weights)
-        for number, strength in enumerate(strengths):
-            start = fit(seen, tags[~out], strength, weights, start)
-            logits[number, out] = start(unseen)
-    path = [
-        Tried(strength, cross_entropy(logits[number], tags), mean_average_precision(logits[number], tags))
-        for number, strength in enumerate(strengths)
-    ]
-    best = max(range(len(path)), key=lambda number: path[number].mean_average_precision)
-    return CrossValidated(path, strengths[best], logits[best])
+    standard = Standard.of(x)
+    strengths = tuple(sorted(params.strengths, reverse=True))
+    tried, path = ridges(standard(x), tags, strengths, image_weights(tags, params.class_weights)), []
+    for ridge in tried:
+        a, c = calibration(ridge.left_out, tags)
+        loss = cross_entropy(a * ridge.left_out + c, tags)
+        path.append(Tried(ridge.strength, loss, mean_average_precision(ridge.left_out, tags)))
+    best = tried[max(range(len(path)), key=lambda number: path[number].mean_average_precision)]
+    a, c = calibration(best.left_out, tags)
+    linear = Linear(a[:, None] * best.linear.weight, a * best.linear.bias + c)
+    return Fitted(standard, linear, a * best.left_out + c, best.strength, path)
 
 
 def mean_average_precision(logits: Float[np.ndarray, "N L"], tags: Bool[np.ndarray, "N L"]) -> float:
@@ -152,7 +119,7 @@ def _platt(logits: Float[np.ndarray, " N"], has: Bool[np.ndarray, " N"]) -> tupl
         slope = sigmoid(z) - target
         return float((np.logaddexp(0, z) - target * z).sum()), np.array([(slope * logits).sum() * a, slope.sum()])
 
-    bounds = [(np.log(0.1), np.log(10.0)), (-30.0, 30.0)]
+    bounds = [(np.log(0.1), np.log(100.0)), (-30.0, 30.0)]
     free = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=bounds).x
     return float(np.exp(free[0])), float(free[1])
 

@@ -13,7 +13,7 @@ from segcore.data.batches import Batch
 from segcore.losses import Term
 from segcore.networks import backbones, pretrained
 from segcore.networks.dropout import KeyedDropout
-from segcore.networks.pooled_head import PooledHead, square_of
+from segcore.networks.pooled_head import PooledHead
 from segcore.networks.stochastic_head import StochasticHead
 from segcore.networks.trunk import Features, Trunk
 
@@ -127,20 +127,18 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def tags(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B L"]:
-        """Logits of the tags of squares in 0..255, by all views that the head asks for: their mean over the views.
+        """Logits of the tags of squares in 0..255, of any size: the mean over all views that the head was fitted to.
 
-        Only a pooled head asks for any; its logits are calibrated. Others see the squares as they are.
+        Only a pooled head has such views, and calibrated logits. Others see the squares as they are.
         """
         if not isinstance(self.head, PooledHead):
             return self(images).decision
-        views = self.head.views
         logits = []
-        for scale in views.scales:
-            size = square_of(images.shape[3], scale)
+        for size in self.head.sizes:
             squares = images.float()
             if size != images.shape[3]:
                 squares = F.interpolate(squares, (size, size), mode="bilinear", antialias=True)
-            logits += [self.head(self.trunk(x)) for x in ((squares, squares.flip(3)) if views.flip else (squares,))]
+            logits += [self.head(self.trunk(x)) for x in ((squares, squares.flip(3)) if self.head.flip else (squares,))]
         return torch.stack(logits).mean(0)
 
     def losses(self, batch: Batch) -> dict[str, Term]:
@@ -157,7 +155,10 @@ def build(backbone: BackboneParams, head: HeadParams, n_tags: int) -> Classifier
     """A classifier with its initial weights; VGG-16's own fc6 and fc7 serve where their shapes fit."""
     trunk = backbones.build(backbone)
     if isinstance(head, PooledParams):
-        return Classifier(trunk, PooledHead(trunk.level_channels, n_tags, head), backbone)
+        pooled = PooledHead(trunk.level_channels, n_tags, head)
+        if pooled.classes is not None and (weights := pretrained.weights_of(backbone)) is not None:
+            pooled.classes.fill(weights, f"backbone.weights {backbone.weights}")
+        return Classifier(trunk, pooled, backbone)
     if not isinstance(head, FullyConnectedParams):
         return Classifier(trunk, StochasticHead(trunk.channels, n_tags, head), backbone)
     top = FullyConnectedHead(trunk.channels, n_tags, head)

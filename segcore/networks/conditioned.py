@@ -32,6 +32,7 @@ class Conditioned(nn.Module):
         self.mixes = nn.ModuleDict({name: nn.Conv2d(size, width, 1, bias=False) for name, size in parts.items()})
         self.norm = nn.BatchNorm2d(width)
         for mix in self.mixes.values():
+            assert isinstance(mix, nn.Conv2d)
             nn.init.kaiming_normal_(mix.weight, nonlinearity="relu")
 
     def image(self, top: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:

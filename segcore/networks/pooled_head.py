@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.config.networks import PooledParams
+from segcore.networks.own_classes import OwnClasses
 from segcore.networks.trunk import Features
 
 POOLS = {"mean": lambda level: level.mean((2, 3)), "max": lambda level: level.amax((2, 3))}
-"""What is made of the cells of a level; the head has these parts level by level, finest first."""
+"""What is made of the cells of a level."""
+CLASSES = "classes"
+"""The pool that is of the top level alone: see `OwnClasses`."""
 
 
-def square_of(input_size: int, scale: float) -> int:
-    """The side of a view's square: a multiple of 32, which every trunk takes."""
-    return max(32, 32 * round(input_size * scale / 32))
+def sizes_of(params: PooledParams) -> tuple[int, ...]:
+    """The sides of the squares that a head sees, each once: multiples of 32, which every trunk takes."""
+    return tuple(dict.fromkeys(max(32, 32 * round(params.input_size * scale / 32)) for scale in params.views.scales))
 
 
 class PooledHead(nn.Module):
@@ -31,6 +34,8 @@ class PooledHead(nn.Module):
     and `bias` hold the calibration too, so the sigmoid of a logit is the probability of the tag.
 
     Attributes:
+        sizes: sides of the squares that it was fitted to.
+        flip: whether it was fitted to mirrored squares, too.
         shift: (D,) mean of each pooled feature over the training images.
         scale: (D,) their standard deviation.
         weight: (L, D) of the standardised features.
@@ -53,9 +58,12 @@ class PooledHead(nn.Module):
         super().__init__()
         self.levels = params.levels
         self.pools = params.pools
-        self.views = params.views
+        self.sizes = sizes_of(params)
+        self.flip = params.views.flip
         self.n_tags = n_tags
-        width = len(params.pools) * sum(level_channels[-params.levels :])
+        self.classes = OwnClasses(level_channels[-1]) if CLASSES in params.pools else None
+        width = (len(params.pools) - (self.classes is not None)) * sum(level_channels[-params.levels :])
+        width += 0 if self.classes is None else 2 * len(self.classes.bias)
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.register_buffer("weight", torch.zeros(n_tags, width))
@@ -65,9 +73,10 @@ class PooledHead(nn.Module):
         self.register_buffer("thresholds", torch.full((n_tags,), 0.5))
 
     def pooled(self, features: Features) -> Float[Tensor, "B D"]:
-        """What the head sees of a view: float32, whatever the trunk computes in."""
+        """What the head sees of a view, level by level, the classes last: float32, whatever the trunk computes in."""
         levels = features.levels[-self.levels :]
-        return torch.cat([POOLS[pool](level.float()) for level in levels for pool in self.pools], dim=1)
+        parts = [POOLS[pool](level.float()) for level in levels for pool in self.pools if pool != CLASSES]
+        return torch.cat(parts if self.classes is None else [*parts, self.classes(features.top)], dim=1)
 
     def of_pooled(self, pooled: Float[Tensor, "B D"]) -> Float[Tensor, "B L"]:
         """Logits of the tags."""

@@ -61,8 +61,8 @@ def check_takers(labels: Mapping[str, LabelsParams], entries: Mapping[str, Syste
     """
     takers = [name for name in names() if getattr(load(name), "TAKES_TAGS", False)]
     problems = [
-        f"pseudo_labels.{key}.input: found '{entry.input}', of the module {module}, which finds the classes of an image "
-        f"itself; source: decoupled needs a system of one of the modules {', '.join(takers)}"
+        f"pseudo_labels.{key}.input: found '{entry.input}', of the module {module}, which finds the classes of an "
+        f"image itself; source: decoupled needs a system of one of the modules {', '.join(takers)}"
         for key, entry in labels.items()
         if isinstance(entry, LabelsFromKnownTags)
         and (module := entries[entry.input.partition("/")[2]].module) not in takers

@@ -19,6 +19,9 @@ from segcore.networks.pyramid import PyramidNetwork
 from segcore.systems._grid import masks_of
 from segcore.systems.contract import Inputs
 
+Sources = tuple[list[Record], list[Path]]
+"""Images, and the PNG with the labels of each."""
+
 
 class ZoomParams(Section):
     """How pictures differ from one time to the next."""
@@ -35,74 +38,79 @@ class ZoomParams(Section):
         return self
 
 
-class PyramidTraining(systems.Training):
+class ZoomedTraining(systems.Training):
     """What the `training` of all systems with a pyramid has."""
 
     network: PyramidParams
     zoom: ZoomParams
 
 
-SMALLEST_TRAINING: dict[str, Any] = {
+class PyramidTraining(ZoomedTraining):
+    """What that of those has which learn from masks, pseudo-labels, or both."""
+
+    masks: bool
+    """Strong images teach by their masks: alone with `labels: masks`, as half of every batch beside pseudo-labels."""
+
+
+SMALLEST_ZOOMED: dict[str, Any] = {
     "recipe": "segmenter",
     "network": {"kind": "pyramid", "top_width": 24, "width": 16, "output_stride": 4, "input_size": 96},
     "zoom": {"scales": [0.7, 1.6], "brightness": 0.2},
 }
-"""Part of entries, as cheap as can be."""
+SMALLEST_TRAINING: dict[str, Any] = SMALLEST_ZOOMED | {"masks": True}
+"""Parts of entries, as cheap as can be."""
 
 
-def network_of(params: PyramidTraining, origin: Origin) -> PyramidNetwork:
+def network_of(params: ZoomedTraining, origin: Origin) -> PyramidNetwork:
     """The network with the trunk of a trained classifier, whatever its head, or with a fresh one."""
     network = params.network
     trunk = origin.trunk(origin.backbone.stride)
     return PyramidNetwork(trunk, origin.n_tags + 1, network.top_width, network.width, network.output_stride)
 
 
-def zoom_of(params: PyramidTraining) -> Zoom:
+def zoom_of(params: ZoomedTraining) -> Zoom:
     """How its pictures are cut out."""
     return Zoom(params.network.input_size, params.zoom.scales, params.zoom.brightness)
 
 
-def strong_of(inputs: Inputs) -> tuple[list[Record], list[Path]]:
-    """The strong images and their masks.
+def sources(params: PyramidTraining, inputs: Inputs) -> tuple[Sources | None, Sources | None]:
+    """The tagged images with the entry's pseudo-labels, and the strong ones with their masks, each if it teaches.
+
+    Beside masks, pseudo-labels of images that have one are left out.
 
     Raises:
-        Problem: there are none.
+        Problem: an entry that names neither, labels that are missing, or of images that may not be learned from.
     """
-    records = [inputs.records[image_id] for image_id in inputs.strong]
+    if (inputs.labels / MASKS_FILE).is_file():
+        if not params.masks:
+            raise Problem("labels: masks are all that this system would learn from; set its training.masks to true")
+        return None, _strong(inputs)
+    ids = pseudo_labels.listed(inputs.labels)
+    inputs.check(ids, {*inputs.strong, *inputs.weak})
+    masked = {*inputs.strong} if params.masks else set[str]()
+    ids = [image_id for image_id in ids if image_id not in masked]
+    if not ids:
+        raise Problem(f"{inputs.labels} has labels of no image without a mask; extract them of the weak images")
+    labels = [pseudo_labels.label_file(inputs.labels, image_id) for image_id in ids]
+    return ([inputs.records[image_id] for image_id in ids], labels), _strong(inputs) if params.masks else None
+
+
+def _strong(inputs: Inputs) -> Sources:
+    if inputs.images != "strong":
+        raise Problem("training.masks: found true, but `images` names the weak images; set images: strong")
+    records = inputs.chosen
     return records, masks_of(records)
 
 
-def labelled_of(inputs: Inputs) -> tuple[list[Record], list[Path]]:
-    """The images that the entry's pseudo-labels are of, and these labels; beside masks, not of images that have one.
-
-    Raises:
-        Problem: no folder of pseudo-labels, or one of images that the system may not learn from, or of none.
-    """
-    ids = pseudo_labels.listed(inputs.labels)
-    inputs.check(ids, {*inputs.strong, *inputs.weak})
-    if inputs.images == "strong":
-        masked = {*inputs.strong}
-        ids = [image_id for image_id in ids if image_id not in masked]
-    if not ids:
-        raise Problem(f"{inputs.labels} has labels of no image without a mask; extract them of the weak images")
-    return [inputs.records[i] for i in ids], [pseudo_labels.label_file(inputs.labels, i) for i in ids]
-
-
-def tagged_and_masked(params: PyramidTraining, inputs: Inputs) -> Mixed:
+def tagged_and_masked(params: ZoomedTraining, inputs: Inputs) -> Mixed:
     """As many images of the weak list, by their tags, as strong ones with their masks; an image may be both.
 
     Raises:
         Problem: one of the lists is empty, or the entry names another list or other labels.
     """
-    if inputs.images != "strong" or not learns_from_masks_alone(inputs):
+    if inputs.images != "strong" or not (inputs.labels / MASKS_FILE).is_file():
         raise Problem("this system learns from masks and tags at once; set its `images` to strong, `labels` to masks")
     if not inputs.weak:
         raise Problem("there are no weak images, whose tags this system learns from; a system such as fpn needs none")
-    weak = [inputs.records[image_id] for image_id in inputs.weak]
-    zoom = zoom_of(params)
-    return Mixed(ZoomedTagged(weak, inputs.n_tags, zoom), ZoomedImages(*strong_of(inputs), inputs.n_tags, zoom, True))
-
-
-def learns_from_masks_alone(inputs: Inputs) -> bool:
-    """Whether the entry names the masks of the strong images and no pseudo-labels."""
-    return (inputs.labels / MASKS_FILE).is_file()
+    weak, zoom = [inputs.records[image_id] for image_id in inputs.weak], zoom_of(params)
+    return Mixed(ZoomedTagged(weak, inputs.n_tags, zoom), ZoomedImages(*_strong(inputs), inputs.n_tags, zoom, True))

@@ -10,16 +10,17 @@ With pseudo-labels beside the masks it is a second round: half of every batch sh
 tagged ones with labels that the first round made of them by their known tags (`source: decoupled`).
 """
 
-from pathlib import Path
-from typing import Any, Literal, cast
+import math
+from typing import Annotated, Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
+from pydantic import AfterValidator
 from torch import Tensor
 from torch.nn import functional as F
 
 from segcore.config import systems
-from segcore.config.section import Fraction, NotNegative, Rate
+from segcore.config.section import NotNegative, Rate, Threshold
 from segcore.config.systems import MASKS
 from segcore.data.batches import Batch, Mixed
 from segcore.data.pictures import IGNORE
@@ -37,9 +38,7 @@ from segcore.systems._grid import SMALLEST_PREDICTION
 from segcore.systems._pyramid import (
     SMALLEST_TRAINING,
     PyramidTraining,
-    labelled_of,
-    learns_from_masks_alone,
-    strong_of,
+    sources,
     zoom_of,
 )
 from segcore.systems.contract import Inputs, Supervision, System
@@ -47,8 +46,11 @@ from segcore.systems.contract import Inputs, Supervision, System
 TAKES_TAGS = True
 """It segments by given tags, too."""
 
+OWN = "classifier"
+"""The threshold that stands for those of the classifier itself."""
+
 NOT_FOUND = -10.0
-"""Score of a tag that was not found, against 0 of the background. A mean over views shows a tag that only some of them
+"""Score of a tag that was not found. A mean over views shows a tag that only some of them
 found where these are certain: a logit of more than 10 in one of two views."""
 
 PAIRS_AT_ONCE = 32
@@ -63,12 +65,21 @@ class Training(PyramidTraining):
     dice_weight: NotNegative
 
 
+def _probability_or_own(threshold: float | str) -> float | str:
+    if threshold == OWN or (not isinstance(threshold, str) and 0 <= threshold <= 1):
+        return threshold
+    raise ValueError(f"must be a probability from 0 to 1, or {OWN}")
+
+
 class Prediction(systems.Prediction):
     """How a system with `module: decoupled_fpn` predicts."""
 
-    threshold: Fraction | Literal["classifier"]
+    threshold: Annotated[float | str, AfterValidator(_probability_or_own)]
     """Probability above which a tag counts as found, or those that the classifier has for each; the likeliest tag of an
     image always does."""
+    background: Threshold
+    """Probability that a pixel of a found tag must exceed, or it is background. A decoder that few masks taught is less
+    sure of objects that it has not seen: below 0.5."""
 
 
 class DecoupledFPN(System):
@@ -140,13 +151,13 @@ class DecoupledFPN(System):
 
     @torch.no_grad()
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
-        """The logit of each found tag at each pixel; that of the background is 0, so it wins where no tag is likely.
+        """The logit of each found tag at each pixel; that of `background` is the background's, which wins where no tag
+        is likelier.
 
         One pass for the images, then one batch for all of their found tags.
         """
         features = self.classifier.trunk(images)
-        head = self.classifier.head
-        decision = head(features) if isinstance(head, PooledHead) else cast(Tensor, head(features.top))
+        decision = self._decision(images, features)
         found = decision.sigmoid() > self._thresholds(decision)
         found = found | (decision == decision.amax(1, keepdim=True))
         return self._scores(images, features, found)
@@ -155,13 +166,25 @@ class DecoupledFPN(System):
     def predict_given(self, images: Float[Tensor, "B 3 H W"], tags: Float[Tensor, "B L"]) -> Float[Tensor, "B K H W"]:
         return self._scores(images, self.classifier.trunk(images), tags > 0)
 
+    def _decision(self, images: Float[Tensor, "B 3 H W"], features: Features) -> Float[Tensor, "B L"]:
+        """Scores of the tags. A pooled head that was fitted to other squares or to several views sees these instead, at
+        the cost of further passes of the trunk: an entry that spares them has the head's input_size and one view."""
+        head = self.classifier.head
+        if not isinstance(head, PooledHead):
+            return cast(Tensor, head(features.top))
+        height, width = images.shape[2:]
+        side = max(height, width)
+        if head.sizes == (height,) == (width,) and not head.flip:
+            return cast(Tensor, head(features))
+        return self.classifier.tags(F.pad(images, (0, side - width, 0, side - height)))
+
     def _thresholds(self, decision: Float[Tensor, "B L"]) -> Float[Tensor, " L"]:
         wanted, own = self.prediction.threshold, getattr(self.classifier.head, "thresholds", None)
-        if wanted != "classifier":
+        if not isinstance(wanted, str):
             return decision.new_full(decision.shape[1:], wanted)
         if own is None:
             raise Problem(
-                "prediction.threshold: found 'classifier', but this system's classifier has no thresholds of its own; "
+                f"prediction.threshold: found '{OWN}', but this system's classifier has no thresholds of its own; "
                 "set a number, or start from a classifier with head.kind: pooled"
             )
         return own
@@ -171,7 +194,7 @@ class DecoupledFPN(System):
     ) -> Float[Tensor, "B K H W"]:
         size = (images.shape[2], images.shape[3])
         scores = images.new_full((len(images), found.shape[1] + 1, *size), NOT_FOUND, dtype=torch.float32)
-        scores[:, 0] = 0
+        scores[:, 0] = math.log(self.prediction.background / (1 - self.prediction.background))
         image, tag = found.nonzero(as_tuple=True)
         if len(image):
             logits = enlarged(self.logits(features, image, tag).float(), size, self.pyramid.stride)
@@ -191,29 +214,23 @@ def build(params: Training, origin: Origin) -> DecoupledFPN:
 
 
 def samples(params: Training, inputs: Inputs) -> Pairs | Mixed:
-    """Pairs of the strong images; with pseudo-labels, as many pairs of the tagged images beside them.
-
-    With `images: weak` the pseudo-labels alone teach.
-    """
-    zoom = zoom_of(params)
-
-    def pairs(of: tuple[list[Any], list[Path]], strong: bool) -> Pairs:
-        return Pairs(*of, inputs.n_tags, zoom, strong, params.absent)
-
-    if learns_from_masks_alone(inputs):
-        return pairs(strong_of(inputs), True)
-    weak = pairs(labelled_of(inputs), False)
-    return Mixed(weak, pairs(strong_of(inputs), True)) if inputs.images == "strong" else weak
+    """Pairs of the strong images, of the tagged ones with pseudo-labels, or as many of each."""
+    weak, strong = (
+        None if of is None else Pairs(*of, inputs.n_tags, zoom_of(params), is_strong, params.absent)
+        for of, is_strong in zip(sources(params, inputs), (False, True), strict=True)
+    )
+    both = [one for one in (weak, strong) if one is not None]
+    return Mixed(*both) if len(both) > 1 else both[0]
 
 
 def supervision(params: Training, labels: str) -> Supervision:
-    """Masks, or pseudo-labels, whose tags are known; what its classifier knows comes with its start."""
-    return Supervision(masks=True, tags=labels != MASKS)
+    """Masks, pseudo-labels with the tags that they were made by, or both; what its classifier knows comes with it."""
+    return Supervision(masks=params.masks, tags=labels != MASKS)
 
 
 def smallest() -> dict[str, Any]:
     """An entry for tests."""
     training = SMALLEST_TRAINING | {"absent": 0.15, "dice_weight": 0.5}
     sources = {"start": "classifiers/linear", "images": "strong", "labels": MASKS}
-    prediction = SMALLEST_PREDICTION | {"threshold": 0.5}
+    prediction = SMALLEST_PREDICTION | {"threshold": 0.5, "background": 0.5}
     return {"module": "decoupled_fpn", **sources, "training": training, "prediction": prediction}

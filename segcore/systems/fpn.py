@@ -1,8 +1,7 @@
 """A plain segmenter with a decoder over all levels of its trunk (Lin et al. 2017, Kirillov et al. 2019).
 
 With masks it is the row beside which tags must show what they add; with pseudo-labels of another system it is what is
-trained again, and costs one pass an image. With `images: strong` and pseudo-labels half of every batch shows strong
-images with their masks, half tagged ones.
+trained again, and costs one pass an image; half of every batch then shows strong images with their masks.
 """
 
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segcore.config.systems import MASKS, PSEUDO_LABELS, Prediction
+from segcore.config.systems import MASKS, Prediction
 from segcore.data.batches import Batch, Mixed, SizedSamples
 from segcore.data.zoomed import ZoomedImages
 from segcore.losses import Term
@@ -24,10 +23,8 @@ from segcore.systems._pixel_loss import PixelLoss, PixelLossParams
 from segcore.systems._pyramid import (
     SMALLEST_TRAINING,
     PyramidTraining,
-    labelled_of,
-    learns_from_masks_alone,
     network_of,
-    strong_of,
+    sources,
     zoom_of,
 )
 from segcore.systems.contract import Inputs, OpenSystem, Outputs, Supervision
@@ -82,18 +79,17 @@ def build(params: Training, origin: Origin) -> FPN:
 
 def samples(params: Training, inputs: Inputs) -> ZoomedImages | Mixed:
     """Strong images with their masks, tagged ones with their pseudo-labels, or as many of each."""
-    zoom = zoom_of(params)
-    if learns_from_masks_alone(inputs):
-        return ZoomedImages(*strong_of(inputs), inputs.n_tags, zoom, True)
-    weak = ZoomedImages(*labelled_of(inputs), inputs.n_tags, zoom, False)
-    if inputs.images == "weak":
-        return weak
-    return Mixed(weak, ZoomedImages(*strong_of(inputs), inputs.n_tags, zoom, True))
+    weak, strong = (
+        None if of is None else ZoomedImages(*of, inputs.n_tags, zoom_of(params), is_strong)
+        for of, is_strong in zip(sources(params, inputs), (False, True), strict=True)
+    )
+    both = [one for one in (weak, strong) if one is not None]
+    return Mixed(*both) if len(both) > 1 else both[0]
 
 
 def supervision(params: Training, labels: str) -> Supervision:
-    """Masks, and the pseudo-labels of another model."""
-    return Supervision(masks=not labels.startswith(PSEUDO_LABELS), tags=False)
+    """Masks, unless the pseudo-labels of another model teach alone."""
+    return Supervision(masks=params.masks, tags=False)
 
 
 def smallest() -> dict[str, Any]:

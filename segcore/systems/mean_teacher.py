@@ -40,7 +40,7 @@ from segcore.networks.trunk import Features
 from segcore.seeds import derived_seed
 from segcore.systems._grid import SMALLEST_PREDICTION
 from segcore.systems._pixel_loss import PixelLoss, PixelLossParams
-from segcore.systems._pyramid import SMALLEST_TRAINING, PyramidTraining, network_of, tagged_and_masked
+from segcore.systems._pyramid import SMALLEST_ZOOMED, ZoomedTraining, network_of, tagged_and_masked
 from segcore.systems.contract import Inputs, Supervision, System
 
 
@@ -62,7 +62,7 @@ class StrongViewsParams(Section):
     """Share of the images of which each view sees one half of the channels (published: 0.5)."""
 
 
-class Training(PyramidTraining):
+class Training(ZoomedTraining):
     """What training a system with `module: mean_teacher` depends on."""
 
     pixel_loss: PixelLossParams | None = None
@@ -242,6 +242,6 @@ def supervision(params: Training, labels: str) -> Supervision:
 def smallest() -> dict[str, Any]:
     """An entry for tests."""
     views = {"jitter": 0.5, "jitter_share": 0.8, "grey": 0.2, "blur": 0.5, "cutmix": 0.5, "dropout": 0.5}
-    training = SMALLEST_TRAINING | {"keep": 0.996, "threshold": 0.6, "strong_views": views}
+    training = SMALLEST_ZOOMED | {"keep": 0.996, "threshold": 0.6, "strong_views": views}
     sources = {"start": "classifiers/any", "images": "strong", "labels": MASKS}
     return {"module": "mean_teacher", **sources, "training": training, "prediction": SMALLEST_PREDICTION}

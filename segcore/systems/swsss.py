@@ -38,11 +38,11 @@ from segcore.networks.pyramid import PyramidNetwork, labels_at, shown
 from segcore.networks.steps import RunningIoU
 from segcore.systems._grid import SMALLEST_PREDICTION
 from segcore.systems._pixel_loss import PixelLoss, PixelLossParams
-from segcore.systems._pyramid import SMALLEST_TRAINING, PyramidTraining, network_of, tagged_and_masked
+from segcore.systems._pyramid import SMALLEST_ZOOMED, ZoomedTraining, network_of, tagged_and_masked
 from segcore.systems.contract import Inputs, Supervision, System
 
 
-class Training(PyramidTraining):
+class Training(ZoomedTraining):
     """What training a system with `module: swsss` depends on."""
 
     pixel_loss: PixelLossParams | None = None
@@ -177,6 +177,6 @@ def supervision(params: Training, labels: str) -> Supervision:
 def smallest() -> dict[str, Any]:
     """An entry for tests."""
     own = {"tag_weight": 1.0, "tag_class_weights": {"kind": "none"}, "momentum": 0.99, "trust_power": 8.0}
-    training = SMALLEST_TRAINING | own | {"trunks": "two"}
+    training = SMALLEST_ZOOMED | own | {"trunks": "two"}
     sources = {"start": "classifiers/any", "images": "strong", "labels": MASKS}
     return {"module": "swsss", **sources, "training": training, "prediction": SMALLEST_PREDICTION}
