@@ -242,6 +242,6 @@ def supervision(params: Training, labels: str) -> Supervision:
 def smallest() -> dict[str, Any]:
     """An entry for tests."""
     views = {"jitter": 0.5, "jitter_share": 0.8, "grey": 0.2, "blur": 0.5, "cutmix": 0.5, "dropout": 0.5}
-    training = SMALLEST_ZOOMED | {"keep": 0.996, "threshold": 0.6, "strong_views": views}
+    training = SMALLEST_ZOOMED | {"keep": 0.996, "threshold": 0.0, "strong_views": views}
     sources = {"start": "classifiers/any", "images": "strong", "labels": MASKS}
     return {"module": "mean_teacher", **sources, "training": training, "prediction": SMALLEST_PREDICTION}

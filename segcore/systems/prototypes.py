@@ -69,14 +69,14 @@ class Prototypes(GridSystem):
 
     def terms(self, batch: Batch, outputs: Outputs) -> dict[str, Term]:
         """The cross-entropies of masks and of r; watched is how much of r its greatest class has, `certainty`."""
-        z = F.normalize(outputs.levels[-1].detach().float(), dim=1)
+        z = F.normalize(outputs.levels[-1].detach().to(self.means.dtype), dim=1)
         masks = at_cells(batch.labels, self.network.stride).masked_fill(~batch.strong[:, None, None], IGNORE)
         self._round(batch)
         weak = ~batch.strong[:, None, None].expand_as(masks)
         r = responsibilities(z, self.means, batch.tags, self.params.temperature)
         known = weak & bool(self.means[0].any())
         self._sum(z, masks, r * known[:, None])
-        costs = -(r * outputs.scores.float().log_softmax(1)).sum(1) * known
+        costs = -(r * outputs.scores.to(r.dtype).log_softmax(1)).sum(1) * known
         cells = known.sum().to(costs.dtype)
         by_tags = Term(costs.sum(), cells).times(self.params.weak_weight)
         certainty = Term((r.amax(1) * known).sum(), cells)
