@@ -231,7 +231,7 @@ class WithHead(DeepLabSystem):
 
     def __init__(self, plain: DeepLabSystem, wide: int = 6) -> None:
         assert isinstance(plain.params, deeplab.Training)
-        super().__init__(plain.network, plain.pretrained[1:], plain.params)
+        super().__init__(plain.network, plain.pretrained[1:], plain.params, n_classes=6)
         self.head = nn.Sequential(nn.Conv2d(wide, 6, 1), nn.BatchNorm2d(6))
 
 
