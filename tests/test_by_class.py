@@ -14,6 +14,7 @@ from segcore.data.order import Order
 from segcore.errors import Problem
 from segcore.training.optimisation import Trainable
 from tests.loop import Pictures, fit, net
+from tests.networks import squares, tiny_classifier
 
 TAGS = [[1]] * 90 + [[2]] * 9 + [[1, 3]]
 """Class 1 has 91 samples, class 2 nine, class 3 one."""
@@ -148,3 +149,17 @@ def test_the_weights_of_tags_balance_both_sides_up_to_a_cap() -> None:
     assert tag_weights(table, 20.0).tolist() == pytest.approx([9 / 91, 91 / 9, 20.0])
     with pytest.raises(Problem, match="do not say their tags"):
         tag_table(Pictures(), 3)
+
+
+def test_a_classifier_counts_tags_as_it_is_told() -> None:
+    classifier = tiny_classifier(n_tags=3)
+    batch = squares(2, n_tags=3)
+    plain = classifier.losses(batch)["tags"].total
+    classifier.weigh(np.array([1.0, 1.0, 1.0]))
+    torch.testing.assert_close(classifier.losses(batch)["tags"].total, plain)
+    classifier.weigh(np.array([1.0, 4.0, 0.5]))
+    scores = classifier(batch.images).decision
+    costs = torch.nn.functional.binary_cross_entropy_with_logits(scores, batch.tags, reduction="none")
+    factors = torch.where(batch.tags > 0, torch.tensor([1.0, 4.0, 0.5]), 1.0)
+    torch.testing.assert_close(classifier.losses(batch)["tags"].total, (costs * factors).sum())
+    assert "positive" not in classifier.state_dict()
