@@ -248,6 +248,18 @@ class TestProbabilities:
         best = tag_metrics(p, tags, ["a"], chosen)["f1_macro"]
         assert best == max(tag_metrics(p, tags, ["a"], t)["f1_macro"] for t in np.linspace(0, 1, 201))
 
+    def test_a_tag_of_few_images_follows_the_others(self) -> None:
+        """Alone, its one image would have it found from its own probability on."""
+        rng = np.random.default_rng(0)
+        p = rng.random((500, 6))
+        tags = rng.random(p.shape) < p
+        tags[:, 5] = False
+        tags[np.argmax(p[:, 5]), 5] = True
+        many = fitting.thresholds(p, tags)
+        assert fitting.thresholds(p[:, 5:], tags[:, 5:])[0] > 0.9
+        assert many[5] < 0.9
+        assert np.ptp(many[:5]) < 0.3
+
     def test_a_threshold_a_tag(self) -> None:
         p, tags = np.array([[0.3, 0.3], [0.6, 0.6]]), np.array([[True, False], [True, True]])
         assert tag_metrics(p, tags, NAMES, np.array([0.2, 0.5]))["f1_macro"] == 1.0

@@ -339,7 +339,7 @@ class TestVoc2012:
             assert (recipe.optimizer, recipe.momentum, recipe.weight_decay) == ("sgd", 0.9, 0.0005)
             assert (recipe.learning_rate, recipe.bias_multiplier) == (0.01, 2.0)
         for name in ("decoupled", "decoupled_str"):
-            classifier = settings.classifiers[name]
+            classifier = trained(settings)[name]
             assert (classifier.backbone.name, classifier.backbone.width) == ("vgg16", 1.0)
             assert isinstance(classifier.head, FullyConnectedParams)
             assert (classifier.head.width, classifier.head.kernel, classifier.input_size) == (4096, 7, 320)
@@ -358,7 +358,7 @@ class TestVoc2012:
         """Lee et al. 2019, and for what it takes from others Huang et al. 2018 (DSRG), Kolesnikov and Lampert 2016."""
         settings = composed("voc2012")
         for name, selection in (("ficklenet", "stochastic"), ("deterministic", "deterministic")):
-            classifier = settings.classifiers[name]
+            classifier = trained(settings)[name]
             backbone = classifier.backbone
             assert (backbone.name, backbone.stride, classifier.input_size) == ("vgg16", 8, 321)
             assert isinstance(classifier.head, StochasticParams)

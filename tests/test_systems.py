@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from segcore import systems
 from segcore.config import settings
-from segcore.config.networks import BackboneParams, StochasticParams
+from segcore.config.networks import BackboneParams, PooledParams, StochasticParams
 from segcore.config.systems import Prediction, SystemEntry
 from segcore.data.batches import Batch, Moment, SizedSamples
 from segcore.data.samples import INDEX
@@ -229,7 +229,18 @@ def stochastic_classifier() -> Classifier:
     return classifiers.build(backbone(stride=8), head, N_TAGS)
 
 
-STARTS = {"backbone": backbone(), "other backbone": backbone("resnet18"), "other head": stochastic_classifier()}
+def pooled_classifier() -> Classifier:
+    """One whose head has no grid at all."""
+    head = PooledParams(kind="pooled", input_size=96, levels=1, pools=("mean", "max"), views=views())
+    return classifiers.build(backbone(), head, N_TAGS)
+
+
+STARTS = {
+    "backbone": backbone(),
+    "other backbone": backbone("resnet18"),
+    "other head": stochastic_classifier(),
+    "pooled head": pooled_classifier(),
+}
 
 
 def attempt(module: str, start: Classifier | BackboneParams) -> System | str:
@@ -257,7 +268,8 @@ def test_a_system_takes_any_start_or_says_which_it_wants(start: str, module: str
 
 @pytest.mark.parametrize("start", STARTS)
 def test_decouplednet_goes_on_from_fully_connected_layers(start: str) -> None:
-    found = "stochastic head" if start == "other head" else "starts from a backbone"
+    heads = {"other head": "stochastic head", "pooled head": "pooled head"}
+    found = heads.get(start, "starts from a backbone")
     with pytest.raises(Problem, match=f"{found}; .*head.kind: fully_connected"):
         build("decouplednet", STARTS[start])
 

@@ -82,7 +82,7 @@ class FeatureStore:
             self._write(path, found)
         return Features(tuple(found[str(number)] for number in range(levels)), (None,) * levels)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, as what is computed may be what a head learns from
     def _computed(self, record: Record, view: View) -> Features:
         self.computed += 1
         square = view.of(read_image(record.image))[None].float().to(self.runtime.device)
@@ -100,12 +100,13 @@ class FeatureStore:
             if not self._drop_another():
                 return
         self._room -= len(content)
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Under a name of its own: another process may be writing the same.
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        # Not flushed to the disk, which took longer than computing: what a power cut damages is computed again.
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        with contextlib.suppress(FileNotFoundError):  # another process that wants room has deleted this store
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not flushed to the disk, which took longer than computing: what a power cut damages is computed again.
+            partial.write_bytes(content)
+            os.replace(partial, path)
 
     def _drop_another(self) -> bool:
         """Delete the store of another trunk, the one that was used longest ago; whether there was one."""

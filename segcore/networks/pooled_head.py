@@ -43,7 +43,7 @@ class PooledHead(nn.Module):
         class_vectors: (L, C) of a logistic regression of its own on the mean of the top map alone, in the space of that
             map: the standardisation is folded in.
         class_bias: (L,) of the same.
-        thresholds: (L,) probabilities from which on a tag counts as found.
+        thresholds: (L,) probabilities above which a tag counts as found.
     """
 
     shift: Tensor
