@@ -80,8 +80,7 @@ class SWSSS(System):
         # How often an image counts for a tag that it has; known before every training, and no part of the model.
         self.register_buffer("positive", None, persistent=False)
         if params.trunks == "one":
-            # The same module twice in one tree: it is listed, saved and trained once, as that of `network`.
-            peer.trunk = network.trunk
+            del peer.trunk  # a module that two hold would be saved twice
         else:
             self.pretrained = ("network.trunk.", "peer.trunk.")
 
