@@ -37,14 +37,71 @@ class Term(NamedTuple):
         """
         return self.total / torch.where(weight > 0, weight, 1)
 
+    def times(self, factor: float) -> "Term":
+        """The term times a factor; at 0 its gradients are zeros, but there."""
+        return Term(self.total * factor, self.weight)
 
-def pixel_cross_entropy(scores: Float[Tensor, "B K H W"], labels: Int64[Tensor, "B H W"]) -> Term:
+
+def pixel_cross_entropy(
+    scores: Float[Tensor, "B K H W"], labels: Int64[Tensor, "B H W"], weights: Float[Tensor, " K"] | None = None
+) -> Term:
     """Softmax cross-entropy over the pixels whose label is known (Hong et al. 2015, equation 2).
 
-    `labels` are class indices 0..K-1, 255 where unknown; the weight is the number of known pixels.
+    `labels` are class indices 0..K-1, 255 where unknown; the weight is the number of known pixels. With `weights` of
+    the classes a pixel counts, in both, by that of its label.
     """
-    total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return Term(total, torch.count_nonzero(labels != IGNORE).to(total.dtype))
+    total = F.cross_entropy(scores.float(), labels, weights, ignore_index=IGNORE, reduction="sum")
+    known = labels != IGNORE
+    if weights is not None:
+        return Term(total, weights[labels[known]].sum().to(total.dtype))
+    return Term(total, torch.count_nonzero(known).to(total.dtype))
+
+
+def limited_to_tags(scores: Float[Tensor, "B K H W"], tags: Float[Tensor, "B L"]) -> Float[Tensor, "B K H W"]:
+    """y_c e^{f_c} / sum_k y_k e^{f_k}: the softmax over the tags of each image and the background.
+
+    `tags` are 0 or 1, L = K - 1; classes that an image lacks get 0.
+    """
+    there = F.pad(tags > 0, (1, 0), value=True)
+    return _wide(scores).masked_fill(~there[:, :, None, None], -torch.inf).softmax(1)
+
+
+def pixel_dice(scores: Float[Tensor, "B K H W"], labels: Int64[Tensor, "B H W"]) -> Term:
+    """`dice_costs` of the softmax, its mean over the classes that the labels of an image show, background included.
+
+    An image of which nothing is known costs nothing. `labels` are 0..K-1, 255 where unknown.
+    """
+    p = _wide(scores).softmax(1)
+    known = (labels != IGNORE)[:, None].to(p.dtype).expand_as(p)
+    wanted = _one_hot(labels, p)
+    costs = dice_costs(p.flatten(0, 1), wanted.flatten(0, 1), known.flatten(0, 1)).view(p.shape[:2])
+    return over_images(_mean_where(costs[:, :, None], wanted.flatten(2).any(2)[:, :, None]))
+
+
+def lovasz_softmax(scores: Float[Tensor, "B K H W"], labels: Int64[Tensor, "B H W"]) -> Term:
+    """The Lovasz extension of 1 - IoU, its mean over the classes that the labels of an image show (Berman, Rannen Triki
+    and Blaschko, "The Lovasz-Softmax loss", CVPR 2018, equations 8 and 11, image by image).
+
+    Per image, so that none depends on the others of its batch; one of which nothing is known costs nothing. `labels`
+    are 0..K-1, 255 where unknown.
+    """
+    p = _wide(scores).softmax(1)
+    wanted = _one_hot(labels, p).flatten(2)
+    # Unknown pixels have no error and are wanted by no class: sorted to the end, they change no sum.
+    errors = (wanted - p.flatten(2)).abs() * (labels != IGNORE).flatten(1)[:, None]
+    errors, order = errors.sort(dim=2, descending=True)
+    wanted = wanted.gather(2, order)
+    size = wanted.sum(2, keepdim=True)
+    both, either = size - wanted.cumsum(2), size + (1 - wanted).cumsum(2)
+    cost = 1 - both / either
+    steps = torch.cat([cost[:, :, :1], cost.diff(dim=2)], 2)
+    return over_images(_mean_where((errors * steps).sum(2, keepdim=True), size > 0))
+
+
+def _one_hot(labels: Int64[Tensor, "B H W"], like: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K H W"]:
+    """1 for the class of each pixel, 0 for all where it is unknown."""
+    classes = torch.arange(like.shape[1], device=labels.device)[:, None, None]
+    return (labels[:, None] == classes).to(like.dtype)
 
 
 def dice_costs(
@@ -123,10 +180,16 @@ def boundary_loss(
     return over_images(divergence.sum(1).mean((1, 2)))
 
 
-def tag_costs(scores: Float[Tensor, "B L"], tags: Float[Tensor, "B L"]) -> Float[Tensor, " B"]:
-    """Sigmoid cross-entropy of each image, its mean over the tags; `tags` are 0 or 1. In float32 or wider."""
+def tag_costs(
+    scores: Float[Tensor, "B L"], tags: Float[Tensor, "B L"], positive: Float[Tensor, " L"] | None = None
+) -> Float[Tensor, " B"]:
+    """Sigmoid cross-entropy of each image, its mean over the tags; `tags` are 0 or 1. In float32 or wider.
+
+    Tags that an image has count `positive` times.
+    """
     wide = _wide(scores)
-    return F.binary_cross_entropy_with_logits(wide, tags.to(wide.dtype), reduction="none").mean(1)
+    costs = F.binary_cross_entropy_with_logits(wide, tags.to(wide.dtype), pos_weight=positive, reduction="none")
+    return costs.mean(1)
 
 
 def reconstruction_costs(found: Float[Tensor, "B C h w"], wanted: Float[Tensor, "B C h w"]) -> Float[Tensor, " B"]:
@@ -139,9 +202,11 @@ def over_images(losses: Float[Tensor, " B"]) -> Term:
     return Term(losses.sum(), losses.new_full((), len(losses)))
 
 
-def tag_cross_entropy(scores: Float[Tensor, "B L"], tags: Float[Tensor, "B L"]) -> Term:
+def tag_cross_entropy(
+    scores: Float[Tensor, "B L"], tags: Float[Tensor, "B L"], positive: Float[Tensor, " L"] | None = None
+) -> Term:
     """`tag_costs` of a batch."""
-    return over_images(tag_costs(scores, tags))
+    return over_images(tag_costs(scores, tags, positive))
 
 
 def distillation_loss(

@@ -19,6 +19,7 @@ from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.settings import Settings
 from segcore.data import splits
+from segcore.data.frequencies import tag_table, tag_weights
 from segcore.data.geometry import padded_square
 from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.pictures import read_image
@@ -101,6 +102,8 @@ def trained(
     """Train step by step; the finished training, whose checkpoint goes once the result is safe on disk."""
     entry, recipe = plan.entry, plan.recipe
     samples = TaggedImages(images.seen, len(images.tags), entry.resize, entry.input_size)
+    if entry.class_weights is not None:
+        model.weigh(tag_weights(tag_table(samples, len(images.tags)), entry.class_weights.cap))
     ids = [record.image_id for record in images.seen]
     run_key = [name, plan.seed, entry.model_dump(), recipe.model_dump(), ids]
     checkpoint = progress.scratch_file(f"classifier-{name}", run_key, inputs, model, device)

@@ -59,6 +59,7 @@ def main(
         model, card = build_on(start / "model", names[1:], build)
         inputs = inputs_of(plan, manifest, names, split, labels)
         samples = module.samples(training, inputs)
+        model.begin(samples)
         run_key = [system, plans.plain(plan), inputs.strong, inputs.weak]
         sources = [manifest, split / made_of.TAGS_FILE, start / "model/model.json", *provenance.files_in(labels)]
         scratch = progress.scratch_file(f"segmenter-{system}", run_key, sources, model, device)
@@ -111,7 +112,7 @@ def finishing_batches(
     if not count:
         return iter(())
     # Made before training, as it checks whether the processes can share a batch.
-    order = Order.of(samples, size, 1, seed, device.rank, device.world)
+    order = Order.of(samples, size, 1, seed, device.rank, device.world, recipe.class_power)
     first = math.ceil(recipe.steps * recipe.batch_size / size)
     steps = Stream(samples, order, recipe.workers).steps(first, first + count)
     return (batch.to(device.device, recipe.channels_last) for step in steps for batch in step)

@@ -21,7 +21,8 @@ from segcore.training.fit import Fit
 
 def recipe(**changes: Any) -> RecipeParams:
     values: dict[str, Any] = {
-        "steps": 8, "batch_size": 4, "accumulate": 1, "optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9,
+        "steps": 8, "batch_size": 4, "sampling": {"kind": "uniform"}, "accumulate": 1,
+        "optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9,
         "weight_decay": 0.01, "bias_multiplier": 2.0, "multipliers": {"pretrained": 0.5}, "warmup_steps": 2,
         "schedule": {"kind": "poly", "power": 0.9}, "clip_norm": None, "precision": "fp32",
         "channels_last": False, "compile": False, "checkpoint_every": 3, "workers": 0,

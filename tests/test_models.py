@@ -152,8 +152,8 @@ def test_a_new_system_starts_from_a_backbone(tmp_path: Path, module: str) -> Non
     save_backbone(tmp_path / "backbone", "vgg", params)
     assert [path.name for path in (tmp_path / "backbone").iterdir()] == ["model.json"]
     system, card = start(tmp_path / "backbone", module)
-    assert isinstance(system, OpenSystem)
-    ours = [layer.weight for layer in system.trunk.modules() if isinstance(layer, nn.Conv2d)]
+    trunk = system.trunk if isinstance(system, OpenSystem) else system.get_submodule("network.trunk")
+    ours = [layer.weight for layer in trunk.modules() if isinstance(layer, nn.Conv2d)]
     theirs = [value for name, value in weights.items() if name.endswith(".weight")]
     assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
     assert (card["kind"], card["name"], card["tags"]) == ("backbone", "vgg", TAGS)
@@ -231,7 +231,7 @@ class WithHead(DeepLabSystem):
 
     def __init__(self, plain: DeepLabSystem, wide: int = 6) -> None:
         assert isinstance(plain.params, deeplab.Training)
-        super().__init__(plain.network, plain.pretrained[1:], plain.params)
+        super().__init__(plain.network, plain.pretrained[1:], plain.params, n_classes=6)
         self.head = nn.Sequential(nn.Conv2d(wide, 6, 1), nn.BatchNorm2d(6))
 
 

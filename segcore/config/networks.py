@@ -245,6 +245,20 @@ def _check_cells(input_size: int, stride: int) -> None:
         )
 
 
+class Alike(Section):
+    """Every image counts the same for every tag."""
+
+    kind: Literal["none"]
+
+
+class Balanced(Section):
+    """For each tag, the images that have it count together as much as those that lack it."""
+
+    kind: Literal["balanced"]
+    cap: Annotated[float, Field(ge=1)]
+    """An image counts at most so many times, however seldom its tag is."""
+
+
 class TrainedParams(Section):
     """One `train_classifier@<name>` that learns step by step, by one of `recipes`."""
 
@@ -257,6 +271,8 @@ class TrainedParams(Section):
     test_size: Annotated[int, Field(ge=32, le=4096)]
     """Side of the padded squares on which its tags are measured: the size that its segmenter predicts at."""
     recipe: Name
+    class_weights: Balanced | None = None
+    """How much tags seldom seen count. A key that does not apply does not exist: absent, all count alike."""
 
     @model_validator(mode="after")
     def _crop_fits(self) -> "TrainedParams":
@@ -274,20 +290,6 @@ class TrainedParams(Section):
             cells = self.input_size // stride
             raise ValueError(f"head.kernel {self.head.kernel} exceeds the {cells} cells of the top map")
         return self
-
-
-class Alike(Section):
-    """Every image counts the same for every tag."""
-
-    kind: Literal["none"]
-
-
-class Balanced(Section):
-    """For each tag, the images that have it count together as much as those that lack it."""
-
-    kind: Literal["balanced"]
-    cap: Annotated[float, Field(ge=1)]
-    """An image counts at most so many times, however seldom its tag is."""
 
 
 class FitParams(Section):

@@ -28,12 +28,28 @@ class Steps(Section):
     factor: Fraction
 
 
+class Uniform(Section):
+    """Every sample comes once an epoch."""
+
+    kind: Literal["uniform"]
+
+
+class ByClass(Section):
+    """Classes seldom seen come more often: first a class is drawn, then a sample that has it among its tags."""
+
+    kind: Literal["by_class"]
+    power: Annotated[float, Field(gt=0, le=1)]
+    """A class of n samples is drawn as n^(1 - power): 1 draws all classes equally often, less lies in between."""
+
+
 class RecipeParams(Section):
     """One of `recipes`, with what it takes from `recipes.common`; it may serve several classifiers or systems."""
 
     steps: Long
     batch_size: Count
     """Samples of one optimiser step, over all processes and accumulated micro-batches."""
+    sampling: Annotated[Uniform | ByClass, Field(discriminator="kind")]
+    """Which samples come how often."""
     accumulate: Count
     """Micro-batches that a step is cut into, each weighing the same; batch normalisation sees one at a time."""
     optimizer: Literal["sgd", "adamw"]
@@ -57,6 +73,11 @@ class RecipeParams(Section):
     """Steps after which a run that is killed can go on."""
     workers: Annotated[int, Field(ge=0, le=256)]
     """Processes that load images ahead; they change no result."""
+
+    @property
+    def class_power(self) -> float | None:
+        """The power of sampling by class, or None if samples are drawn uniformly."""
+        return self.sampling.power if isinstance(self.sampling, ByClass) else None
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "RecipeParams":

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from segcore.data.order import Order
+from segcore.data.order import Order, WithTags
 from segcore.errors import Problem
 
 
@@ -122,9 +122,24 @@ class Mixed:
         return sum(self.parts)
 
     def sample(self, index: int, seed: int) -> Sample:
+        one, index = self._of(index)
+        return one.sample(index, seed)
+
+    def tags_of(self, index: int) -> Sequence[int]:
+        """The tags of a sample, as its set says them.
+
+        Raises:
+            Problem: its set does not say them.
+        """
+        one, index = self._of(index)
+        if not isinstance(one, WithTags):
+            raise Problem(f"{type(one).__name__} does not say the tags of its samples")
+        return one.tags_of(index)
+
+    def _of(self, index: int) -> tuple[SizedSamples, int]:
         for one in self.sets:
             if index < len(one):
-                return one.sample(index, seed)
+                return one, index
             index -= len(one)
         raise IndexError(f"{len(self)} samples have no index {index + len(self)}")
 

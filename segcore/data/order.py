@@ -1,12 +1,13 @@
 """Which samples a step sees, as a function of (seed, step)."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from segcore.data.by_class import Blocks, blocks
 from segcore.errors import Problem
 from segcore.seeds import derived_seed
 
@@ -17,6 +18,15 @@ class InParts(Protocol):
 
     parts: tuple[int, ...]
     """The size of each set."""
+
+
+@runtime_checkable
+class WithTags(Protocol):
+    """Samples that say their tags without reading a picture."""
+
+    def tags_of(self, index: int) -> Sequence[int]:
+        """The class indices, 1..L, of a sample's tags."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class Order:
     rank: int = 0
     world: int = 1
     parts: tuple[int, ...] = ()
+    by_class: tuple[Blocks, ...] = ()
+    """One for every part: an epoch is then a block in which samples of classes seldom seen come more often."""
 
     def __post_init__(self) -> None:
         micro = self.batch_size // self.accumulate
@@ -53,10 +65,26 @@ class Order:
             )
 
     @classmethod
-    def of(cls, samples: Sized, batch_size: int, accumulate: int, seed: int, rank: int = 0, world: int = 1) -> "Order":
-        """The order of these samples, dealt by their `parts` if they are `InParts`."""
+    def of(
+        cls,
+        samples: Sized,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        power: float | None = None,
+    ) -> "Order":
+        """The order of these samples, dealt by their `parts` if they are `InParts`.
+
+        With a `power`, classes seldom seen come more often: see `by_class`.
+
+        Raises:
+            Problem: there are none, processes or parts cannot share a batch, or samples do not say their tags.
+        """
         parts = samples.parts if isinstance(samples, InParts) else ()
-        return cls(len(samples), batch_size, accumulate, seed, rank, world, parts)
+        by_class = () if power is None else _by_class(samples, parts or (len(samples),), power)
+        return cls(len(samples), batch_size, accumulate, seed, rank, world, parts, by_class)
 
     def micro_batches(self, step: int) -> Iterator[list[tuple[int, int]]]:
         """This process's (sample index, augmentation seed) pairs for each micro-batch of a step."""
@@ -71,8 +99,24 @@ class Order:
         epoch, offset = divmod(turn, parts[part])
         # A set alone keeps the shuffle that it has always had.
         own = ("part", part) if len(parts) > 1 else ()
-        shuffled = _permutation(parts[part], derived_seed(self.seed, "epoch", epoch, *own))
+        seed = derived_seed(self.seed, "epoch", epoch, *own)
+        shuffled = _block(self.by_class[part], seed) if self.by_class else _permutation(parts[part], seed)
         return sum(parts[:part]) + int(shuffled[offset])
+
+
+def _by_class(samples: Sized, parts: tuple[int, ...], power: float) -> tuple[Blocks, ...]:
+    if not isinstance(samples, WithTags):
+        raise Problem("sampling: by_class needs samples that say their tags, and these do not; set kind: uniform")
+    first, found = 0, []
+    for size in parts:
+        found.append(blocks([samples.tags_of(index) for index in range(first, first + size)], power))
+        first += size
+    return tuple(found)
+
+
+@lru_cache(maxsize=8)
+def _block(of: Blocks, seed: int) -> np.ndarray:
+    return of.block(seed)
 
 
 @lru_cache(maxsize=8)

@@ -69,6 +69,10 @@ class TaggedImages:
     def __len__(self) -> int:
         return len(self.records)
 
+    def tags_of(self, index: int) -> Sequence[int]:
+        """The class indices, 1..L, of a sample's tags."""
+        return self.records[index].tags
+
     def sample(self, index: int, seed: int) -> Sample:
         record = self.records[index]
         rng, size = np.random.default_rng(seed), self.input_size
@@ -103,6 +107,10 @@ class CropSamples:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def tags_of(self, index: int) -> Sequence[int]:
+        """The class indices, 1..L, of a sample's tags."""
+        return self.subsets[index]
 
     def sample(self, index: int, seed: int) -> Sample:
         record = self.records[self.image_ids[index]]
@@ -153,6 +161,10 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.records)
 
+    def tags_of(self, index: int) -> Sequence[int]:
+        """The class indices, 1..L, of a sample's tags."""
+        return self.records[index].tags
+
     def sample(self, index: int, seed: int) -> Sample:
         record, path = self.records[index], self.labels[index]
         image = read_image(record.image)
@@ -193,6 +205,10 @@ class CueSamples:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def tags_of(self, index: int) -> Sequence[int]:
+        """The class indices, 1..L, of a sample's tags."""
+        return self.records[index].tags
 
     def sample(self, index: int, seed: int) -> Sample:
         record, path = self.records[index], self.cues[index]

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from segcore.data.batches import Sample
 from segcore.data.geometry import planes, random_window, resized, resized_labels
 from segcore.data.manifest import Record
-from segcore.data.pictures import read_image, read_labels
+from segcore.data.pictures import IGNORE, read_image, read_labels
 from segcore.data.samples import known, tag_vector
 from segcore.errors import Problem
 
@@ -72,6 +72,9 @@ class ZoomedImages:
     def __len__(self) -> int:
         return len(self.records)
 
+    def tags_of(self, index: int) -> Sequence[int]:
+        return self.records[index].tags
+
     def sample(self, index: int, seed: int) -> Sample:
         image, labels, _ = self._zoomed(index, seed)
         tags = self.records[index].tags
@@ -88,6 +91,29 @@ class ZoomedImages:
     def _as_sample(self, index: int, image: Picture, labels: Labels, tags: Sequence[int]) -> Sample:
         kept = torch.from_numpy(labels.copy())
         return Sample(self.records[index].image_id, planes(image), tag_vector([*tags], self.n_tags), kept, self.strong)
+
+
+class ZoomedTagged:
+    """Whole images by their tags: nothing is known of their pixels. What a square shows beyond its image is black."""
+
+    def __init__(self, records: Sequence[Record], n_tags: int, zoom: Zoom) -> None:
+        self.records = records
+        self.n_tags = n_tags
+        self.zoom = zoom
+        self.input_size = zoom.input_size
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def tags_of(self, index: int) -> Sequence[int]:
+        return self.records[index].tags
+
+    def sample(self, index: int, seed: int) -> Sample:
+        record = self.records[index]
+        image = read_image(record.image)
+        image, labels = self.zoom(image, np.full(image.shape[:2], IGNORE, np.uint8), np.random.default_rng(seed))
+        kept = torch.from_numpy(labels.copy())
+        return Sample(record.image_id, planes(image), tag_vector(record.tags, self.n_tags), kept, strong=False)
 
 
 class Pairs(ZoomedImages):

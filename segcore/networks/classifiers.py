@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -89,6 +90,8 @@ class FullyConnectedHead(nn.Module):
 class Classifier(nn.Module):
     """Finds the tags of an image (Hong et al. 2015, section 4.1, equation 1; Lee et al. 2019, section 3.1)."""
 
+    positive: Tensor | None
+
     def __init__(
         self, trunk: Trunk, head: FullyConnectedHead | StochasticHead | PooledHead, backbone: BackboneParams
     ) -> None:
@@ -101,6 +104,8 @@ class Classifier(nn.Module):
         """Prefixes of the parameters that start from a pre-training."""
         self.groups: dict[str, tuple[str, ...]] = {}
         """Further groups of parameters: none."""
+        # How often an image counts for a tag that it has; known before every training, and no part of the model.
+        self.register_buffer("positive", None, persistent=False)
 
     @property
     def n_tags(self) -> int:
@@ -115,6 +120,10 @@ class Classifier(nn.Module):
         if isinstance(self.head, StochasticHead):
             return TagScores(features, self.head(features.top))
         return Activations(features, *self.head(features.top))
+
+    def weigh(self, positive: Float[np.ndarray, " L"]) -> None:
+        """Say how often an image counts for each tag that it has, in training; once if it is not called."""
+        self.positive = torch.from_numpy(positive).float().to(next(self.parameters()).device)
 
     @torch.no_grad()
     def tags(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B L"]:
@@ -133,9 +142,12 @@ class Classifier(nn.Module):
         return torch.stack(logits).mean(0)
 
     def losses(self, batch: Batch) -> dict[str, Term]:
-        """Sigmoid cross-entropy, summed over the tags and averaged over the images (equation 1)."""
+        """Sigmoid cross-entropy, summed over the tags and averaged over the images (equation 1).
+
+        Where the classifier was told by `weigh`, an image counts more for the tags that it has.
+        """
         scores = self(batch.images).decision.float()
-        total = F.binary_cross_entropy_with_logits(scores, batch.tags, reduction="sum")
+        total = F.binary_cross_entropy_with_logits(scores, batch.tags, pos_weight=self.positive, reduction="sum")
         return {"tags": Term(total, scores.new_tensor(len(batch.ids)))}
 
 

@@ -28,20 +28,20 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation whose statistics are those of the whole batch, spread over processes or not.
 
     torch's own SyncBatchNorm runs on GPUs only. This one runs everywhere and is exactly `nn.BatchNorm2d` in a single
-    process; every process must hold as many samples as any other. The variance takes a second round of sums, as
-    E[x^2] - E[x]^2 loses all digits where the mean is large.
+    process. Processes may hold unequal numbers of samples, and one may hold none. The variance takes a second round of
+    sums, as E[x^2] - E[x]^2 loses all digits where the mean is large.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and distributed.is_initialized() and distributed.get_world_size() > 1):
             return super().forward(input)
-        world = distributed.get_world_size()
-        count = input.numel() // input.shape[1] * world
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        mean = cast(Tensor, _Sum.apply(x.mean((0, 2, 3)))) / world
+        count = x.new_tensor(input.numel() // input.shape[1])
+        distributed.all_reduce(count)
+        mean = cast(Tensor, _Sum.apply(x.sum((0, 2, 3)))) / count
         x = x - mean[:, None, None]
-        variance = cast(Tensor, _Sum.apply(x.square().mean((0, 2, 3)))) / world
-        self._remember(mean.detach(), variance.detach() * count / max(1, count - 1))
+        variance = cast(Tensor, _Sum.apply(x.square().sum((0, 2, 3)))) / count
+        self._remember(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (x * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 

@@ -11,13 +11,13 @@ its own maps alone.
 
 from collections.abc import Sequence
 
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.data.pictures import IGNORE
 from segcore.networks.deeplab import enlarged
-from segcore.networks.trunk import Trunk
+from segcore.networks.trunk import Features, Trunk
 
 
 def conv1(inputs: int, outputs: int) -> nn.Sequential:
@@ -83,10 +83,46 @@ class Pyramid(nn.Module):
         return self.score(x)
 
 
+class PyramidNetwork(nn.Module):
+    """A plain segmenter: the trunk, and the decoder over its levels to the scores of all classes.
+
+    Args:
+        top_width: channels that the top map is made before the decoder.
+        width: channels of every step of the decoder.
+        finest: pixels of the image to a cell of the finest level that may be joined.
+    """
+
+    def __init__(self, trunk: Trunk, n_classes: int, top_width: int, width: int, finest: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.enter = conv1(trunk.channels, top_width)
+        self.pyramid = Pyramid(trunk, top_width, width, n_classes, finest)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image to a cell of the scores."""
+        return self.pyramid.stride
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K h w"]:
+        """The scores of each class at the cells of the finest level."""
+        return self.scores(self.trunk(images))
+
+    def scores(self, features: Features) -> Float[Tensor, "B K h w"]:
+        """The same from the trunk's features."""
+        return self.pyramid.decode(self.enter(features.top), self.pyramid.sides(features.levels))
+
+
 def joined(strides: Sequence[int], top: int, finest: int) -> list[int]:
     """The levels that a decoder joins, coarsest first: of each stride from `finest` to below `top`, the last one."""
     last = {stride: level for level, stride in enumerate(strides) if finest <= stride < top}
     return [last[stride] for stride in sorted(last, reverse=True)]
+
+
+def shown(images: Float[Tensor, "B 3 H W"]) -> Bool[Tensor, "B H W"]:
+    """Which pixels of squares lie within their image: beyond it, below and to the right, a square is black."""
+    lit = (images > 0).any(1)
+    rows, columns = (lit.any(side).flip(1).cummax(1).values.flip(1) for side in (2, 1))
+    return rows[:, :, None] & columns[:, None]
 
 
 def labels_at(labels: Int64[Tensor, "B H W"], stride: int, size: tuple[int, int]) -> Int64[Tensor, "B h w"]:

@@ -9,10 +9,13 @@ from segcore.config import systems
 from segcore.config.networks import PyramidParams
 from segcore.config.section import Positive, Rate, Section
 from segcore.data import pseudo_labels
+from segcore.data.batches import Mixed
 from segcore.data.manifest import Record
 from segcore.data.splits import MASKS_FILE
-from segcore.data.zoomed import Zoom
+from segcore.data.zoomed import Zoom, ZoomedImages, ZoomedTagged
 from segcore.errors import Problem
+from segcore.networks.origin import Origin
+from segcore.networks.pyramid import PyramidNetwork
 from segcore.systems._grid import masks_of
 from segcore.systems.contract import Inputs
 
@@ -35,25 +38,37 @@ class ZoomParams(Section):
         return self
 
 
-class PyramidTraining(systems.Training):
+class ZoomedTraining(systems.Training):
     """What the `training` of all systems with a pyramid has."""
 
     network: PyramidParams
     zoom: ZoomParams
+
+
+class PyramidTraining(ZoomedTraining):
+    """What that of those has which learn from masks, pseudo-labels, or both."""
+
     masks: bool
     """Strong images teach by their masks: alone with `labels: masks`, as half of every batch beside pseudo-labels."""
 
 
-SMALLEST_TRAINING: dict[str, Any] = {
+SMALLEST_ZOOMED: dict[str, Any] = {
     "recipe": "segmenter",
     "network": {"kind": "pyramid", "top_width": 24, "width": 16, "output_stride": 4, "input_size": 96},
     "zoom": {"scales": [0.7, 1.6], "brightness": 0.2},
-    "masks": True,
 }
-"""Part of entries, as cheap as can be."""
+SMALLEST_TRAINING: dict[str, Any] = SMALLEST_ZOOMED | {"masks": True}
+"""Parts of entries, as cheap as can be."""
 
 
-def zoom_of(params: PyramidTraining) -> Zoom:
+def network_of(params: ZoomedTraining, origin: Origin) -> PyramidNetwork:
+    """The network with the trunk of a trained classifier, whatever its head, or with a fresh one."""
+    network = params.network
+    trunk = origin.trunk(origin.backbone.stride)
+    return PyramidNetwork(trunk, origin.n_tags + 1, network.top_width, network.width, network.output_stride)
+
+
+def zoom_of(params: ZoomedTraining) -> Zoom:
     """How its pictures are cut out."""
     return Zoom(params.network.input_size, params.zoom.scales, params.zoom.brightness)
 
@@ -85,3 +100,17 @@ def _strong(inputs: Inputs) -> Sources:
         raise Problem("training.masks: found true, but `images` names the weak images; set images: strong")
     records = inputs.chosen
     return records, masks_of(records)
+
+
+def tagged_and_masked(params: ZoomedTraining, inputs: Inputs) -> Mixed:
+    """As many images of the weak list, by their tags, as strong ones with their masks; an image may be both.
+
+    Raises:
+        Problem: one of the lists is empty, or the entry names another list or other labels.
+    """
+    if inputs.images != "strong" or not (inputs.labels / MASKS_FILE).is_file():
+        raise Problem("this system learns from masks and tags at once; set its `images` to strong, `labels` to masks")
+    if not inputs.weak:
+        raise Problem("there are no weak images, whose tags this system learns from; a system such as fpn needs none")
+    weak, zoom = [inputs.records[image_id] for image_id in inputs.weak], zoom_of(params)
+    return Mixed(ZoomedTagged(weak, inputs.n_tags, zoom), ZoomedImages(*_strong(inputs), inputs.n_tags, zoom, True))

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from segcore.config.data import CropsParams
-from segcore.data.batches import Batch
+from segcore.data.batches import Batch, SizedSamples
 from segcore.data.manifest import Record
 from segcore.errors import Problem
 from segcore.losses import Term
@@ -126,6 +126,12 @@ class System(nn.Module, ABC):
     def proposals(self) -> int:
         """Object proposals an image is predicted by; 0 predicts it whole."""
         return 0
+
+    def begin(self, samples: SizedSamples) -> None:
+        """Called once before training, and again when a run goes on, with what it is trained on: to count classes, say.
+
+        What it sets must be the same each time and in every process.
+        """
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Term]:

@@ -12,14 +12,15 @@ from pydantic import Field, model_validator
 from segcore.config.section import Positive, Section
 from segcore.config.systems import MASKS, PSEUDO_LABELS, Prediction
 from segcore.data import pseudo_labels
-from segcore.data.batches import Batch
+from segcore.data.batches import Batch, SizedSamples
 from segcore.data.samples import LabelledImages
 from segcore.data.splits import MASKS_FILE
 from segcore.errors import Problem
-from segcore.losses import Term, pixel_cross_entropy
+from segcore.losses import Term
 from segcore.networks.deeplab import DeepLab, at_cells
 from segcore.networks.origin import Origin
 from segcore.systems._grid import SMALLEST_PREDICTION, SMALLEST_TRAINING, GridSystem, GridTraining, masks_of, network_of
+from segcore.systems._pixel_loss import PixelLoss, PixelLossParams
 from segcore.systems.contract import Inputs, Outputs, Supervision
 
 
@@ -47,27 +48,32 @@ class Training(GridTraining):
     """What training a system with `module: deeplab` depends on."""
 
     geometry: Annotated[Stretched | Crops, Field(discriminator="kind")]
+    pixel_loss: PixelLossParams | None = None
+    """A key that does not apply does not exist: absent, the loss is the cross-entropy, every class counting alike."""
 
 
 __all__ = ["Prediction", "Training"]
 
 
 class DeepLabSystem(GridSystem):
-    """The network and the cross-entropy of its scores."""
+    """The network and the losses of its scores."""
 
-    def __init__(self, network: DeepLab, borrowed: tuple[str, ...], params: Training) -> None:
+    def __init__(self, network: DeepLab, borrowed: tuple[str, ...], params: Training, n_classes: int) -> None:
         super().__init__(network, borrowed, params)
         self.square = "stretch" if isinstance(params.geometry, Stretched) else "pad"
+        self.pixel_loss = PixelLoss(params.pixel_loss, n_classes)
+
+    def begin(self, samples: SizedSamples) -> None:
+        self.pixel_loss.begin(samples)
 
     def terms(self, batch: Batch, outputs: Outputs) -> dict[str, Term]:
-        """Softmax cross-entropy at the cells of the grid, over those whose label is known."""
-        labels = at_cells(batch.labels, self.network.stride)
-        return {"segmentation": pixel_cross_entropy(outputs.scores, labels)}
+        """Softmax cross-entropy, and what the entry names beside it, at the cells of the grid whose label is known."""
+        return self.pixel_loss(outputs.scores, at_cells(batch.labels, self.network.stride))
 
 
 def build(params: Training, origin: Origin) -> DeepLabSystem:
     """The system with the trunk of a trained classifier, whatever its head, or with a fresh one."""
-    return DeepLabSystem(*network_of(params.network, origin), params)
+    return DeepLabSystem(*network_of(params.network, origin), params, origin.n_tags + 1)
 
 
 def samples(params: Training, inputs: Inputs) -> LabelledImages:

@@ -11,17 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segcore.config.systems import MASKS, Prediction
-from segcore.data.batches import Batch, Mixed
+from segcore.data.batches import Batch, Mixed, SizedSamples
 from segcore.data.zoomed import ZoomedImages
-from segcore.losses import Term, pixel_cross_entropy
+from segcore.losses import Term
 from segcore.networks.deeplab import enlarged
 from segcore.networks.origin import Origin
-from segcore.networks.pyramid import Pyramid, conv1, labels_at
-from segcore.networks.trunk import Features, Trunk
+from segcore.networks.pyramid import PyramidNetwork, labels_at
+from segcore.networks.trunk import Trunk
 from segcore.systems._grid import SMALLEST_PREDICTION
+from segcore.systems._pixel_loss import PixelLoss, PixelLossParams
 from segcore.systems._pyramid import (
     SMALLEST_TRAINING,
     PyramidTraining,
+    network_of,
     sources,
     zoom_of,
 )
@@ -31,49 +33,48 @@ from segcore.systems.contract import Inputs, OpenSystem, Outputs, Supervision
 class Training(PyramidTraining):
     """What training a system with `module: fpn` depends on."""
 
+    pixel_loss: PixelLossParams | None = None
+    """A key that does not apply does not exist: absent, the loss is the cross-entropy, every class counting alike."""
+
 
 __all__ = ["Prediction", "Training"]
 
 
 class FPN(OpenSystem):
-    """The network and the cross-entropy of its scores."""
+    """The network and the losses of its scores."""
 
-    pretrained = ("network_trunk.",)
+    pretrained = ("network.trunk.",)
 
-    def __init__(self, trunk: Trunk, n_classes: int, params: Training) -> None:
+    def __init__(self, network: PyramidNetwork, n_classes: int, params: Training) -> None:
         super().__init__()
         self.params = params
-        network = params.network
-        self.network_trunk = trunk
-        self.enter = conv1(trunk.channels, network.top_width)
-        self.pyramid = Pyramid(trunk, network.top_width, network.width, n_classes, network.output_stride)
+        self.network = network
+        self.pixel_loss = PixelLoss(params.pixel_loss, n_classes)
 
     @property
     def trunk(self) -> Trunk:
-        return self.network_trunk
+        return self.network.trunk
+
+    def begin(self, samples: SizedSamples) -> None:
+        self.pixel_loss.begin(samples)
 
     def forward(self, batch: Batch) -> Outputs:
-        features = self.network_trunk(batch.images)
-        return Outputs(features.levels, self.scores(features))
-
-    def scores(self, features: Features) -> Float[Tensor, "B K h w"]:
-        """The scores of each class at the cells of the finest level."""
-        return self.pyramid.decode(self.enter(features.top), self.pyramid.sides(features.levels))
+        features = self.network.trunk(batch.images)
+        return Outputs(features.levels, self.network.scores(features))
 
     def terms(self, batch: Batch, outputs: Outputs) -> dict[str, Term]:
-        """Softmax cross-entropy at the cells whose label is known."""
+        """Softmax cross-entropy, and what the entry names beside it, at the cells whose label is known."""
         size = (outputs.scores.shape[2], outputs.scores.shape[3])
-        return {"segmentation": pixel_cross_entropy(outputs.scores, labels_at(batch.labels, self.pyramid.stride, size))}
+        return self.pixel_loss(outputs.scores, labels_at(batch.labels, self.network.stride, size))
 
     @torch.no_grad()
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
-        scores = self.scores(self.network_trunk(images)).float()
-        return enlarged(scores, (images.shape[2], images.shape[3]), self.pyramid.stride)
+        return enlarged(self.network(images).float(), (images.shape[2], images.shape[3]), self.network.stride)
 
 
 def build(params: Training, origin: Origin) -> FPN:
     """The system with the trunk of a trained classifier, whatever its head, or with a fresh one."""
-    return FPN(origin.trunk(origin.backbone.stride), origin.n_tags + 1, params)
+    return FPN(network_of(params, origin), origin.n_tags + 1, params)
 
 
 def samples(params: Training, inputs: Inputs) -> ZoomedImages | Mixed:

@@ -106,7 +106,8 @@ class Fit:
         if runtime.world > 1:
             normalisation.share(model)
         self.optimiser = optimiser(model, recipe)
-        order = Order.of(samples, recipe.batch_size, recipe.accumulate, seed, runtime.rank, runtime.world)
+        place = runtime.rank, runtime.world
+        order = Order.of(samples, recipe.batch_size, recipe.accumulate, seed, *place, recipe.class_power)
         self.stream = Stream(samples, order, recipe.workers)
         self.damage = self._resume()
         """Why an existing checkpoint was not used, or None."""
