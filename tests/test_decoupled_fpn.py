@@ -143,7 +143,7 @@ class Fixed(DecoupledFPN):
 
     given: Tensor
 
-    def logits(self, features: Any, image: Any, tag: Any) -> Tensor:
+    def logits(self, features: Any, image: Any, tag: Any, all_at_once: bool = False) -> Tensor:
         return self.given[:, None]
 
 
