@@ -19,7 +19,7 @@ from segcore.data.geometry import Grid, resized_labels
 from segcore.data.manifest import read_manifest
 from segcore.data.pictures import read_labels
 from segcore.errors import Problem, Problems
-from segcore.localisation.labeller import PseudoLabeller
+from segcore.localisation.labeller import Found, PseudoLabeller
 from segcore.models.systems import load_system
 from tests.tiny import files, run_stages, tiny_dataset, tiny_params, train_stochastic
 
@@ -93,7 +93,7 @@ def test_after_a_stop_it_goes_on_with_the_batch_that_it_was_at(tmp_path: Path, m
     labelled: list[str] = []
     written: list[Path] = []
 
-    def watched(self: PseudoLabeller, images: Tensor, tags: list[tuple[int, ...]], ids: list[str]) -> Tensor:
+    def watched(self: PseudoLabeller, images: list[Tensor], tags: list[tuple[int, ...]], ids: list[str]) -> list[Found]:
         labelled.extend(ids)
         return label(self, images, tags, ids)
 

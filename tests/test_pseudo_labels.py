@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from segcore.config.labels import LabelsFromMaps
+from segcore.config.section import Views
 from segcore.data import pseudo_labels, saliency_maps
 from segcore.data.pseudo_labels import CuesFile
 from segcore.errors import Problem
 from segcore.evaluation.quality import Quality
-from segcore.localisation.labeller import PseudoLabeller, classes_at
+from segcore.localisation.labeller import PseudoLabeller, Way, classes_at
+from segcore.networks.classifiers import Classifier
 from tests.networks import N_TAGS, squares, tiny_classifier
 from tests.test_classifiers import stochastic_classifier
 
@@ -27,9 +30,24 @@ def wanted(**changes: Any) -> LabelsFromMaps:
     values: dict[str, Any] = {
         "images": "weak", "source": "classifier", "input": "classifiers/any", "input_size": 65, "batch_size": 4,
         "selection": "stochastic", "rate": 0.8, "passes": 6, "form": "factorised", "theta": 0.35, "normalise": "map",
-        "background": GRADIENT,
+        "views": Views(scales=(1.0,), flip=False), "calibrate": None, "aggregation": {"kind": "union"},
+        "background": GRADIENT, "refinement": {"kind": "none"},
     }  # fmt: skip
     return LabelsFromMaps.model_validate(values | changes)
+
+
+def labelled(
+    classifier: Classifier,
+    params: LabelsFromMaps,
+    seed: int,
+    images: Tensor,
+    tags: list[tuple[int, ...]],
+    ids: list[str] | None = None,
+) -> Tensor:
+    """Labels at the cells, of images at one size."""
+    labeller = PseudoLabeller(classifier, params, params.background, seed, CPU)
+    way = Way(params.aggregation, params.theta, params.background, params.refinement)
+    return torch.stack([found.labels_at_cells(way) for found in labeller([images], tags, ids or [])])
 
 
 def test_foreground_wins_over_background_and_the_mean_decides_among_tags() -> None:
@@ -44,9 +62,10 @@ def test_foreground_wins_over_background_and_the_mean_decides_among_tags() -> No
 @pytest.mark.parametrize("kind", [GRADIENT, NOTHING], ids=["gradient", "none"])
 @pytest.mark.parametrize("selection", ["stochastic", "general", "deterministic"])
 def test_an_image_has_its_tags_and_the_background_only(kind: dict[str, Any], selection: str) -> None:
-    labeller = PseudoLabeller(stochastic_classifier(), wanted(background=kind, selection=selection), 3, CPU)
     tags = [(2, 5), (), (1,)]
-    labels = labeller(squares(3, 65).images, tags)
+    labels = labelled(
+        stochastic_classifier(), wanted(background=kind, selection=selection), 3, squares(3, 65).images, tags
+    )
     assert labels.dtype == torch.uint8
     assert labels.shape == (3, 9, 9)
     ground = {0} if kind == GRADIENT else set()
@@ -59,14 +78,14 @@ def test_an_image_has_its_tags_and_the_background_only(kind: dict[str, Any], sel
 def test_labels_depend_on_neither_batches_nor_form_but_on_the_seed() -> None:
     classifier, images = stochastic_classifier(), squares(4, 65).images
     tags = [(1, 2), (3,), (), (5, 4, 1)]
-    whole = PseudoLabeller(classifier, wanted(), 3, CPU)(images, tags)
+    whole = labelled(classifier, wanted(), 3, images, tags)
     for first, last in ((3, 4), (0, 1), (1, 3)):
-        part = PseudoLabeller(classifier, wanted(), 3, CPU)(images[first:last], tags[first:last])
+        part = labelled(classifier, wanted(), 3, images[first:last], tags[first:last])
         assert torch.equal(part, whole[first:last])
-    expanded = PseudoLabeller(classifier, wanted(form="expanded"), 3, CPU)(images, tags)
+    expanded = labelled(classifier, wanted(form="expanded"), 3, images, tags)
     assert torch.equal(expanded, whole)
-    assert not torch.equal(PseudoLabeller(classifier, wanted(), 4, CPU)(images, tags), whole)
-    fixed = [PseudoLabeller(classifier, wanted(selection="deterministic"), seed, CPU)(images, tags) for seed in (3, 4)]
+    assert not torch.equal(labelled(classifier, wanted(), 4, images, tags), whole)
+    fixed = [labelled(classifier, wanted(selection="deterministic"), seed, images, tags) for seed in (3, 4)]
     assert torch.equal(*fixed)
 
 
@@ -75,7 +94,7 @@ def test_maps_that_are_all_zero_label_nothing() -> None:
     with torch.no_grad():
         classifier.head.score.weight[1] = 0
         classifier.head.score.weight[2].abs_().neg_()  # features are positive, so that every map is cut off
-    labels = PseudoLabeller(classifier, wanted(background=NOTHING), 3, CPU)(squares(2, 65).images, [(2,), (3,)])
+    labels = labelled(classifier, wanted(background=NOTHING), 3, squares(2, 65).images, [(2,), (3,)])
     assert (labels == 255).all()
 
 
@@ -83,26 +102,24 @@ def test_saliency_maps_are_read_by_image_id(tmp_path: Path) -> None:
     for name, value in (("dark", 0), ("bright", 255)):
         Image.fromarray(np.full((20, 30), value, dtype=np.uint8)).save(saliency_maps.file_of(tmp_path, name))
     params = wanted(background={"kind": "saliency", "root": str(tmp_path), "threshold": 0.06})
-    labels = PseudoLabeller(stochastic_classifier(), params, 3, CPU)(
-        squares(2, 65).images, [(), ()], ["bright", "dark"]
-    )
+    labels = labelled(stochastic_classifier(), params, 3, squares(2, 65).images, [(), ()], ["bright", "dark"])
     assert (labels[0] == 255).all()
     assert (labels[1] == 0).all()
 
 
 def test_what_the_classifier_cannot_label_is_a_problem() -> None:
     with pytest.raises(Problem, match="fully connected head has no localisation maps.*kind: stochastic"):
-        PseudoLabeller(tiny_classifier(), wanted(), 3, CPU)
-    labeller = PseudoLabeller(stochastic_classifier(), wanted(), 3, CPU)
+        PseudoLabeller(tiny_classifier(), wanted(), None, 3, CPU)
+    labeller = PseudoLabeller(stochastic_classifier(), wanted(), None, 3, CPU)
     for tag in (0, N_TAGS + 1):
         with pytest.raises(Problem, match=rf"knows the tags 1\.\.{N_TAGS}, but an image has {tag}"):
-            labeller(squares(2, 65).images, [(1,), (2, tag)])
+            labeller([squares(2, 65).images], [(1,), (2, tag)])
 
 
 def test_a_trunk_whose_cells_lie_between_pixels_cannot_label() -> None:
     with pytest.raises(Problem, match=r"at backbone.stride 32 the cells of vgg16 lie between pixels.*8 or 16"):
-        PseudoLabeller(stochastic_classifier("vgg16", stride=32), wanted(), 3, CPU)
-    PseudoLabeller(stochastic_classifier("resnet18", stride=32), wanted(), 3, CPU)
+        PseudoLabeller(stochastic_classifier("vgg16", stride=32), wanted(), None, 3, CPU)
+    PseudoLabeller(stochastic_classifier("resnet18", stride=32), wanted(), None, 3, CPU)
 
 
 def cues(path: Path, **changes: Any) -> Path:

@@ -60,11 +60,10 @@ class FullyConnectedParams(Section):
     dropout: Rate
 
 
-class StochasticParams(Section):
-    """FickleNet's head: an s x s kernel from the top map straight to the classes, behind random selections of its units
-    (Lee et al. 2019, section 3.1)."""
+class _Stochastic(Section):
+    """FickleNet's head: an s x s kernel to the classes, behind random selections of its units (Lee et al. 2019,
+    section 3.1)."""
 
-    kind: Literal["stochastic"]
     kernel: Cells
     """Side s of the windows; odd, so that they have a centre."""
     selection: Selection
@@ -77,13 +76,28 @@ class StochasticParams(Section):
     """How it is computed: all three give the same."""
 
     @model_validator(mode="after")
-    def _has_a_centre(self) -> "StochasticParams":
+    def _has_a_centre(self) -> "_Stochastic":
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel {self.kernel} must be odd, as a window needs a centre")
         return self
 
 
-HeadParams = Annotated[FullyConnectedParams | StochasticParams, Field(discriminator="kind")]
+class StochasticParams(_Stochastic):
+    """As published: the kernel stands on the top map."""
+
+    kind: Literal["stochastic"]
+
+
+class HiddenStochasticParams(_Stochastic):
+    """With a layer of 1 x 1 and ReLU between the top map and the kernel: over a trunk that does not learn, nothing else
+    can learn under the selections."""
+
+    kind: Literal["hidden_stochastic"]
+    hidden: Count
+    """Channels of that layer."""
+
+
+HeadParams = Annotated[FullyConnectedParams | StochasticParams | HiddenStochasticParams, Field(discriminator="kind")]
 
 
 class DeconvolutionParams(Section):
@@ -175,7 +189,7 @@ class ClassifierParams(Section):
     def _crop_fits(self) -> "ClassifierParams":
         if self.resize < self.input_size:
             raise ValueError(f"resize {self.resize} must be at least input_size {self.input_size}")
-        if isinstance(self.head, StochasticParams):
+        if not isinstance(self.head, FullyConnectedParams):
             return self
         stride = self.backbone.stride
         if stride == 8:

@@ -12,7 +12,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from segcore.config.data import CropsParams, EdgeParams, ShapesParams, SplitParams, VocParams
-from segcore.config.labels import EvaluationParams, LabelsFromFile, LabelsFromMaps, LabelsFromPredictions
+from segcore.config.labels import (
+    CalibratedLabels,
+    EvaluationParams,
+    LabelsFromFile,
+    LabelsFromMaps,
+    LabelsFromPredictions,
+)
 from segcore.config.networks import BackboneParams, ClassifierParams
 from segcore.config.settings import Settings
 from segcore.config.systems import CROPS, SEGMENTERS, SystemEntry
@@ -65,7 +71,7 @@ class ExtractPseudoLabels:
     """Of `extract_pseudo_labels@<name>`; a segmenter predicts by its own `prediction`, but at the entry's views."""
 
     seed: int
-    entry: LabelsFromMaps | LabelsFromPredictions | LabelsFromFile
+    entry: LabelsFromMaps | CalibratedLabels | LabelsFromPredictions | LabelsFromFile
     prediction: dict[str, Any] | None
     edges: EdgeParams | None
 

@@ -18,7 +18,7 @@ from segcore.config.section import LIKE, NAME
 from segcore.errors import Problem, Problems, hint
 
 MISTAKE = "params.yaml has a mistake:"
-DISCRIMINATORS = ("kind", "layout", "source")
+DISCRIMINATORS = ("kind", "layout", "source", "calibrate")
 """Keys that say which of several models a section is."""
 
 SectionType = TypeVar("SectionType")
@@ -123,9 +123,12 @@ def _followed(into: Any, loc: tuple[Any, ...]) -> tuple[list[str], Any]:
         models = _models(into)
         chosen = [m for m in models if len(models) > 1 and any(part in _tags(m, key) for key in DISCRIMINATORS)]
         if chosen and not (len(models) == 1 and part in models[0].model_fields):
-            into = chosen[0]
+            into = Union[tuple(chosen)]  # noqa: UP007 - they may share one discriminator, and differ in the next
             continue
         path.append(str(part))
+        if isinstance(part, int) and get_origin(into) is tuple:
+            into = get_args(into)[0]
+            continue
         fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
         if not fields:
             return path + [str(rest) for rest in loc[number + 1 :]], None
@@ -143,17 +146,23 @@ def _models(into: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _tags(model: type[BaseModel], key: str) -> Iterator[Any]:
-    """The values of a discriminator that mean this model."""
+def _tags(model: type[BaseModel], key: str) -> Iterator[str]:
+    """The values of a discriminator that mean this model, as pydantic names them."""
     field = model.model_fields.get(key)
     if field is not None and get_origin(field.annotation) is Literal:
-        yield from get_args(field.annotation)
+        yield from map(str, get_args(field.annotation))
+    elif field is not None and field.annotation is type(None):
+        yield str(None)
 
 
-def _kinds(into: Any) -> dict[str, list[Any]]:
+def _kinds(into: Any) -> dict[str, list[str]]:
     """The discriminator of a union of models, and its values; empty for a single model."""
     models = _models(into)
     if len(models) < 2:
         return {}
-    tags = {key: sorted(tag for model in models for tag in _tags(model, key)) for key in DISCRIMINATORS}
-    return {key: values for key, values in tags.items() if values}
+    tags = {key: [list(_tags(model, key)) for model in models] for key in DISCRIMINATORS}
+    telling = {key: {tag for own in found for tag in own} for key, found in tags.items() if all(found)}
+    first = next((key for key, values in telling.items() if len(values) > 1), None)
+    if first is None:
+        return {}
+    return {first: ["null" if tag == str(None) else tag for tag in sorted(telling[first])]}

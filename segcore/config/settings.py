@@ -12,6 +12,7 @@ from typing import Any
 
 from segcore.config.data import CropsParams, DatasetParams, ShapesParams, SplitParams, VocParams
 from segcore.config.labels import (
+    CalibratedLabels,
     CRFParams,
     CueLossParams,
     EvaluationParams,
@@ -54,6 +55,8 @@ REFERENCES = (
     ("classifiers.*", "backbone", "backbones"),
     ("pseudo_labels.*", "crf", "crfs"),
     ("pseudo_labels.*", "views", "views"),
+    ("pseudo_labels.*.refinement", "crf", "crfs"),
+    ("pseudo_labels.*.candidates.refinements.*", "crf", "crfs"),
     ("systems.*.training", "network", "networks"),
     ("systems.*.training", "cues", "cue_losses"),
     ("systems.*.prediction", "views", "views"),
@@ -93,11 +96,11 @@ class Settings:
         self.views: dict[str, Views] = self._named("views")
         self._resolve("cue_losses.*")
         self.cue_losses: dict[str, CueLossParams] = self._named("cue_losses")
-        for place in ("classifiers.*", "pseudo_labels.*", "systems.*.training", "systems.*.prediction"):
+        for place in dict.fromkeys(place for place, _, _ in REFERENCES if place != "cue_losses.*"):
             self._resolve(place)
         self.classifiers: dict[str, ClassifierParams] = self._named("classifiers")
-        self.pseudo_labels: dict[str, LabelsFromMaps | LabelsFromPredictions | LabelsFromFile] = self._named(
-            "pseudo_labels"
+        self.pseudo_labels: dict[str, LabelsFromMaps | CalibratedLabels | LabelsFromPredictions | LabelsFromFile] = (
+            self._named("pseudo_labels")
         )
         self.systems: dict[str, SystemEntry] = self._named("systems")
         self._raise_problems()
@@ -239,7 +242,10 @@ class Settings:
 
 
 def _mappings(value: Any, path: list[str], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping at a dotted path in which * stands for any key, with its own path."""
+    """Every mapping at a dotted path in which * stands for any key or any place in a list, with its own path."""
+    if isinstance(value, list) and path[:1] == ["*"]:
+        for place, item in enumerate(value):
+            yield from _mappings(item, path[1:], f"{where}.{place}")
     if not isinstance(value, dict):
         return  # the model of that place says what is wrong with it
     if not path:
