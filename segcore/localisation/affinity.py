@@ -86,10 +86,11 @@ def walk(
     maps: Float[np.ndarray, "T h w"], boundary: Float[np.ndarray, "h w"], radius: int, beta: float, steps: int
 ) -> Float[np.ndarray, "T h w"]:
     """Maps after `steps` of the walk, each divided by its greatest value; what lies on boundaries does not set out."""
+    if not len(maps):
+        return maps
     matrix = transitions(boundary.astype(np.float32), radius, beta)
     state = np.ascontiguousarray((maps * (1 - boundary)).reshape(len(maps), -1).T, dtype=np.float32)
     for _ in range(steps):
         state = matrix @ state
     walked = np.ascontiguousarray(state.T).reshape(maps.shape)
-    tiny = np.finfo(np.float32).tiny
-    return walked / np.maximum(walked.max((1, 2), keepdims=True), tiny) if len(maps) else walked
+    return walked / np.maximum(walked.max((1, 2), keepdims=True), np.finfo(np.float32).tiny)

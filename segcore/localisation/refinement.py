@@ -78,7 +78,7 @@ def labels_by_crf(
     return classes[large.argmax(0).numpy()]
 
 
-def _small(picture: Picture, long_side: int) -> Picture:
+def _small(picture: Picture, long_side: int) -> UInt8[np.ndarray, "h w 3"]:
     """The picture with a long side of at most so many pixels."""
     height, width = picture.shape[:2]
     scale = min(1.0, long_side / max(height, width))
