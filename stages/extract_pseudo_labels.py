@@ -88,7 +88,7 @@ def main(
             behind = () if from_file else (cards.made_of(input / "model").get("training", ""),)
             origin = {
                 "data_set": data_set_fingerprint(records.values(), names),
-                "images": files.fingerprint(ids, ()),
+                "images": files.fingerprint([[r.image_id for r in strong], ids] if strong else ids, ()),
                 "tags": made_of.tags(split),
                 "training": fingerprints.of(plan, *behind),
             }

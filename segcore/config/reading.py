@@ -70,9 +70,13 @@ def section(params: Mapping[str, Any], name: str, into: type[SectionType] | Any)
 
 
 def _telling(errors: Sequence[Any]) -> Iterator[Any]:
-    """Without what is said of the other keys of a section that is of the wrong kind."""
+    """Without what is said of the other keys of a section that is of the wrong kind, and of the length of a list whose
+    items are told to be wrong: pydantic counts the right ones."""
     wrong = {e["loc"][:-1] for e in errors if e["type"] == "literal_error" and e["loc"][-1] in DISCRIMINATORS}
     for error in errors:
+        where = error["loc"]
+        if error["type"] == "too_short" and any(e["loc"] != where and e["loc"][: len(where)] == where for e in errors):
+            continue
         above = [error["loc"][:length] for length in range(len(error["loc"]))]
         if wrong.isdisjoint(above) or error["loc"][-1] in DISCRIMINATORS:
             yield error
