@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from segcore.config.labels import LabelsFromMaps
+from segcore.config.labels import Constant, LabelsFromMaps, Mean, NoRefinement
+from segcore.config.networks import HiddenStochasticParams, StochasticParams
 from segcore.config.section import Views
 from segcore.data import pseudo_labels, saliency_maps
 from segcore.data.pseudo_labels import CuesFile
 from segcore.errors import Problem
 from segcore.evaluation.quality import Quality
 from segcore.localisation.labeller import PseudoLabeller, Way, classes_at
+from segcore.networks import classifiers, dropout
 from segcore.networks.classifiers import Classifier
+from segcore.networks.stochastic_head import StochasticHead
 from tests.networks import N_TAGS, squares, tiny_classifier
 from tests.test_classifiers import stochastic_classifier
 
@@ -212,3 +215,74 @@ def test_labels_that_cannot_be_compared_are_an_error() -> None:
         Quality(2).update(labels + 2, labels)
     with pytest.raises(ValueError, match="the pseudo-label holds class 3"):
         Quality(2).update(labels, labels + 3)
+
+
+def hidden_classifier() -> Classifier:
+    """A random classifier whose windows stand on a hidden layer."""
+    params = HiddenStochasticParams(
+        kind="hidden_stochastic", kernel=5, selection="stochastic", rate=0.8, rescale=True, form="factorised", hidden=6
+    )
+    backbone = stochastic_classifier().backbone
+    torch.manual_seed(0)
+    classifier = classifiers.build(backbone, params, N_TAGS)
+    nn.init.normal_(classifier.head.score.weight)
+    return classifier.eval()
+
+
+def test_a_hidden_layer_lies_between_the_trunk_and_the_windows() -> None:
+    classifier, images = hidden_classifier(), squares(2, 65).images
+    head = classifier.head
+    assert isinstance(head, StochasticHead)
+    assert head.hidden is not None
+    top = classifier.trunk(images).top
+    units = head.units(top)
+    assert units.shape == (2, 6, 9, 9)
+    torch.testing.assert_close(units, torch.relu(head.hidden(top)))
+    params = StochasticParams(
+        kind="stochastic", kernel=5, selection="stochastic", rate=0.8, rescale=True, form="factorised"
+    )
+    plain = StochasticHead(6, N_TAGS, params).eval()
+    plain.score.load_state_dict(head.score.state_dict())
+    torch.testing.assert_close(classifier(images).decision, plain(units))
+    dropout.set_key(classifier.train(), 0, rank=0, world=1)
+    classifier(images).decision.sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in head.parameters())
+
+
+def test_maps_of_a_hidden_layer_are_the_same_in_every_form() -> None:
+    classifier, images, tags = hidden_classifier(), squares(2, 65).images, [(1, 2), (3,)]
+    ours, theirs = (labelled(classifier, wanted(form=form), 3, images, tags) for form in ("factorised", "expanded"))
+    assert torch.equal(ours, theirs)
+    assert len(ours.unique()) > 2
+
+
+def test_maps_of_several_views_lie_upon_each_other() -> None:
+    """A picture that is its own mirror image gives maps that are; the plain view's selections are those of one view."""
+    classifier, tags = stochastic_classifier(), [(1, 2)]
+    half = squares(1, 65).images
+    images = torch.cat([half, half.flip(3)], dim=3)[..., 32:97]
+    images = (images + images.flip(3)) / 2
+    params = wanted(selection="deterministic", views=Views(scales=(1.0,), flip=True), aggregation={"kind": "mean"})
+    (found,) = PseudoLabeller(classifier, params, None, 3, CPU)([images], tags)
+    torch.testing.assert_close(found.maps.mean, found.maps.mean.flip(2), rtol=1e-4, atol=1e-5)
+    several = wanted(views=Views(scales=(0.75, 1.0, 1.5), flip=False))
+    labeller = PseudoLabeller(classifier, several, None, 3, CPU)
+    assert labeller.sizes == (65, 49, 97)
+    pictures = [torch.nn.functional.interpolate(images, size=(size, size)) for size in labeller.sizes]
+    (merged,) = labeller(pictures, tags)
+    (alone,) = PseudoLabeller(classifier, wanted(), None, 3, CPU)([images], tags)
+    assert merged.maps.greatest.shape == alone.maps.greatest.shape == (2, 9, 9)
+    assert (merged.maps.greatest >= alone.maps.greatest).all(), "a union over more views holds that of one"
+    assert not torch.equal(merged.maps.mean, alone.maps.mean)
+
+
+def test_a_constant_is_the_background_where_no_tag_exceeds_it() -> None:
+    """And between it and theta nothing is known; without a quantile nothing is kept for one."""
+    found = PseudoLabeller(stochastic_classifier(), wanted(), None, 3, CPU)([squares(2, 65).images], [(1, 2), ()])
+    assert found[0].maps.histogram is None
+    how = Constant(kind="constant", score=0.3)
+    way = Way(Mean(kind="mean"), 0.6, how, NoRefinement(kind="none"))
+    labels, greatest = found[0].labels_at_cells(way), found[0].maps.mean.amax(0)
+    assert torch.equal(labels == 0, greatest <= 0.3)
+    assert torch.equal(labels == 255, (greatest > 0.3) & (greatest <= 0.6))
+    assert (found[1].labels_at_cells(way) == 0).all()
