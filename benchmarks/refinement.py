@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from segcore.config.labels import AffinityParams, BoundaryParams, CRFParams, LabelCRFParams, PAMRParams
+from segcore.config.refinements import AffinityParams, BoundaryParams, CRFParams, LabelCRFParams, PAMRParams
 from segcore.data.geometry import Grid
 from segcore.localisation import refinement
 

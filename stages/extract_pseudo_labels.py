@@ -76,6 +76,8 @@ def main(
         with held.held(kept, patiently=False) if device.is_main else contextlib.nullcontext():
             for folder in ("cues", "labels"):
                 (kept / folder).mkdir(parents=True, exist_ok=True)
+            if strong:
+                console.say(f"pseudo-labels {name}: learning from the masks of {len(strong)} images")
             calibration = source.prepare(kept)
             if device.is_main and calibration["calibrate"]:
                 console.say(calibrated(calibration))

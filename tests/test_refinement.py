@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from segcore.config.labels import AffinityParams, BoundaryParams, CRFParams, LabelCRFParams, NoRefinement, PAMRParams
+from segcore.config.refinements import (
+    AffinityParams,
+    BoundaryParams,
+    CRFParams,
+    LabelCRFParams,
+    NoRefinement,
+    PAMRParams,
+)
 from segcore.data.geometry import Grid
 from segcore.data.pictures import IGNORE
 from segcore.localisation import affinity, boundary, refinement

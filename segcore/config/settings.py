@@ -13,7 +13,6 @@ from typing import Any
 from segcore.config.data import CropsParams, DatasetParams, ShapesParams, SplitParams, VocParams
 from segcore.config.labels import (
     CalibratedLabels,
-    CRFParams,
     CueLossParams,
     EvaluationParams,
     LabelsFromFile,
@@ -31,6 +30,7 @@ from segcore.config.networks import (
     NetworkParams,
 )
 from segcore.config.reading import MISTAKE, read, section
+from segcore.config.refinements import CRFParams
 from segcore.config.section import LIKE, NAME, Views
 from segcore.config.systems import BACKBONES, CROPS, PSEUDO_LABELS, SEGMENTERS, SystemEntry
 from segcore.config.training import RecipeParams

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from segcore.config.labels import (
+from segcore.config.labels import CalibratedLabels, Candidates, Constant
+from segcore.config.refinements import (
     AffinityCandidates,
     AffinityParams,
-    CalibratedLabels,
-    Candidates,
-    Constant,
     LabelCRFCandidates,
     LabelCRFParams,
     NoRefinement,
@@ -64,11 +62,18 @@ def ways(candidates: Candidates) -> list[Way]:
     ]
 
 
+def shuffled(ids: Sequence[str], seed: int) -> list[int]:
+    """The places of images in an order that is a function of the seed and the ids."""
+    return sorted(range(len(ids)), key=lambda place: derived_seed(seed, "fold", ids[place]))
+
+
 def folds(ids: Sequence[str], n: int, seed: int) -> Int64[np.ndarray, " ids"]:
-    """The fold of each image, as equal in size as can be; a function of the seed and the ids, not of their order."""
-    order = sorted(range(len(ids)), key=lambda place: derived_seed(seed, "fold", ids[place]))
+    """The fold of each image, as equal in size as can be; a function of the seed and the ids, not of their order.
+
+    The first few of `shuffled` lie in as many folds, so that no choice of them is in one fold alone.
+    """
     found = np.empty(len(ids), dtype=np.int64)
-    found[order] = np.arange(len(ids)) % n
+    found[shuffled(ids, seed)] = np.arange(len(ids)) % n
     return found
 
 

@@ -12,17 +12,8 @@ from pydantic import TypeAdapter
 from safetensors.torch import load, save
 from torch import Tensor
 
-from segcore.config.labels import (
-    AffinityCandidates,
-    AffinityParams,
-    AggregationParams,
-    BackgroundParams,
-    BoundaryParams,
-    CalibratedLabels,
-    LabelsFromMaps,
-    Quantile,
-    RefinementParams,
-)
+from segcore.config.labels import AggregationParams, BackgroundParams, CalibratedLabels, LabelsFromMaps, Quantile
+from segcore.config.refinements import AffinityCandidates, AffinityParams, BoundaryParams, RefinementParams
 from segcore.data.geometry import Grid, stretched_square
 from segcore.data.manifest import Record
 from segcore.data.pictures import read_image, read_labels
@@ -174,7 +165,7 @@ class Lessons:
         assert labels.boundary is not None
         self.labels = labels
         self.radius, self.params = labels.boundary
-        order = sorted(range(len(strong)), key=lambda i: derived_seed(labels.seed, "examples", strong[i].image_id))
+        order = calibration.shuffled([record.image_id for record in strong], labels.seed)
         self.places = sorted(order[: self.params.examples])
         """Which of S."""
         net = labels.new_net()

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.config.labels import BoundaryParams
+from segcore.config.refinements import BoundaryParams
 from segcore.data.geometry import Grid
 from segcore.data.pictures import IGNORE
 from segcore.localisation.affinity import greatest_on_paths, offsets

@@ -9,16 +9,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from segcore.config.labels import (
-    BackgroundParams,
-    Constant,
-    Gradient,
-    LabelCRFParams,
-    MapsEntry,
-    NoRefinement,
-    Saliency,
-    Union,
-)
+from segcore.config.labels import BackgroundParams, Constant, Gradient, MapsEntry, Saliency, Union
+from segcore.config.refinements import LabelCRFParams, NoRefinement
 from segcore.data import saliency_maps
 from segcore.data.geometry import Grid
 from segcore.data.pictures import IGNORE

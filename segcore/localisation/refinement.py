@@ -7,12 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from segcore.config.labels import (
-    AffinityParams,
-    LabelCRFParams,
-    NoRefinement,
-    PAMRParams,
-)
+from segcore.config.refinements import AffinityParams, LabelCRFParams, NoRefinement, PAMRParams
 from segcore.data.geometry import Grid, planes, resized
 from segcore.data.pictures import IGNORE
 from segcore.localisation import affinity, crf
