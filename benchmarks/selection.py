@@ -23,7 +23,8 @@ from segcore.data.geometry import Grid, stretched_square
 from segcore.data.manifest import Record, read_manifest
 from segcore.data.pictures import read_image, read_labels
 from segcore.evaluation.quality import Quality
-from segcore.localisation.labeller import PseudoLabeller, Way
+from segcore.localisation.deciding import Way
+from segcore.localisation.labeller import PseudoLabeller
 from segcore.models.classifiers import load_classifier
 
 MEASURES = ("precision", "recall", "coverage", "foreground_coverage", "mean_iou")

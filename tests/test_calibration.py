@@ -16,7 +16,8 @@ from segcore.errors import Problem
 from segcore.evaluation import calibration, map_labels
 from segcore.evaluation.map_labels import MapLabels
 from segcore.localisation.aggregation import Merged
-from segcore.localisation.labeller import Found, PseudoLabeller
+from segcore.localisation.deciding import Found
+from segcore.localisation.labeller import PseudoLabeller
 from segcore.processes import Runtime
 from tests.devkit import make_record
 from tests.networks import N_TAGS

@@ -19,7 +19,8 @@ from segcore.data.geometry import Grid, resized_labels
 from segcore.data.manifest import read_manifest
 from segcore.data.pictures import read_labels
 from segcore.errors import Problem, Problems
-from segcore.localisation.labeller import Found, PseudoLabeller
+from segcore.localisation.deciding import Found
+from segcore.localisation.labeller import PseudoLabeller
 from segcore.models.systems import load_system
 from tests.tiny import files, run_stages, tiny_dataset, tiny_params, train_stochastic
 

@@ -17,7 +17,8 @@ from segcore.data import pseudo_labels, saliency_maps
 from segcore.data.pseudo_labels import CuesFile
 from segcore.errors import Problem
 from segcore.evaluation.quality import Quality
-from segcore.localisation.labeller import PseudoLabeller, Way, classes_at
+from segcore.localisation.deciding import Way, classes_at
+from segcore.localisation.labeller import PseudoLabeller
 from segcore.networks import classifiers, dropout
 from segcore.networks.classifiers import Classifier
 from segcore.networks.stochastic_head import StochasticHead

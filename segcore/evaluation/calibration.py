@@ -28,7 +28,7 @@ from segcore.data.geometry import Grid, resized, resized_labels
 from segcore.evaluation.metrics import ConfusionMatrix
 from segcore.evaluation.per_image import ImageCounts, mean_iou
 from segcore.evaluation.quality import Quality
-from segcore.localisation.labeller import Found, Way, decided
+from segcore.localisation.deciding import Found, Way, decided
 from segcore.localisation.refinement import Boundary, Refinement, maps_at_pixels
 from segcore.seeds import derived_seed
 

@@ -22,7 +22,8 @@ from segcore.evaluation import calibration
 from segcore.files import write_atomically
 from segcore.localisation import boundary as boundaries
 from segcore.localisation.boundary import BoundaryNet
-from segcore.localisation.labeller import Found, PseudoLabeller, Way, labels_of
+from segcore.localisation.deciding import Found, Way, labels_of
+from segcore.localisation.labeller import PseudoLabeller
 from segcore.localisation.refinement import Boundary
 from segcore.networks.classifiers import Classifier
 from segcore.processes import Runtime
