@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from segcore.config.refinements import AffinityParams, BoundaryParams, CRFParams, LabelCRFParams, PAMRParams
+from segcore.config.refinements import AffinityParams, CRFParams, LabelCRFParams, NetParams, PAMRParams
 from segcore.data.geometry import Grid
 from segcore.localisation import refinement
 
@@ -20,7 +20,7 @@ CRF = CRFParams(
     iterations=10, appearance_weight=10.0, appearance_xy=80.0, appearance_rgb=13.0, smoothness_weight=3.0,
     smoothness_xy=3.0, stride=1,
 )  # fmt: skip
-NET = BoundaryParams(width=32, steps=1, batch_size=1, learning_rate=0.01, examples=2)
+NET = NetParams(width=32, steps=1, batch_size=1, learning_rate=0.01, examples=2)
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from segcore.errors import Problem
 from segcore.evaluation import calibration, map_labels
 from segcore.evaluation.map_labels import MapLabels
 from segcore.localisation.aggregation import Merged
-from segcore.localisation.deciding import Found
+from segcore.localisation.deciding import Found, Learned
 from segcore.localisation.labeller import PseudoLabeller
 from segcore.processes import Runtime
 from tests.devkit import make_record
@@ -32,6 +32,8 @@ CRF = {
         "smoothness_weight": 1.0, "smoothness_xy": 2.0, "stride": 1,
     },
 }  # fmt: skip
+CONSTANT = {"kind": "constant", "score": [0.2, 0.4]}
+OBJECTS = {"kind": "objects", "net": BOUNDARY, "score": [0.2, 0.4], "share": [0.0, 0.5]}
 PAMR = {"kind": "pamr", "dilations": [1, 2], "iterations": [1, 3], "long_side": 32}
 
 
@@ -41,7 +43,8 @@ def entry(**candidates: Any) -> CalibratedLabels:
         "selection": "stochastic", "rate": 0.8, "passes": 4, "form": "factorised", "normalise": "map",
         "views": {"scales": [1.0], "flip": False}, "calibrate": "strong", "folds": 2,
         "candidates": {
-            "aggregations": [{"kind": "mean"}], "scores": [0.2, 0.4], "refinements": [{"kind": "none"}],
+            "aggregations": [{"kind": "mean"}],
+            "backgrounds": [{"kind": "constant", "score": [0.2, 0.4]}], "refinements": [{"kind": "none"}],
         } | candidates,
     }  # fmt: skip
     return CalibratedLabels.model_validate_json(json.dumps(values))
@@ -79,13 +82,13 @@ def planted(score: float) -> tuple[Found, np.ndarray]:
 
 
 def test_the_planted_best_score_is_chosen_and_what_to_expect_is_told() -> None:
-    params = entry(scores=[0.1, 0.3, 0.5, 0.7])
+    params = entry(backgrounds=[{"kind": "constant", "score": [0.1, 0.3, 0.5, 0.7]}])
     tried = calibration.ways(params.candidates)
     picture = np.zeros((65, 65, 3), dtype=np.uint8)
     counts = []
     for _ in range(4):
         found, mask = planted(0.5)
-        counts.append(calibration.counted(found, tried, Grid(65, 8), picture, mask, None, 2))
+        counts.append(calibration.counted(found, tried, Grid(65, 8), picture, mask, Learned(None, None), 2))
     choice = calibration.choose(tried, np.stack(counts), np.array([0, 1, 0, 1]), params)
     assert choice.way.theta == 0.5
     assert choice.told["chosen"]["background"] == {"kind": "constant", "score": 0.5}
@@ -97,13 +100,13 @@ def test_the_planted_best_score_is_chosen_and_what_to_expect_is_told() -> None:
 
 
 def test_what_to_expect_is_worse_where_the_folds_disagree() -> None:
-    params = entry(scores=[0.3, 0.6])
+    params = entry(backgrounds=[{"kind": "constant", "score": [0.3, 0.6]}])
     tried = calibration.ways(params.candidates)
     picture = np.zeros((65, 65, 3), dtype=np.uint8)
     counts = []
     for score in (0.3, 0.6):
         found, mask = planted(score)
-        counts.append(calibration.counted(found, tried, Grid(65, 8), picture, mask, None, 2))
+        counts.append(calibration.counted(found, tried, Grid(65, 8), picture, mask, Learned(None, None), 2))
     told = calibration.choose(tried, np.stack(counts), np.array([0, 1]), params).told
     assert told["mean_iou_of_folds_apart"] < told["mean_iou"]
 
@@ -129,16 +132,17 @@ def labels_of(params: CalibratedLabels, strong: list[Record], seed: int = 0) -> 
     return MapLabels(params, stochastic_classifier(), strong, N_TAGS + 1, seed, Runtime())
 
 
+@pytest.mark.parametrize("background", [CONSTANT, OBJECTS], ids=["constant", "objects"])
 @pytest.mark.parametrize("refinements", [[AFFINITY], [{"kind": "none"}, CRF], [PAMR]], ids=["affinity", "crf", "pamr"])
 def test_it_reads_s_and_nothing_else_and_goes_on_where_it_was(
-    refinements: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refinements: list[dict[str, Any]], background: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The masks of other images may be anything, as labels are made."""
     strong, others = records(tmp_path, 5, "s"), records(tmp_path, 2, "w")
     for record in others:
         assert record.labels is not None
         record.labels.unlink()
-    params = entry(refinements=refinements)
+    params = entry(refinements=refinements, backgrounds=[background])
     (tmp_path / "kept").mkdir()
     labels = labels_of(params, strong)
     told = labels.prepare(tmp_path / "kept")
@@ -167,7 +171,10 @@ def test_maps_are_made_once_for_all_settings(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(PseudoLabeller, "__call__", watched)
     strong = records(tmp_path, 4, "s")
     (tmp_path / "kept").mkdir()
-    labels_of(entry(scores=[0.1, 0.2, 0.3], refinements=[{"kind": "none"}, PAMR]), strong).prepare(tmp_path / "kept")
+    labels_of(
+        entry(backgrounds=[{"kind": "constant", "score": [0.1, 0.2, 0.3]}], refinements=[{"kind": "none"}, PAMR]),
+        strong,
+    ).prepare(tmp_path / "kept")
     assert sorted(seen) == sorted(record.image_id for record in strong)
 
 

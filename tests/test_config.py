@@ -214,7 +214,11 @@ def test_what_calibrates_is_told_where_it_stands_in_a_list() -> None:
     walk = {"kind": "affinity", "radius": 5, "beta": [0.0], "steps": [4], "boundary": BOUNDARY}
     crf = {"kind": "crf", "crf": "grids", "confidence": [0.7], "long_side": 60}
     for refinement, said in ((walk, "0.beta.0: found 0.0"), (crf, "0.crf: found 'grids'; allowed are grid")):
-        candidates = {"aggregations": [{"kind": "mean"}], "scores": [0.2], "refinements": [refinement]}
+        candidates = {
+            "aggregations": [{"kind": "mean"}],
+            "backgrounds": [{"kind": "constant", "score": [0.2]}],
+            "refinements": [refinement],
+        }
         own = changed({})["pseudo_labels"]["ficklenet"]
         kept = {
             key: value for key, value in own.items() if key not in ("aggregation", "theta", "background", "refinement")

@@ -308,7 +308,7 @@ CALIBRATED = {
     "calibrate": "strong", "folds": 2,
     "candidates": {
         "aggregations": [{"kind": "mean"}, {"kind": "quantile", "q": 0.9}],
-        "scores": [0.2, 0.4],
+        "backgrounds": [{"kind": "constant", "score": [0.2, 0.4]}],
         "refinements": [
             {"kind": "none"},
             {"kind": "crf", "crf": "grid", "confidence": [0.7], "long_side": 24},

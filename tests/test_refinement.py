@@ -1,14 +1,16 @@
 """What draws maps and labels to borders: PAMR by its definition, the walk by hand, the net of boundaries, a CRF."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from segcore.config.refinements import (
     AffinityParams,
-    BoundaryParams,
     CRFParams,
     LabelCRFParams,
+    NetParams,
     NoRefinement,
     PAMRParams,
 )
@@ -25,7 +27,7 @@ CRF = CRFParams(
     iterations=5, appearance_weight=10.0, appearance_xy=20.0, appearance_rgb=10.0, smoothness_weight=1.0,
     smoothness_xy=2.0, stride=1,
 )  # fmt: skip
-SMALL = BoundaryParams(width=8, steps=60, batch_size=4, learning_rate=0.02, examples=100)
+SMALL = NetParams(width=8, steps=60, batch_size=4, learning_rate=0.02, examples=100)
 
 
 def slow_pamr(maps: np.ndarray, image: np.ndarray, dilations: tuple[int, ...], iterations: int) -> np.ndarray:
@@ -150,7 +152,7 @@ def scenes(trunk: Trunk, grid: Grid, count: int) -> tuple[list[list[torch.Tensor
     """Pictures of a bright rectangle on black, their levels and the classes at the cells."""
     rng = np.random.default_rng(0)
     levels, classes = [], []
-    net = boundary.BoundaryNet(trunk.level_channels, trunk.level_strides, grid, 4)
+    net = boundary.CellNet(trunk.level_channels, trunk.level_strides, grid, 4)
     for _ in range(count):
         top, left = rng.integers(5, 25, 2)
         bottom, right = rng.integers(35, 60, 2)
@@ -168,11 +170,11 @@ def test_a_net_learns_boundaries_from_masks_and_is_a_function_of_the_seed() -> N
     assert (grid.stride, grid.cells) == (4, 17)
     levels, classes = scenes(trunk, grid, 12)
     nets = [
-        boundary.learn(levels[:10], classes[:10], trunk, grid, 4, SMALL, seed)
+        boundary.learn(levels[:10], classes[:10], trunk, grid, partial(boundary.loss, radius=4), SMALL, seed)
         for seed in (0, 0, 1)
         if torch.manual_seed(seed + 50)
     ]
-    new = boundary.BoundaryNet(trunk.level_channels, trunk.level_strides, grid, 8).eval()
+    new = boundary.CellNet(trunk.level_channels, trunk.level_strides, grid, 8).eval()
     truth = torch.from_numpy(np.stack(classes[10:]))
     batch = [torch.stack([one[k] for one in levels[10:]]).float() for k in range(len(levels[0]))]
     with torch.no_grad():
@@ -240,3 +242,18 @@ def test_every_refinement_gives_maps_of_the_picture(how: refinement.Refinement) 
         maps = refinement.maps_at_pixels(torch.rand(tags, 9, 9), grid, how, picture, (wall, finer))
         assert maps.shape == (tags, 50, 65)
         assert ((maps >= 0) & (maps <= 1)).all()
+
+
+def test_a_net_learns_what_is_an_object() -> None:
+    trunk, grid = trunk_and_grid()
+    levels, classes = scenes(trunk, grid, 12)
+    net = boundary.learn(levels[:10], classes[:10], trunk, grid, boundary.object_loss, SMALL, 0)
+    found = net.probability(levels[11])
+    assert ((found > 0.5) == (classes[11] > 0)).mean() > 0.9, "on a picture that it has not seen"
+
+
+def test_the_loss_of_objects_leaves_out_what_is_unknown() -> None:
+    logits = torch.tensor([[[2.0, -1.0, 5.0]]])
+    term = boundary.object_loss(logits, torch.tensor([[[3, 0, IGNORE]]], dtype=torch.uint8))
+    assert float(term.total) == pytest.approx(np.log1p(np.exp(-2.0)) + np.log1p(np.exp(-1.0)), rel=1e-5)
+    assert float(term.weight) == 2

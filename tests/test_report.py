@@ -305,7 +305,8 @@ CALIBRATED = {
     "images": "weak", "source": "classifier", "input": "classifiers/ficklenet", "input_size": 97, "batch_size": 2,
     "selection": "stochastic", "rate": 0.8, "passes": 4, "form": "factorised", "normalise": "map", "views": "single",
     "calibrate": "strong", "folds": 2,
-    "candidates": {"aggregations": [{"kind": "mean"}], "scores": [0.2], "refinements": [{"kind": "none"}]},
+    "candidates": {"aggregations": [{"kind": "mean"}],
+            "backgrounds": [{"kind": "constant", "score": [0.2]}], "refinements": [{"kind": "none"}]},
 }  # fmt: skip
 
 

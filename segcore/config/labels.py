@@ -4,9 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from segcore.config.refinements import AffinityParams, CRFParams, RefinementCandidates, RefinementParams
+from segcore.config.refinements import AffinityParams, CRFParams, NetParams, RefinementCandidates, RefinementParams
 from segcore.config.section import (
     Count,
+    Fraction,
     GridSize,
     Positive,
     Rate,
@@ -93,6 +94,22 @@ class Constant(Section):
     score: Threshold
 
 
+class _Objects(Section):
+    """Background is where the tags' maps and a net that has learned from the masks of S what is any object at all, have
+    no greater score together: m^(1 - share) p^share of the map m and the probability p."""
+
+    kind: Literal["objects"]
+    net: NetParams
+
+
+class Objects(_Objects):
+    """One setting of it."""
+
+    score: Threshold
+    share: Fraction
+    """Of the net in the score; 0 is the constant alone."""
+
+
 class Saliency(Section):
     """Background is where nothing stands out, by somebody's saliency maps."""
 
@@ -108,7 +125,7 @@ class NoBackground(Section):
     kind: Literal["none"]
 
 
-BackgroundParams = Annotated[Gradient | Constant | Saliency | NoBackground, Field(discriminator="kind")]
+BackgroundParams = Annotated[Gradient | Constant | Objects | Saliency | NoBackground, Field(discriminator="kind")]
 
 
 class LabelsEntry(Section):
@@ -148,19 +165,36 @@ class LabelsFromMaps(MapsEntry):
     refinement: RefinementParams
 
 
+class ConstantCandidates(Section):
+    """Settings to choose among: every one of `score`, above which a tag has to be, so that every pixel is labelled."""
+
+    kind: Literal["constant"]
+    score: Annotated[tuple[Threshold, ...], Field(min_length=1)]
+
+
+class ObjectsCandidates(_Objects):
+    """Settings to choose among: every pair of `share` and `score`."""
+
+    score: Annotated[tuple[Threshold, ...], Field(min_length=1)]
+    share: Annotated[tuple[Fraction, ...], Field(min_length=1)]
+
+
+BackgroundCandidates = Annotated[ConstantCandidates | ObjectsCandidates, Field(discriminator="kind")]
+
+
 class Candidates(Section):
     """What calibration chooses from: every combination is tried on the masks of S, the first of equals is taken."""
 
     aggregations: Annotated[tuple[AggregationParams, ...], Field(min_length=1)]
-    scores: Annotated[tuple[Threshold, ...], Field(min_length=1)]
-    """Constant scores of the background, above which a tag has to be, so that every pixel is labelled."""
+    backgrounds: Annotated[tuple[BackgroundCandidates, ...], Field(min_length=1)]
     refinements: Annotated[tuple[RefinementCandidates, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _each_kind_once(self) -> "Candidates":
-        kinds = [refinement.kind for refinement in self.refinements]
-        if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
-            raise ValueError(f"refinements must name each kind once, as it lists its settings; found {twice[0]} again")
+        for name, some in (("refinements", self.refinements), ("backgrounds", self.backgrounds)):
+            kinds = [one.kind for one in some]
+            if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+                raise ValueError(f"{name} must name each kind once, as it lists its settings; found {twice[0]} again")
         return self
 
 
@@ -202,9 +236,10 @@ LabelsParams = Annotated[
 
 
 def learns_from_masks(entry: LabelsEntry) -> bool:
-    """Whether labels of classifier's maps come from masks of S, too: by their settings or by a net of boundaries."""
+    """Whether labels of classifier's maps come from masks of S, too: by their settings or by a net."""
     return isinstance(entry, CalibratedLabels) or (
-        isinstance(entry, LabelsFromMaps) and isinstance(entry.refinement, AffinityParams)
+        isinstance(entry, LabelsFromMaps)
+        and (isinstance(entry.refinement, AffinityParams) or isinstance(entry.background, Objects))
     )
 
 

@@ -65,8 +65,8 @@ class LabelCRFParams(_LabelCRF):
     """Probability of the label of a pixel, all others of the image share the rest (published by IRN: 0.7)."""
 
 
-class BoundaryParams(Section):
-    """A small net that finds boundaries of objects in the levels of the trunk, learned from the masks of S."""
+class NetParams(Section):
+    """A small net over the levels of the trunk that learns from the masks of S: where boundaries are, or objects."""
 
     width: Annotated[int, Field(ge=1, le=256)]
     """Channels that each level is reduced to."""
@@ -83,7 +83,7 @@ class _Affinity(Section):
     kind: Literal["affinity"]
     radius: Annotated[int, Field(ge=2, le=12)]
     """Cells that one step of the walk reaches (published: 5), of the trunk's first level of stride 4 or more."""
-    boundary: BoundaryParams
+    boundary: NetParams
 
 
 class AffinityParams(_Affinity):

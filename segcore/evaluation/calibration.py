@@ -1,8 +1,8 @@
 """Settings that make labels of maps, chosen on a few masks.
 
 Every combination of an entry's candidates is tried on the images of S and scored by the mean IoU of its labels over all
-of them. What is learned from masks, the net of boundaries, is judged on images that it did not learn from: S is divided
-into folds, and each is labelled with a net of the others. The counts of all folds are added up before the IoU is taken,
+of them. What nets learn from masks is judged on images that it did not learn from: S is divided
+into folds, and each is labelled with nets of the others. The counts of all folds are added up before the IoU is taken,
 as a class has a handful of images, of which a fold may hold none.
 """
 
@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from segcore.config.labels import CalibratedLabels, Candidates, Constant
+from segcore.config.labels import (
+    BackgroundCandidates,
+    CalibratedLabels,
+    Candidates,
+    Constant,
+    ConstantCandidates,
+    Objects,
+)
 from segcore.config.refinements import (
     AffinityCandidates,
     AffinityParams,
@@ -28,8 +35,8 @@ from segcore.data.geometry import Grid, resized, resized_labels
 from segcore.evaluation.metrics import ConfusionMatrix
 from segcore.evaluation.per_image import ImageCounts, mean_iou
 from segcore.evaluation.quality import Quality
-from segcore.localisation.deciding import Found, Way, decided
-from segcore.localisation.refinement import Boundary, Refinement, maps_at_pixels
+from segcore.localisation.deciding import Found, Learned, Way, decided
+from segcore.localisation.refinement import Refinement, maps_at_pixels
 from segcore.seeds import derived_seed
 
 LONG_SIDE = 200
@@ -55,11 +62,21 @@ def refinements(candidates: Sequence[RefinementCandidates]) -> Iterator[Refineme
 def ways(candidates: Candidates) -> list[Way]:
     """Every combination, those of one aggregation and refinement side by side."""
     return [
-        Way(aggregation, score, Constant(kind="constant", score=score), refinement)
+        Way(aggregation, background.score, background, refinement)
         for aggregation in candidates.aggregations
         for refinement in refinements(candidates.refinements)
-        for score in candidates.scores
+        for background in backgrounds(candidates.backgrounds)
     ]
+
+
+def backgrounds(candidates: Sequence[BackgroundCandidates]) -> Iterator[Constant | Objects]:
+    """Every setting, one after the other."""
+    for some in candidates:
+        if isinstance(some, ConstantCandidates):
+            yield from (Constant(kind="constant", score=score) for score in some.score)
+        else:
+            pairs = ((share, score) for share in some.share for score in some.score)
+            yield from (Objects(kind="objects", net=some.net, share=share, score=score) for share, score in pairs)
 
 
 def shuffled(ids: Sequence[str], seed: int) -> list[int]:
@@ -83,7 +100,7 @@ def counted(
     grid: Grid,
     picture: UInt8[np.ndarray, "H W 3"],
     truth: UInt8[np.ndarray, "H W"],
-    boundary: Boundary | None,
+    learned: Learned,
     n_classes: int,
 ) -> Int64[np.ndarray, "ways 3 K"]:
     """What one image adds to the score of each way; the maps are refined once for all scores of the background."""
@@ -95,9 +112,12 @@ def counted(
     for way in candidates:
         key = (way.aggregation, way.refinement)
         if kept[0] != key:
-            kept = (key, maps_at_pixels(found.maps.scores(way.aggregation), grid, way.refinement, small, boundary))
+            kept = (
+                key,
+                maps_at_pixels(found.maps.scores(way.aggregation), grid, way.refinement, small, learned.boundary),
+            )
         confusion: ConfusionMatrix = Quality(n_classes)
-        confusion.update(mask, decided(kept[1], found, way, grid, small))
+        confusion.update(mask, decided(kept[1], found, way, grid, small, learned))
         counts.append(ImageCounts.of("", confusion).counts[0])
     return np.stack(counts)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,16 @@ from pydantic import TypeAdapter
 from safetensors.torch import load, save
 from torch import Tensor
 
-from segcore.config.labels import AggregationParams, BackgroundParams, CalibratedLabels, LabelsFromMaps, Quantile
-from segcore.config.refinements import AffinityCandidates, AffinityParams, BoundaryParams, RefinementParams
+from segcore.config.labels import (
+    AggregationParams,
+    BackgroundParams,
+    CalibratedLabels,
+    LabelsFromMaps,
+    Objects,
+    ObjectsCandidates,
+    Quantile,
+)
+from segcore.config.refinements import AffinityCandidates, AffinityParams, NetParams, RefinementParams
 from segcore.data.geometry import Grid, stretched_square
 from segcore.data.manifest import Record
 from segcore.data.pictures import read_image, read_labels
@@ -21,8 +30,8 @@ from segcore.errors import Problem
 from segcore.evaluation import calibration
 from segcore.files import write_atomically
 from segcore.localisation import boundary as boundaries
-from segcore.localisation.boundary import BoundaryNet
-from segcore.localisation.deciding import Found, Way, labels_of
+from segcore.localisation.boundary import CellNet, Lesson
+from segcore.localisation.deciding import Found, Learned, Way, labels_of
 from segcore.localisation.labeller import PseudoLabeller
 from segcore.localisation.refinement import Boundary
 from segcore.networks.classifiers import Classifier
@@ -33,8 +42,10 @@ Labels = UInt8[np.ndarray, "_ _"]
 
 CALIBRATION = "calibration.json"
 """What lies beside labels and says by which settings they were made."""
-NET = "boundary.safetensors"
-"""What lies in the scratch folder until all images are labelled."""
+BOUNDARY, OBJECTS = "boundary", "objects"
+"""What nets learn; `<name>.safetensors` lies in the scratch folder until all images are labelled."""
+
+Nets = dict[str, CellNet]
 
 
 class MapLabels:
@@ -60,7 +71,7 @@ class MapLabels:
         self.entry, self.strong, self.n_classes, self.seed, self.runtime = entry, strong, n_classes, seed, runtime
         calibrated = isinstance(entry, CalibratedLabels)
         aggregations = entry.candidates.aggregations if calibrated else (entry.aggregation,)
-        self.boundary = _boundary_of(entry)
+        self.lessons = _lessons_of(entry)
         self.labeller = PseudoLabeller(
             classifier,
             entry,
@@ -68,13 +79,13 @@ class MapLabels:
             derived_seed(seed, "pseudo-labels"),
             runtime.device,
             bins=any(isinstance(how, Quantile) for how in aggregations),
-            levels=self.boundary is not None,
+            levels=bool(self.lessons),
         )
         self.trunk = classifier.trunk
         self.grid = Grid(entry.input_size, self.trunk.stride)
-        self.finer = boundaries.grid_of(self.trunk, entry.input_size) if self.boundary else None
+        self.finer = boundaries.grid_of(self.trunk, entry.input_size) if self.lessons else None
         self._way: Way | None = None
-        self._net: BoundaryNet | None = None
+        self._nets: Nets = {}
 
     def prepare(self, kept: Path) -> dict[str, Any]:
         """Learn and choose what the masks of S say, or read it where that is done; gives what `CALIBRATION` holds.
@@ -85,17 +96,18 @@ class MapLabels:
             Problem: fewer images in S than folds.
         """
         if self.runtime.is_main and not (kept / CALIBRATION).is_file():
-            net, told = self._learned()
-            if net is not None:
-                write_atomically(kept / NET, save({k: v.cpu().contiguous() for k, v in net.state_dict().items()}))
+            nets, told = self._learned()
+            for name, net in nets.items():
+                weights = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
+                write_atomically(kept / f"{name}.safetensors", save(weights))
             write_atomically(kept / CALIBRATION, (json.dumps(told, indent=2) + "\n").encode())
         self.runtime.wait()
         told = json.loads((kept / CALIBRATION).read_text())
         self._way = way_of(told["chosen"])
-        if isinstance(self._way.refinement, AffinityParams):
-            self._net = self.new_net()
-            self._net.load_state_dict(load((kept / NET).read_bytes()))
-            self._net.to(self.runtime.device).eval()
+        for name in _needed(self._way):
+            net = self.new_net(name)
+            net.load_state_dict(load((kept / f"{name}.safetensors").read_bytes()))
+            self._nets[name] = net.to(self.runtime.device).eval()
         return told
 
     def __call__(self, records: Sequence[Record]) -> Iterator[tuple[Labels, Labels]]:
@@ -103,7 +115,7 @@ class MapLabels:
         assert self._way is not None, "prepare first"
         pictures = [read_image(record.image) for record in records]
         for found, picture in zip(self.found(records, pictures), pictures, strict=True):
-            yield labels_of(found, self._way, self.grid, picture, self._boundary(found, self._net))
+            yield labels_of(found, self._way, self.grid, picture, _seen(found, self._nets))
 
     def found(self, records: Sequence[Record], pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Found]:
         """What the maps of some images say."""
@@ -113,25 +125,19 @@ class MapLabels:
         ]
         return self.labeller(images, [record.tags for record in records], [record.image_id for record in records])
 
-    def _boundary(self, found: Found, net: BoundaryNet | None) -> Boundary | None:
-        if net is None:
-            return None
-        assert found.levels is not None
-        return net.probability(found.levels), net.grid
-
-    def new_net(self) -> BoundaryNet:
-        """A net of boundaries that has learned nothing."""
-        assert self.boundary is not None
+    def new_net(self, name: str) -> CellNet:
+        """A net that has learned nothing."""
         assert self.finer is not None
-        return BoundaryNet(self.trunk.level_channels, self.trunk.level_strides, self.finer, self.boundary[1].width)
+        _, params = self.lessons[name]
+        return CellNet(self.trunk.level_channels, self.trunk.level_strides, self.finer, params.width)
 
-    def _learned(self) -> tuple[BoundaryNet | None, dict[str, Any]]:
-        """The net of boundaries of all of S, if any is needed, and the settings."""
+    def _learned(self) -> tuple[Nets, dict[str, Any]]:
+        """The nets of all of S that are needed, and the settings."""
         entry = self.entry
         if isinstance(entry, LabelsFromMaps):
             way = Way(entry.aggregation, entry.theta, entry.background, entry.refinement)
             told = {"calibrate": None, "chosen": calibration.plain(way)}
-            return (Lessons(self, self.strong).net("all") if self.boundary else None), told
+            return (Lessons(self, self.strong).nets("all", _needed(way)) if self.lessons else {}), told
         if len(self.strong) < entry.folds:
             raise Problem(
                 f"folds: found {entry.folds}, but S has {len(self.strong)} images to calibrate on; set folds to fewer"
@@ -139,37 +145,31 @@ class MapLabels:
         candidates = calibration.ways(entry.candidates)
         fold = calibration.folds([record.image_id for record in self.strong], entry.folds, self.seed)
         counts = np.zeros((len(self.strong), len(candidates), 3, self.n_classes), dtype=np.int64)
-        lessons = Lessons(self, self.strong) if self.boundary else None
+        lessons = Lessons(self, self.strong) if self.lessons else None
         for number in range(entry.folds):
-            net = None if lessons is None else lessons.net(f"fold {number}", fold != number)
+            nets = {} if lessons is None else lessons.nets(f"fold {number}", (*self.lessons,), fold != number)
             for place in np.flatnonzero(fold == number).tolist():
-                counts[place] = self._tried(self.strong[place], candidates, net)
+                counts[place] = self._tried(self.strong[place], candidates, nets)
         choice = calibration.choose(candidates, counts, fold, entry)
-        needed = lessons is not None and isinstance(choice.way.refinement, AffinityParams)
-        return (lessons.net("all") if needed and lessons else None), choice.told
+        return ({} if lessons is None else lessons.nets("all", _needed(choice.way))), choice.told
 
-    def _tried(
-        self, record: Record, candidates: Sequence[Way], net: BoundaryNet | None
-    ) -> Int64[np.ndarray, "ways 3 K"]:
+    def _tried(self, record: Record, candidates: Sequence[Way], nets: Nets) -> Int64[np.ndarray, "ways 3 K"]:
         assert record.labels is not None
         picture, truth = read_image(record.image), read_labels(record.labels)
         (found,) = self.found([record], [picture])
-        return calibration.counted(
-            found, candidates, self.grid, picture, truth, self._boundary(found, net), self.n_classes
-        )
+        return calibration.counted(found, candidates, self.grid, picture, truth, _seen(found, nets), self.n_classes)
 
 
 class Lessons:
-    """What nets of boundaries learn from: levels of the trunk in half precision, classes at the cells."""
+    """What nets learn from: levels of the trunk in half precision, classes at the cells."""
 
     def __init__(self, labels: MapLabels, strong: Sequence[Record]) -> None:
-        assert labels.boundary is not None
         self.labels = labels
-        self.radius, self.params = labels.boundary
+        most = max(params.examples for _, params in labels.lessons.values())
         order = calibration.shuffled([record.image_id for record in strong], labels.seed)
-        self.places = sorted(order[: self.params.examples])
+        self.places = sorted(order[:most])
         """Which of S."""
-        net = labels.new_net()
+        net = labels.new_net(next(iter(labels.lessons)))
         self.grid = net.grid
         self.levels: list[list[Tensor]] = []
         self.classes: list[Labels] = []
@@ -182,24 +182,47 @@ class Lessons:
             self.levels.append([level[0].half().cpu() for level in levels])
             self.classes.append(self.grid.at_cells(read_labels(record.labels)))
 
-    def net(self, name: str, chosen: Bool[np.ndarray, " strong"] | None = None) -> BoundaryNet:
-        """A net for the images of S that are `chosen`, or for all; the seed goes by `name`."""
+    def nets(self, name: str, wanted: Sequence[str], chosen: Bool[np.ndarray, " strong"] | None = None) -> Nets:
+        """Nets for the images of S that are `chosen`, or for all; the seeds go by `name`."""
         mine = [i for i, place in enumerate(self.places) if chosen is None or chosen[place]]
-        return boundaries.learn(
-            [self.levels[i] for i in mine],
-            [self.classes[i] for i in mine],
-            self.labels.trunk,
-            self.grid,
-            self.radius,
-            self.params,
-            derived_seed(self.labels.seed, "boundaries", name),
-        )
+        levels, classes = [self.levels[i] for i in mine], [self.classes[i] for i in mine]
+        found: Nets = {}
+        for what in wanted:
+            lesson, params = self.labels.lessons[what]
+            seed = derived_seed(self.labels.seed, what, name)
+            found[what] = boundaries.learn(levels, classes, self.labels.trunk, self.grid, lesson, params, seed)
+        return found
 
 
-def _boundary_of(entry: LabelsFromMaps | CalibratedLabels) -> tuple[int, BoundaryParams] | None:
-    """The radius and the net of boundaries of the refinements, if any walks."""
-    hows = entry.candidates.refinements if isinstance(entry, CalibratedLabels) else (entry.refinement,)
-    return next(((h.radius, h.boundary) for h in hows if isinstance(h, AffinityParams | AffinityCandidates)), None)
+def _seen(found: Found, nets: Nets) -> Learned:
+    """What nets find in one image."""
+
+    def of(name: str) -> Boundary | None:
+        if name not in nets:
+            return None
+        assert found.levels is not None
+        return nets[name].probability(found.levels), nets[name].grid
+
+    return Learned(of(BOUNDARY), of(OBJECTS))
+
+
+def _needed(way: Way) -> tuple[str, ...]:
+    """The nets without which a way cannot go."""
+    walks, counts = isinstance(way.refinement, AffinityParams), isinstance(way.background, Objects)
+    return (*((BOUNDARY,) if walks else ()), *((OBJECTS,) if counts else ()))
+
+
+def _lessons_of(entry: LabelsFromMaps | CalibratedLabels) -> dict[str, tuple[Lesson, NetParams]]:
+    """What nets of the entry's refinements and backgrounds learn, and how."""
+    calibrated = isinstance(entry, CalibratedLabels)
+    found: dict[str, tuple[Lesson, NetParams]] = {}
+    for walk in entry.candidates.refinements if calibrated else (entry.refinement,):
+        if isinstance(walk, AffinityParams | AffinityCandidates):
+            found[BOUNDARY] = (partial(boundaries.loss, radius=walk.radius), walk.boundary)
+    for how in entry.candidates.backgrounds if calibrated else (entry.background,):
+        if isinstance(how, Objects | ObjectsCandidates):
+            found[OBJECTS] = (boundaries.object_loss, how.net)
+    return found
 
 
 def way_of(chosen: dict[str, Any]) -> Way:

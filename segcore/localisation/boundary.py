@@ -1,12 +1,13 @@
-"""A small net that finds boundaries of objects in the levels of a trunk, learned from the masks of a few images.
+"""Small nets that find boundaries of objects, or objects, in the levels of a trunk, learned from a few masks.
 
 The head is that of IRN (Ahn et al. 2019, section 4.1): every level is projected by a convolution of 1 x 1, brought to
 one grid, and joined. IRN learns it from localisation maps; here masks teach it, by the same loss over pairs of cells:
-the path between two cells of one class holds no boundary, that between two classes holds one. The trunk does not learn.
+the path between two cells of one class holds no boundary, that between two classes holds one. A net of the same form
+learns what is an object at all, of whatever class. The trunk does not learn.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.config.refinements import BoundaryParams
+from segcore.config.refinements import NetParams
 from segcore.data.geometry import Grid
 from segcore.data.pictures import IGNORE
 from segcore.localisation.affinity import greatest_on_paths, offsets
@@ -35,8 +36,8 @@ def grid_of(trunk: Trunk, size: int) -> Grid:
     return Grid(size, next(stride for stride in trunk.level_strides if stride >= FINEST))
 
 
-class BoundaryNet(nn.Module):
-    """The logit of a boundary at each cell of `grid`."""
+class CellNet(nn.Module):
+    """One logit at each cell of `grid`: of a boundary, or of an object."""
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], grid: Grid, width: int) -> None:
         super().__init__()
@@ -72,8 +73,19 @@ class BoundaryNet(nn.Module):
 
     @torch.no_grad()
     def probability(self, levels: Sequence[Float[Tensor, "_ _ _"]]) -> Float[np.ndarray, "y x"]:
-        """That a boundary lies at each cell of one image."""
+        """Of what was learned, at each cell of one image."""
         return self([level[None].float() for level in levels])[0].sigmoid().cpu().numpy()
+
+
+Lesson = Callable[[Float[Tensor, "B y x"], UInt8[Tensor, "B y x"]], Term]
+"""What logits at the cells learn from the classes there."""
+
+
+def object_loss(logits: Float[Tensor, "B y x"], classes: UInt8[Tensor, "B y x"]) -> Term:
+    """Cross-entropy of any object against the background, over the cells that are known (not 255)."""
+    known = classes != IGNORE
+    total = F.binary_cross_entropy_with_logits(logits[known], (classes[known] > 0).to(logits), reduction="sum")
+    return Term(total, known.sum().clamp(min=1).to(logits))
 
 
 def loss(logits: Float[Tensor, "B y x"], classes: UInt8[Tensor, "B y x"], radius: int) -> Term:
@@ -109,11 +121,11 @@ def learn(
     classes: Sequence[UInt8[np.ndarray, "y x"]],
     trunk: Trunk,
     grid: Grid,
-    radius: int,
-    params: BoundaryParams,
+    lesson: Lesson,
+    params: NetParams,
     seed: int,
-) -> BoundaryNet:
-    """A net for some images: their `levels`, as `BoundaryNet.prepared` has them, and the classes at the grid's cells.
+) -> CellNet:
+    """A net that takes a lesson in some images: their `levels`, as `CellNet.prepared` has them, and the classes there.
 
     Batches are drawn by the seed and the step; in every second one images are mirrored. Adam with a polynomial schedule
     of power 0.9. Deterministic on one machine with one number of threads.
@@ -121,7 +133,7 @@ def learn(
     device = next(trunk.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights"))
-        net = BoundaryNet(trunk.level_channels, trunk.level_strides, grid, params.width)
+        net = CellNet(trunk.level_channels, trunk.level_strides, grid, params.width)
     net.to(device).train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=params.learning_rate, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: (1 - step / params.steps) ** 0.9)
@@ -133,7 +145,7 @@ def learn(
         if step % 2:
             batch, truth = [level.flip(3) for level in batch], truth.flip(2)
         with torch.enable_grad():
-            term = loss(net(batch), truth, radius)
+            term = lesson(net(batch), truth)
             (term.total / term.weight).backward()
         optimiser.step()
         schedule.step()

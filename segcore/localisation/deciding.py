@@ -7,13 +7,14 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from segcore.config.labels import BackgroundParams, Constant, Union
+from segcore.config.labels import BackgroundParams, Constant, Objects, Union
 from segcore.config.refinements import LabelCRFParams, NoRefinement
 from segcore.data.geometry import Grid
 from segcore.data.pictures import IGNORE
 from segcore.localisation import refinement
 from segcore.localisation.aggregation import Aggregation, Merged
-from segcore.localisation.refinement import Refinement
+from segcore.localisation.cells import enlarged
+from segcore.localisation.refinement import Boundary, Refinement
 
 
 def classes_at(
@@ -71,33 +72,53 @@ class Found:
 
     def ground(self, scores: Float[Tensor, "T h w"], how: BackgroundParams) -> Bool[Tensor, "h w"] | None:
         """Where the background is at the cells; a constant is compared with what `scores` are at any places."""
-        if isinstance(how, Constant):
+        if isinstance(how, Constant | Objects):
             return (scores <= how.score).all(0)
         return self.cue
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What nets of the masks of S find in one image; None where there is no such net."""
+
+    boundary: Boundary | None
+    objects: Boundary | None
+
+
 def labels_of(
-    found: Found, way: Way, grid: Grid, picture: UInt8[np.ndarray, "H W 3"], boundary: refinement.Boundary | None
+    found: Found, way: Way, grid: Grid, picture: UInt8[np.ndarray, "H W 3"], learned: Learned
 ) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "H W"]]:
     """The labels of an image at the cells and at its pixels.
 
     A union without refinement is decided at the cells, whose labels its pixels take over, as published; all else is
     decided at the pixels, between whose values cells have been interpolated.
     """
-    if isinstance(way.aggregation, Union) and isinstance(way.refinement, NoRefinement):
+    plain = isinstance(way.refinement, NoRefinement) and not isinstance(way.background, Objects)
+    if isinstance(way.aggregation, Union) and plain:
         cells = found.labels_at_cells(way).cpu().numpy()
         return cells, grid.at_pixels(cells, *picture.shape[:2])
-    maps = refinement.maps_at_pixels(found.maps.scores(way.aggregation), grid, way.refinement, picture, boundary)
-    labels = decided(maps, found, way, grid, picture)
+    scores = found.maps.scores(way.aggregation)
+    maps = refinement.maps_at_pixels(scores, grid, way.refinement, picture, learned.boundary)
+    labels = decided(maps, found, way, grid, picture, learned)
     return grid.at_cells(labels), labels
 
 
 def decided(
-    maps: Float[Tensor, "T H W"], found: Found, way: Way, grid: Grid, picture: UInt8[np.ndarray, "H W 3"]
+    maps: Float[Tensor, "T H W"],
+    found: Found,
+    way: Way,
+    grid: Grid,
+    picture: UInt8[np.ndarray, "H W 3"],
+    learned: Learned,
 ) -> UInt8[np.ndarray, "H W"]:
     """The labels that refined maps at the pixels become."""
+    if isinstance(way.background, Objects):
+        assert learned.objects is not None
+        probability, cells = learned.objects
+        likely = enlarged(torch.from_numpy(probability)[None], cells, *picture.shape[:2])
+        maps = maps.clamp(min=0) ** (1 - way.background.share) * likely**way.background.share
     ground = found.ground(maps, way.background)
-    if ground is not None and not isinstance(way.background, Constant):
+    if ground is not None and not isinstance(way.background, Constant | Objects):
         ground = torch.from_numpy(grid.at_pixels(ground.cpu().numpy(), *picture.shape[:2]))
     labels = classes_at(maps > way.theta, maps, found.tags, ground).numpy()
     if isinstance(way.refinement, LabelCRFParams):
