@@ -60,8 +60,7 @@ def main(
     for name in names:
         scored, line = measured(settings, name, data, classes, chosen, strong)
         first = first or scored
-        nothing = Scored(ImageCounts(scored.counts.ids, 0 * scored.counts.counts), scored.pictures)
-        line["mean_iou"] = _shown(difference({0: scored}, {0: nothing}))
+        line["mean_iou"] = _shown(difference({0: scored}, {0: _unlabelled(scored)}))
         line["difference"] = "" if scored is first else _shown(difference({0: scored}, {0: first}))
         lines.append(line)
         print("  ".join(f"{key} {value}" for key, value in line.items()), flush=True)
@@ -97,6 +96,12 @@ def measured(
     if told["calibrate"]:
         line["chosen"] = f"{told['chosen']} ({100 * told['mean_iou_of_folds_apart']:.1f} on folds apart)"
     return Scored(ImageCounts.merged(counts), "labels"), line
+
+
+def _unlabelled(scored: Scored) -> Scored:
+    """The same images without a label: the difference from it is a set's own mean IoU, with its interval."""
+    counts = scored.counts.counts * np.array([0, 1, 0])[:, None]  # the truth stays
+    return Scored(ImageCounts(scored.counts.ids, counts), scored.pictures)
 
 
 def _shown(found: Difference | None) -> str:
