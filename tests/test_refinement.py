@@ -244,6 +244,18 @@ def test_every_refinement_gives_maps_of_the_picture(how: refinement.Refinement) 
         assert ((maps >= 0) & (maps <= 1)).all()
 
 
+def test_a_trunk_that_pads_its_pictures_has_cells_to_cut_off() -> None:
+    """129 pixels become 144 for stride 16: 18 cells of stride 8, of which 17 lie on the picture."""
+    grid = Grid(129, 4)
+    net = boundary.CellNet((3, 4, 5, 6), (2, 4, 8, 16), grid, 4)
+    padded = [torch.rand(1, c, n, n) for c, n in ((3, 72), (4, 36), (5, 18), (6, 9))]
+    cut = [level[..., :n, :n] for level, n in zip(padded, (65, 33, 17, 9), strict=True)]
+    assert net(padded).shape == (1, 33, 33)
+    assert torch.equal(net(padded), net(cut))
+    once = net.prepared(padded)
+    assert all(torch.equal(a, b) for a, b in zip(once, net.prepared(once), strict=True))
+
+
 def test_a_net_learns_what_is_an_object() -> None:
     trunk, grid = trunk_and_grid()
     levels, classes = scenes(trunk, grid, 12)

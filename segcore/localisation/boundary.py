@@ -59,9 +59,14 @@ class CellNet(nn.Module):
         return self.join(torch.cat(sides, dim=1))[:, 0]
 
     def prepared(self, levels: Sequence[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B _ _ _"]]:
-        """Levels that are finer than the grid are averaged around its cells; doing it twice changes nothing."""
+        """Levels that are finer than the grid are averaged around its cells; doing it twice changes nothing.
+
+        Cells beyond the picture, which trunks have that pad it, are cut off.
+        """
         cells, found = self.grid.cells, []
         for level, stride in zip(levels, self.strides, strict=True):
+            inside = Grid(self.grid.size, stride).cells
+            level = level[..., :inside, :inside]
             every = self.grid.stride // stride
             if every > 1 and level.shape[-1] != cells:
                 level = F.avg_pool2d(level, every + 1, every, every // 2, count_include_pad=False)
