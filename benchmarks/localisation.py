@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from segcore.config.networks import BackboneParams, StochasticParams
 from segcore.localisation import background
-from segcore.localisation.maps import localise, maps_of
+from segcore.localisation.maps import View, localise, maps_of
 from segcore.localisation.mask_bank import MaskBank
 from segcore.networks import classifiers, dropout
 from segcore.networks.classifiers import Classifier
@@ -27,7 +27,7 @@ from segcore.networks.stochastic_head import StochasticHead
 
 BAR_SPEED, BAR_DIFFERENCE = 1000.0, 1e-5
 BAR_EXTRACTION_TIME, BAR_TRAINING, BAR_MEMORY = 1.3, 1.1, 1.1
-SIDE, TAGS, KERNEL, RATE, THETA = 321, 20, 9, 0.9, 0.35
+SIDE, TAGS, KERNEL, RATE = 321, 20, 9, 0.9
 PASSES, TIMED_PASSES = 200, 2
 BATCH, TURNS = 2, 3
 STATUS = Path("/proc/self/status")
@@ -51,7 +51,12 @@ class Bench:
         torch.manual_seed(0)
         trunk = BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8, finer="dilated")
         params = StochasticParams(
-            kind="stochastic", kernel=KERNEL, selection="stochastic", rate=RATE, rescale=True, form="factorised"
+            kind="stochastic",
+            kernel=KERNEL,
+            selection="stochastic",
+            rate=RATE,
+            rescale=True,
+            form="factorised",
         )
         self.classifier: Classifier = classifiers.build(trunk, params, TAGS).eval()
         self.classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -69,7 +74,7 @@ class Bench:
 
     @torch.no_grad()
     def merge(self, top: Tensor) -> None:
-        localise(self.head, top, *self.pairs, self.bank, "stochastic", RATE, "factorised", THETA, "map")
+        localise(self.head, [View(top, self.bank)], *self.pairs, "stochastic", RATE, "factorised", "map")
 
     def extract(self) -> None:
         self.merge(self.forward())
@@ -171,7 +176,7 @@ def gpu(bench: Bench, batch: int = 32) -> None:
         return top
 
     def extract() -> None:
-        localise(bench.head, trunk().float(), image, tag, bank, "stochastic", RATE, "factorised", THETA, "map")
+        localise(bench.head, [View(trunk().float(), bank)], image, tag, "stochastic", RATE, "factorised", "map")
         torch.cuda.synchronize()
 
     plain, ours = best_seconds(trunk, extract, turns=10)

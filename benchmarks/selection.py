@@ -23,6 +23,7 @@ from segcore.data.geometry import Grid, stretched_square
 from segcore.data.manifest import Record, read_manifest
 from segcore.data.pictures import read_image, read_labels
 from segcore.evaluation.quality import Quality
+from segcore.localisation.deciding import Way
 from segcore.localisation.labeller import PseudoLabeller
 from segcore.models.classifiers import load_classifier
 
@@ -69,23 +70,29 @@ def measured(
     variants += [(selection, n, seeds) for selection in ("general", "stochastic") for n in passes]
     labellers = {
         (selection, n, seed): PseudoLabeller(
-            model, params.model_copy(update={"selection": selection, "passes": n}), seed, torch.device("cpu")
+            model,
+            params.model_copy(update={"selection": selection, "passes": n}),
+            params.background,
+            seed,
+            torch.device("cpu"),
         )
         for selection, n, count in variants
         for seed in range(count)
     }
     quality = {key: Quality(len(names)) for key in labellers}
     grid = Grid(params.input_size, model.trunk.stride)
+    way = Way(params.aggregation, params.theta, params.background, params.refinement)
     for first in range(0, len(records), BATCH):
         batch = records[first : first + BATCH]
         squares = torch.stack([stretched_square(read_image(r.image), params.input_size) for r in batch]).float()
         truths = [read_labels(r.labels) for r in batch if r.labels is not None]
         any_labeller = next(iter(labellers.values()))
-        top, cues = any_labeller.features(squares, [r.image_id for r in batch])
+        levels, cues = any_labeller.features(squares, [r.image_id for r in batch])
         for key, labeller in labellers.items():
-            found = labeller.labels(top, cues, [r.tags for r in batch]).numpy()
-            for truth, labels in zip(truths, found, strict=True):
-                quality[key].update(truth, grid.at_pixels(labels, *truth.shape))
+            views = [labeller.view(levels[-1], grid, grid, mirrored=False)]
+            found = labeller.found(views, cues, None, [r.tags for r in batch])
+            for truth, one in zip(truths, found, strict=True):
+                quality[key].update(truth, grid.at_pixels(one.labels_at_cells(way).numpy(), *truth.shape))
     for selection, n, count in variants:
         runs = [quality[selection, n, seed].summary(names) for seed in range(count)]
         line: dict[str, object] = {"trained": getattr(trained.head, "selection", "?"), "selection": selection, "N": n}

@@ -3,9 +3,10 @@
 Reads the manifest, the class names, a list of the split, its tags and the source: a classifier, whose localisation
 maps are merged (Lee et al. 2019, section 3.2), a segmenter, whose predictions are labels to train again on, or
 somebody's cues.
+Entries that learn from masks, by `calibrate: strong` or a net of boundaries, read those of S.
 Writes `cues/` (indexed PNGs of the grid), `labels/` (of the images' own size), `images.txt`, `quality.json` (measured
-on the masks where there are any), `figure.png` and `made_of.json`. What is done stays in the scratch folder until all
-of it is: a run that was killed goes on there.
+on the masks where there are any), `calibration.json` (the settings and how they were found), `figure.png` and
+`made_of.json`. What is done stays in the scratch folder until all of it is: a run that was killed goes on there.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +25,13 @@ from segcore import files, made_of
 from segcore.cli import command, console, held, provenance, scratch
 from segcore.config import fingerprints
 from segcore.config import plan as plans
-from segcore.config.labels import LabelsFromFile
+from segcore.config.labels import LabelsFromFile, learns_from_masks
 from segcore.data import pseudo_labels, splits
 from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.pictures import labels_png, read_image, read_labels, write_png
 from segcore.evaluation import labelling
 from segcore.evaluation.labelling import Extract
+from segcore.evaluation.map_labels import CALIBRATION
 from segcore.evaluation.quality import Quality
 from segcore.models import cards
 from segcore.processes import Runtime
@@ -54,28 +57,40 @@ def main(
     seen = splits.as_training_sees(records, ids, split, names)
     chosen = [seen[image_id] for image_id in ids]
     saliency = labelling.check(chosen, plan.entry)
+    lists = dict.fromkeys([split / f"{plan.entry.images}.txt"])
+    strong: list[Record] = []
+    if learns_from_masks(plan.entry):
+        lists[split / "strong.txt"] = None
+        strong = [records[image_id] for image_id in listed(split / "strong.txt", records)]
     device = Runtime()
     with provenance.timed(f"extract_pseudo_labels@{name}", out):
-        extract = labelling.extractor(plan, input, names, chosen, device)
+        source = labelling.source(plan, input, names, chosen, strong, device)
         key = files.fingerprint(
             [name, plans.plain(plan), torch.__version__],
             [
-                *(manifest, split / f"{plan.entry.images}.txt", split / made_of.TAGS_FILE),
+                *(manifest, *lists, split / made_of.TAGS_FILE),
                 *(*provenance.files_in(input), *saliency, *provenance.sources()),
             ],
         )
         kept = scratch.FOLDER / f"pseudo-labels-{name}-{key}"
         with held.held(kept, patiently=False) if device.is_main else contextlib.nullcontext():
-            work(chosen, extract, plan.entry.batch_size, kept, device)
+            for folder in ("cues", "labels"):
+                (kept / folder).mkdir(parents=True, exist_ok=True)
+            if strong:
+                console.say(f"pseudo-labels {name}: learning from the masks of {len(strong)} images")
+            calibration = source.prepare(kept)
+            if device.is_main and calibration["calibrate"]:
+                console.say(calibrated(calibration))
+            work(chosen, source.extract, plan.entry.batch_size, kept, device)
             if device.is_main:
-                finish(chosen, names, kept, out)
+                finish(chosen, names, calibration, kept, out)
         if device.is_main:
             scratch.sweep(kept)
             from_file = isinstance(plan.entry, LabelsFromFile)
             behind = () if from_file else (cards.made_of(input / "model").get("training", ""),)
             origin = {
                 "data_set": data_set_fingerprint(records.values(), names),
-                "images": files.fingerprint(ids, ()),
+                "images": files.fingerprint([[r.image_id for r in strong], ids] if strong else ids, ()),
                 "tags": made_of.tags(split),
                 "training": fingerprints.of(plan, *behind),
             }
@@ -84,8 +99,6 @@ def main(
 
 def work(records: Sequence[Record], extract: Extract, batch_size: int, kept: Path, device: Runtime) -> None:
     """Label this process's share of the images, whole batches only: what a batch holds never depends on a restart."""
-    for folder in ("cues", "labels"):
-        (kept / folder).mkdir(parents=True, exist_ok=True)
     mine = device.shard(records, batch_size)
     batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
     quiet = not (console.is_main_process() and console.console.is_terminal)
@@ -105,7 +118,20 @@ def _files(folder: Path, record: Record) -> tuple[Path, Path]:
     return pseudo_labels.cue_file(folder, record.image_id), pseudo_labels.label_file(folder, record.image_id)
 
 
-def finish(records: Sequence[Record], names: list[str], kept: Path, out: Path) -> None:
+def calibrated(found: dict[str, Any]) -> str:
+    """What calibration chose, in a line."""
+    chosen, trials = found["chosen"], len(found["tried"])
+    rest = {key: value for key, value in chosen["refinement"].items() if key in ("beta", "steps", "confidence")}
+    settings = ", ".join(f"{key} {value}" for key, value in rest.items())
+    return (
+        f"calibrated on {found['images']} masks, {trials} settings: {chosen['aggregation']['kind']} of the maps, "
+        f"background below {chosen['theta']}, refinement {chosen['refinement']['kind']}"
+        + (f" ({settings})" if settings else "")
+        + f"; mean IoU {found['mean_iou']}, on folds apart {found['mean_iou_of_folds_apart']}"
+    )
+
+
+def finish(records: Sequence[Record], names: list[str], calibration: dict[str, Any], kept: Path, out: Path) -> None:
     """Measure, draw, and move everything to its place."""
     quality = Quality(len(names))
     for record in records:
@@ -116,10 +142,11 @@ def finish(records: Sequence[Record], names: list[str], kept: Path, out: Path) -
     files.write_atomically(kept / pseudo_labels.LIST, "".join(f"{r.image_id}\n" for r in records).encode())
     write_png(kept / "figure.png", figure(records, names, kept))
     files.write_atomically(kept / "quality.json", (json.dumps(summary, indent=2) + "\n").encode())
+    files.write_atomically(kept / CALIBRATION, (json.dumps(calibration, indent=2) + "\n").encode())
     out.mkdir(parents=True, exist_ok=True)
     # The list, by which others know the folder, goes first and comes last.
     (out / pseudo_labels.LIST).unlink(missing_ok=True)
-    for part in ("cues", "labels", "figure.png", "quality.json", pseudo_labels.LIST):
+    for part in ("cues", "labels", "figure.png", "quality.json", CALIBRATION, pseudo_labels.LIST):
         if (out / part).is_dir():
             shutil.rmtree(out / part)
         shutil.move(kept / part, out / part)  # they may be on different disks

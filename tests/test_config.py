@@ -115,7 +115,11 @@ def test_the_projects_own_parameters_are_in_order() -> None:
             ["found 'masks'; allowed are classifier, cues_file, decoupled, segmenter"],
         ),
         ("pseudo_labels.ficklenet.background.kind", "saliencies", ["found 'saliencies'", "did you mean 'saliency'?"]),
-        ("classifiers.ficklenet.head.kind", "conv", ["found 'conv'", "fully_connected, pooled, stochastic"]),
+        (
+            "classifiers.ficklenet.head.kind",
+            "conv",
+            ["found 'conv'", "fully_connected, hidden_stochastic, pooled, stochastic"],
+        ),
         (
             "networks.grid.kind",
             "gird",
@@ -200,6 +204,15 @@ def test_a_key_that_does_not_apply_tells_how_to_drop_it(key: str, value: Any, al
         ("pseudo_labels.ficklenet.source", "cues_file", ["input: found 'classifiers/ficklenet'", "theta: unknown key"]),
         ("pseudo_labels.ficklenet.source", "segmenter", ["restrict_to_tags: this key is missing", "rate: unknown key"]),
         ("pseudo_labels.ficklenet.background.kind", "saliency", ["root: this key is missing", "fraction: unknown key"]),
+        (
+            "pseudo_labels.ficklenet.background.kind",
+            "constant",
+            ["score: this key is missing", "fraction: unknown key"],
+        ),
+        ("pseudo_labels.ficklenet.aggregation.kind", "quantile", ["q: this key is missing"]),
+        ("pseudo_labels.ficklenet.refinement.kind", "affinity", ["beta: this key is missing"]),
+        ("pseudo_labels.ficklenet.calibrate", "strong", ["candidates: this key is missing", "theta: unknown key"]),
+        ("classifiers.ficklenet.head.kind", "hidden_stochastic", ["hidden: this key is missing"]),
         ("classifiers.decoupled.head.kind", "stochastic", ["selection: this key is missing", "dropout: unknown key"]),
     ],
 )
@@ -208,6 +221,30 @@ def test_another_kind_has_other_keys(key: str, value: str, said: list[str]) -> N
     problems = problems_of({key: value})
     for words in said:
         assert any(problem.startswith(f"{section}.{words}") for problem in problems), (words, problems)
+
+
+def test_what_calibrates_is_told_where_it_stands_in_a_list() -> None:
+    assert only_problem({"pseudo_labels.ficklenet.calibrate": "weak"}) == (
+        "pseudo_labels.ficklenet.calibrate: found 'weak'; allowed are null, strong"
+    )
+    walk = {"kind": "affinity", "radius": 5, "beta": [0.0], "steps": [4], "boundary": BOUNDARY}
+    crf = {"kind": "crf", "crf": "grids", "confidence": [0.7], "long_side": 60}
+    for refinement, said in ((walk, "0.beta.0: found 0.0"), (crf, "0.crf: found 'grids'; allowed are grid")):
+        candidates = {
+            "aggregations": [{"kind": "mean"}],
+            "backgrounds": [{"kind": "constant", "score": [0.2]}],
+            "refinements": [refinement],
+        }
+        own = changed({})["pseudo_labels"]["ficklenet"]
+        kept = {
+            key: value for key, value in own.items() if key not in ("aggregation", "theta", "background", "refinement")
+        }
+        entry = kept | {"calibrate": "strong", "folds": 2, "candidates": candidates}
+        problem = only_problem({"pseudo_labels.ficklenet": entry})
+        assert problem.startswith(f"pseudo_labels.ficklenet.candidates.refinements.{said}")
+
+
+BOUNDARY = {"width": 8, "steps": 10, "batch_size": 2, "learning_rate": 0.01, "examples": 10}
 
 
 def test_a_section_of_another_kind_is_told_in_one_sentence() -> None:

@@ -468,15 +468,15 @@ class TestStages:
                 remember("classifier", records)
                 super().__init__(records, *others)
 
-        real = train_classifier.measure, labelling.extractor, dis.samples
+        real = train_classifier.measure, labelling.source, dis.samples
 
         def measure(model: Any, device: Any, val: list[Record], *others: Any) -> dict[str, Any]:
             remember("measured", val)
             return real[0](model, device, val, *others)
 
-        def extractor(plan: Any, path: Path, names: list[str], chosen: Sequence[Record], device: Any) -> Any:
+        def source(plan: Any, path: Path, names: list[str], chosen: Sequence[Record], *others: Any) -> Any:
             remember("labels", chosen)
-            return real[1](plan, path, names, chosen, device)
+            return real[1](plan, path, names, chosen, *others)
 
         def samples(params: dis.Training, inputs: Inputs) -> Any:
             remember("segmenter", (inputs.records[image_id] for image_id in inputs.weak))
@@ -484,7 +484,7 @@ class TestStages:
 
         monkeypatch.setattr(train_classifier, "TaggedImages", Watched)
         monkeypatch.setattr(train_classifier, "measure", measure)
-        monkeypatch.setattr(labelling, "extractor", extractor)
+        monkeypatch.setattr(labelling, "source", source)
         monkeypatch.setattr(dis, "samples", samples)
         run_stages("train_classifier", name="ficklenet", out=tmp_path / "classifier")
         run_stages("extract_pseudo_labels", input=tmp_path / "classifier", out=tmp_path / "labels")

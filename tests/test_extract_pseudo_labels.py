@@ -19,6 +19,7 @@ from segcore.data.geometry import Grid, resized_labels
 from segcore.data.manifest import read_manifest
 from segcore.data.pictures import read_labels
 from segcore.errors import Problem, Problems
+from segcore.localisation.deciding import Found
 from segcore.localisation.labeller import PseudoLabeller
 from segcore.models.systems import load_system
 from tests.tiny import files, run_stages, tiny_dataset, tiny_params, train_stochastic
@@ -93,7 +94,7 @@ def test_after_a_stop_it_goes_on_with_the_batch_that_it_was_at(tmp_path: Path, m
     labelled: list[str] = []
     written: list[Path] = []
 
-    def watched(self: PseudoLabeller, images: Tensor, tags: list[tuple[int, ...]], ids: list[str]) -> Tensor:
+    def watched(self: PseudoLabeller, images: list[Tensor], tags: list[tuple[int, ...]], ids: list[str]) -> list[Found]:
         labelled.extend(ids)
         return label(self, images, tags, ids)
 
@@ -278,6 +279,88 @@ def test_an_external_saliency_map_says_what_is_background(tmp_path: Path) -> Non
         cues = read_labels(pseudo_labels.cue_file(tmp_path / "out", image_id))
         assert (cues[:, 5:] != 0).all()
         assert (cues[:, :4] != 255).all()
+
+
+VIEWS = {"scales": [1.0, 1.5], "flip": True}
+
+
+@pytest.mark.parametrize("aggregation", [{"kind": "mean"}, {"kind": "quantile", "q": 0.8}, {"kind": "union"}])
+def test_labels_of_several_views_depend_on_no_batch(aggregation: dict[str, Any], tmp_path: Path) -> None:
+    settings = {"aggregation": aggregation, "views": "deep", "background": {"kind": "constant", "score": 0.3}}
+
+    def made(size: int) -> dict[str, bytes]:
+        entry = {f"pseudo_labels.ficklenet.{k}": v for k, v in (settings | {"batch_size": size}).items()}
+        params = tiny_params(tmp_path / "params.yaml", **{"views.deep": VIEWS}, **entry)
+        return extract(tmp_path / str(size), params)
+
+    several = made(4)
+    assert but_for_its_origin(several) == but_for_its_origin(made(1))
+    assert but_for_its_origin(several) != but_for_its_origin(extract(tmp_path / "published"))
+    told = json.loads(several["calibration.json"])
+    assert told["calibrate"] is None
+    assert told["chosen"]["aggregation"] == aggregation
+
+
+SMALL = {"width": 4, "steps": 4, "batch_size": 2, "learning_rate": 0.01, "examples": 10}
+CALIBRATED = {
+    "images": "weak", "source": "classifier", "input": "classifiers/ficklenet", "input_size": 65, "batch_size": 2,
+    "selection": "stochastic", "rate": 0.8, "passes": 4, "form": "factorised", "normalise": "map", "views": "single",
+    "calibrate": "strong", "folds": 2,
+    "candidates": {
+        "aggregations": [{"kind": "mean"}, {"kind": "quantile", "q": 0.9}],
+        "backgrounds": [{"kind": "constant", "score": [0.2, 0.4]}],
+        "refinements": [
+            {"kind": "none"},
+            {"kind": "crf", "crf": "grid", "confidence": [0.7], "long_side": 24},
+            {"kind": "affinity", "radius": 3, "beta": [4.0], "steps": [2, 8], "boundary": SMALL},
+        ],
+    },
+}  # fmt: skip
+
+
+def test_calibrated_labels_tell_what_was_chosen_and_go_on_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second try calibrates no more; the masks of other images than S are not opened before quality is measured."""
+    params = replaced(tmp_path, CALIBRATED)
+    whole = extract(tmp_path / "whole", params)
+    told = json.loads(whole["calibration.json"])
+    strong = Path("split/strong.txt").read_text().split()
+    assert (told["images"], told["folds"], len(told["tried"])) == (len(strong), 2, 2 * 2 * 4)
+    assert told["mean_iou"] == max(one["mean_iou"] for one in told["tried"])
+    read: list[Path] = []
+
+    def noted(path: Path) -> Any:
+        read.append(path)
+        return read_labels(path)
+
+    monkeypatch.setattr("segcore.evaluation.map_labels.read_labels", noted)
+    write = whole_files.write_atomically
+    written: list[Path] = []
+
+    def until_the_first_label(path: Path, content: bytes) -> None:
+        if path.suffix == ".png":
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_files, "write_atomically", until_the_first_label)
+        with pytest.raises(KeyboardInterrupt):
+            extract(tmp_path / "stopped", params)
+    assert {path.stem for path in read} <= {*strong}
+    assert read
+    read.clear()
+    assert extract(tmp_path / "stopped", params) == whole
+    assert read == []
+
+
+def test_one_walk_with_given_settings_learns_from_s(tmp_path: Path) -> None:
+    walk = {"kind": "affinity", "radius": 3, "beta": 4.0, "steps": 4, "boundary": SMALL}
+    changes = {"refinement": walk, "aggregation": {"kind": "mean"}, "background": {"kind": "constant", "score": 0.3}}
+    walked, alone = (extract(tmp_path / str(size), changed(tmp_path, **changes, batch_size=size)) for size in (4, 1))
+    assert but_for_its_origin(walked) == but_for_its_origin(alone)
+    assert json.loads(walked["calibration.json"])["chosen"]["refinement"]["steps"] == 4
 
 
 def test_there_is_no_such_set(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ SEEDED = every("train_classifier") | every("train_segmenter") | every("extract_p
         (PROPOSALS, of("evaluate", "deconvnet")),
         ({"systems.sec.start": "backbones/vgg_fine"}, of("train_segmenter", "sec")),
         ({"systems.deeplab.labels": "pseudo_labels/ficklenet"}, of("train_segmenter", "deeplab")),
-        ({"views.single.flip": True}, every("evaluate")),
+        ({"views.single.flip": True}, every("evaluate") | every("extract_pseudo_labels")),
         ({"evaluation.boundary_tolerance": 0.01}, every("evaluate")),
         ({"evaluation.panels": 7}, every("evaluate")),
     ],

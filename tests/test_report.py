@@ -377,6 +377,19 @@ RETRAINED = {
 }  # fmt: skip
 
 
+WALK = {
+    "kind": "affinity", "radius": 5, "beta": 10.0, "steps": 64,
+    "boundary": {"width": 8, "steps": 10, "batch_size": 2, "learning_rate": 0.01, "examples": 10},
+}  # fmt: skip
+CALIBRATED = {
+    "images": "weak", "source": "classifier", "input": "classifiers/ficklenet", "input_size": 97, "batch_size": 2,
+    "selection": "stochastic", "rate": 0.8, "passes": 4, "form": "factorised", "normalise": "map", "views": "single",
+    "calibrate": "strong", "folds": 2,
+    "candidates": {"aggregations": [{"kind": "mean"}],
+            "backgrounds": [{"kind": "constant", "score": [0.2]}], "refinements": [{"kind": "none"}]},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("system", "changes", "masks", "by_tags"),
     [
@@ -393,6 +406,9 @@ RETRAINED = {
         ("wssl_tags", {}, None, True),
         # a weight of 0 sees no masks, whatever images are named
         ("ficklenet_semi", {"systems.ficklenet_semi.training.full_weight": 0.0}, None, True),
+        # labels whose settings were chosen on masks, or whose walk learned boundaries from them
+        ("sec", {"pseudo_labels.deterministic": CALIBRATED}, 5, True),
+        ("sec", {"pseudo_labels.deterministic.refinement": WALK}, 5, True),
         # trained again on what a system predicts that had seen masks, or from its weights
         ("sec", RETRAINED, 5, True),
         ("sec", {"systems.sec.start": "segmenters/ficklenet_semi"}, 5, True),

@@ -1,5 +1,6 @@
 """The stochastic head and its maps: three forms that give the same, masks that depend on their key alone."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from segcore.config.labels import Mean, Quantile, Union
 from segcore.config.networks import StochasticParams
 from segcore.localisation import mask_bank
-from segcore.localisation.maps import Aggregate, localise, maps_of
+from segcore.localisation.aggregation import BINS, Aggregate, Merged, shares_of
+from segcore.localisation.maps import View, localise, maps_of
 from segcore.localisation.mask_bank import MaskBank
 from segcore.networks import dropout, stochastic_head
 from segcore.networks.stochastic_head import StochasticHead
@@ -190,6 +193,14 @@ def test_units_are_kept_at_their_rate_and_the_centre_always(rate: float) -> None
     assert np.abs(flat - np.eye(20)).max() < 0.08, "passes are independent"
 
 
+def merged_of(maps: Tensor, peak: Tensor | None, *sizes: int) -> Merged:
+    """Maps of one row of places, merged in chunks."""
+    merged = Aggregate(bins=True)
+    for chunk in maps.clone().split(list(sizes), dim=1):
+        merged.add(*shares_of(chunk, peak))
+    return merged.merged((1, len(maps)))
+
+
 def test_maps_are_merged_as_they_come() -> None:
     """Against the plain statement over all maps at once."""
     torch.manual_seed(0)
@@ -197,17 +208,35 @@ def test_maps_are_merged_as_they_come() -> None:
     maps[:, 2, 0] = 0  # one map of the first pair is empty
     maps[:, :, 2] = 0  # and all of the last
     shares = maps / maps.amax(0).clamp(min=1e-30)
-    merged = Aggregate(theta=0.7)
-    for chunk in maps.clone().split([1, 3, 2], dim=1):
-        merged.add(chunk)
-    assert torch.equal(merged.member, (shares > 0.7).any(1))
-    assert merged.member[:, :2].any()
-    assert not merged.member[:, 2].any()
-    torch.testing.assert_close(merged.mean, shares.sum(1) / torch.tensor([5.0, 6.0, 1.0]))
+    merged = merged_of(maps, None, 1, 3, 2)
+    members = merged.scores(Union(kind="union"))[:, 0] > 0.7
+    assert torch.equal(members, (shares > 0.7).any(1).T)
+    assert members[:2].any()
+    assert not members[2].any()
+    mean = (shares.sum(1) / torch.tensor([5.0, 6.0, 1.0])).T
+    torch.testing.assert_close(merged.scores(Mean(kind="mean"))[:, 0], mean)
+    assert torch.equal(merged.ranks(Union(kind="union")), merged.mean), "the mean decides among members of a union"
+    whole = merged_of(maps, None, 6)
+    assert whole.histogram is not None
+    assert merged.histogram is not None
+    assert torch.equal(merged.histogram, whole.histogram)
     peak = maps.amax((0, 1))
-    merged = Aggregate(theta=0.7, peak=peak)
-    merged.add(maps.clone())
-    assert torch.equal(merged.member, ((maps / peak.clamp(min=1e-30)) > 0.7).any(1))
+    merged = merged_of(maps, peak, 6)
+    assert torch.equal(merged.greatest[:, 0] > 0.7, ((maps / peak.clamp(min=1e-30)) > 0.7).any(1).T)
+
+
+@pytest.mark.parametrize("q", [0.05, 0.3, 0.5, 0.9, 0.999])
+def test_quantiles_are_off_by_less_than_a_bin(q: float) -> None:
+    torch.manual_seed(1)
+    maps = torch.rand(40, 200, 2) ** 3
+    maps[:, :20, 1] = 0  # empty maps do not count
+    shares = maps / maps.amax(0).clamp(min=1e-30)
+    found = merged_of(maps, None, 70, 130).scores(Quantile(kind="quantile", q=q))[:, 0]
+    for pair, values in enumerate((shares[:, :, 0], shares[:, 20:, 1])):
+        rank = math.ceil(q * values.shape[1])
+        true = values.sort(dim=1).values[:, rank - 1]
+        assert (found[pair] - true).abs().max() < 1 / BINS
+    assert not merged_of(0 * maps, None, 200).scores(Quantile(kind="quantile", q=q)).any()
 
 
 @pytest.mark.parametrize("normalise", ["map", "image"])
@@ -222,19 +251,20 @@ def test_localisation_is_the_same_in_every_form(
     monkeypatch.setitem(mask_bank.NUMBERS_AT_ONCE, "cpu", 3 * 6 * 7 * 25)
     monkeypatch.setattr("segcore.localisation.maps.PAIRS_AT_ONCE", 2)
     found = {
-        form: localise(head, top, image, tag, bank, selection, 0.8, form, 0.35, normalise)
+        form: localise(head, [View(top, bank)], image, tag, selection, 0.8, form, normalise)
         for form in ("factorised", "expanded", "naive")
     }
-    members, means = found["factorised"]
+    members, means = found["factorised"].greatest > 0.35, found["factorised"].mean
     assert members.shape == means.shape == (3, 6, 7)
     assert members.flatten(1).any(1).all()
     assert not members.all()
     for form in ("expanded", "naive"):
-        assert torch.equal(members, found[form][0])
-        torch.testing.assert_close(means, found[form][1], **EXACT)
+        assert torch.equal(members, found[form].greatest > 0.35)
+        torch.testing.assert_close(means, found[form].mean, **EXACT)
     if normalise == "map":
-        alone = localise(head, top[2:], image[:1], tag[2:], bank, selection, 0.8, "factorised", 0.35, normalise)
-        assert torch.equal(alone[0][0], members[2]), "other images and tags change nothing"
+        views = [View(top[2:], bank)]
+        alone = localise(head, views, image[:1], tag[2:], selection, 0.8, "factorised", normalise)
+        assert torch.equal(alone.greatest[0] > 0.35, members[2]), "other images and tags change nothing"
 
 
 def test_more_passes_find_more_and_no_tags_find_nothing() -> None:
@@ -243,13 +273,15 @@ def test_more_passes_find_more_and_no_tags_find_nothing() -> None:
     some = torch.tensor([0])
     banks = [bank_of(head, (8, 8), "stochastic", 0.9, passes) for passes in (1, 30)]
     few, many = (
-        localise(head, top, some, some, bank, "stochastic", 0.9, "factorised", 0.35, "map")[0] for bank in banks
+        localise(head, [View(top, bank)], some, some, "stochastic", 0.9, "factorised", "map").greatest > 0.35
+        for bank in banks
     )
     assert (many | ~few).all()
     assert many.sum() > few.sum()
     none = torch.zeros(0, dtype=torch.int64)
-    members, means = localise(head, top, none, none, banks[0], "stochastic", 0.9, "factorised", 0.35, "map")
-    assert members.shape == means.shape == (0, 8, 8)
+    nothing = localise(head, [View(top, banks[0])], none, none, "stochastic", 0.9, "factorised", "map", bins=True)
+    assert nothing.greatest.shape == nothing.mean.shape == (0, 8, 8)
+    assert nothing.scores(Quantile(kind="quantile", q=0.5)).shape == (0, 8, 8)
 
 
 def test_no_two_passes_are_alike_however_many_there_are() -> None:

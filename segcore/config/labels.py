@@ -4,10 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from segcore.config.refinements import AffinityParams, CRFParams, NetParams, RefinementCandidates, RefinementParams
 from segcore.config.section import (
     Count,
+    Fraction,
     GridSize,
-    NotNegative,
     Positive,
     Rate,
     Section,
@@ -18,22 +19,6 @@ from segcore.config.section import (
 Selection = Literal["stochastic", "general", "deterministic"]
 """Which hidden units a localisation map is made from: a random subset per window (FickleNet), ordinary dropout of
 single units, or all of them."""
-
-
-class CRFParams(Section):
-    """One of `crfs`: a fully connected CRF with two Gaussian kernels (Kraehenbuehl and Koltun 2011)."""
-
-    iterations: Count
-    """Steps of mean field."""
-    appearance_weight: NotNegative
-    appearance_xy: Positive
-    """Standard deviation in pixels of the image at its own size."""
-    appearance_rgb: Positive
-    smoothness_weight: NotNegative
-    smoothness_xy: Positive
-    stride: Count
-    """Every how many pixels of a picture it is computed, each way; what comes out is scaled up. A training grid is
-    computed whole."""
 
 
 class GrowingParams(Section):
@@ -70,12 +55,59 @@ class CueLossParams(Section):
         return self
 
 
+class Union(Section):
+    """A place has the greatest of all of its maps, so that it is a member if any of them exceeds `theta` (published).
+    Among members of several tags the greatest mean decides."""
+
+    kind: Literal["union"]
+
+
+class Mean(Section):
+    """A place has the mean of its maps."""
+
+    kind: Literal["mean"]
+
+
+class Quantile(Section):
+    """A place has the value that a share `q` of its maps does not exceed: of 0.5 the median, of 1 nearly the union."""
+
+    kind: Literal["quantile"]
+    q: Threshold
+
+
+AggregationParams = Annotated[Union | Mean | Quantile, Field(discriminator="kind")]
+"""What many maps of one tag become: one map of scores in 0..1."""
+
+
 class Gradient(Section):
     """Background is where the tags do not depend on the picture (SEC)."""
 
     kind: Literal["gradient"]
     fraction: Threshold
     """The share of the pixels, those that matter least to the classes, that is background."""
+
+
+class Constant(Section):
+    """Background is where no tag has a greater score; between it and `theta` nothing is known."""
+
+    kind: Literal["constant"]
+    score: Threshold
+
+
+class _Objects(Section):
+    """Background is where the tags' maps and a net that has learned from the masks of S what is any object at all, have
+    no greater score together: m^(1 - share) p^share of the map m and the probability p."""
+
+    kind: Literal["objects"]
+    net: NetParams
+
+
+class Objects(_Objects):
+    """One setting of it."""
+
+    score: Threshold
+    share: Fraction
+    """Of the net in the score; 0 is the constant alone."""
 
 
 class Saliency(Section):
@@ -93,7 +125,7 @@ class NoBackground(Section):
     kind: Literal["none"]
 
 
-BackgroundParams = Annotated[Gradient | Saliency | NoBackground, Field(discriminator="kind")]
+BackgroundParams = Annotated[Gradient | Constant | Objects | Saliency | NoBackground, Field(discriminator="kind")]
 
 
 class LabelsEntry(Section):
@@ -105,7 +137,7 @@ class LabelsEntry(Section):
     batch_size: Count
 
 
-class LabelsFromMaps(LabelsEntry):
+class MapsEntry(LabelsEntry):
     """Localisation maps of a classifier with a stochastic head, merged (Lee et al. 2019, section 3.2)."""
 
     source: Literal["classifier"]
@@ -113,13 +145,66 @@ class LabelsFromMaps(LabelsEntry):
     selection: Selection
     rate: Rate
     passes: Count
-    """Localisation maps N of an image and a tag."""
+    """Localisation maps N of an image and a tag at each view."""
     form: Literal["factorised", "expanded", "naive"]
-    theta: Threshold
-    """A pixel belongs to a class if a map of it exceeds this, every map divided by its greatest value."""
     normalise: Literal["map", "image"]
-    """Divide a map by its own greatest value, or by the greatest of all maps of its image and class."""
+    """Divide a map by its own greatest value, or by the greatest of all maps of its image and class at its view."""
+    views: Views
+    """At which sizes, and mirrored or not, maps are made; all are merged on the grid of `input_size` (published:
+    one view)."""
+
+
+class LabelsFromMaps(MapsEntry):
+    """What makes labels of the maps is given."""
+
+    calibrate: None
+    aggregation: AggregationParams
+    theta: Threshold
+    """A pixel belongs to a class if its score exceeds this, every map divided by its greatest value."""
     background: BackgroundParams
+    refinement: RefinementParams
+
+
+class ConstantCandidates(Section):
+    """Settings to choose among: every one of `score`, above which a tag has to be, so that every pixel is labelled."""
+
+    kind: Literal["constant"]
+    score: Annotated[tuple[Threshold, ...], Field(min_length=1)]
+
+
+class ObjectsCandidates(_Objects):
+    """Settings to choose among: every pair of `share` and `score`."""
+
+    score: Annotated[tuple[Threshold, ...], Field(min_length=1)]
+    share: Annotated[tuple[Fraction, ...], Field(min_length=1)]
+
+
+BackgroundCandidates = Annotated[ConstantCandidates | ObjectsCandidates, Field(discriminator="kind")]
+
+
+class Candidates(Section):
+    """What calibration chooses from: every combination is tried on the masks of S, the first of equals is taken."""
+
+    aggregations: Annotated[tuple[AggregationParams, ...], Field(min_length=1)]
+    backgrounds: Annotated[tuple[BackgroundCandidates, ...], Field(min_length=1)]
+    refinements: Annotated[tuple[RefinementCandidates, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _each_kind_once(self) -> "Candidates":
+        for name, some in (("refinements", self.refinements), ("backgrounds", self.backgrounds)):
+            kinds = [one.kind for one in some]
+            if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+                raise ValueError(f"{name} must name each kind once, as it lists its settings; found {twice[0]} again")
+        return self
+
+
+class CalibratedLabels(MapsEntry):
+    """What makes labels of the maps is chosen on the masks of S, and on nothing else."""
+
+    calibrate: Literal["strong"]
+    folds: Annotated[int, Field(ge=2, le=100)]
+    """Parts of S for cross-validation: what is learned from masks is judged on those of another part."""
+    candidates: Candidates
 
 
 class LabelsFromPredictions(LabelsEntry):
@@ -165,8 +250,20 @@ class LabelsFromFile(LabelsEntry):
 
 
 LabelsParams = Annotated[
-    LabelsFromMaps | LabelsFromPredictions | LabelsFromKnownTags | LabelsFromFile, Field(discriminator="source")
+    Annotated[LabelsFromMaps | CalibratedLabels, Field(discriminator="calibrate")]
+    | LabelsFromPredictions
+    | LabelsFromKnownTags
+    | LabelsFromFile,
+    Field(discriminator="source"),
 ]
+
+
+def learns_from_masks(entry: LabelsEntry) -> bool:
+    """Whether labels of classifier's maps come from masks of S, too: by their settings or by a net."""
+    return isinstance(entry, CalibratedLabels) or (
+        isinstance(entry, LabelsFromMaps)
+        and (isinstance(entry.refinement, AffinityParams) or isinstance(entry.background, Objects))
+    )
 
 
 class EvaluationParams(Section):

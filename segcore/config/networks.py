@@ -113,11 +113,10 @@ class FullyConnectedParams(Section):
     dropout: Rate
 
 
-class StochasticParams(Section):
-    """FickleNet's head: an s x s kernel from the top map straight to the classes, behind random selections of its units
-    (Lee et al. 2019, section 3.1)."""
+class _Stochastic(Section):
+    """FickleNet's head: an s x s kernel to the classes, behind random selections of its units (Lee et al. 2019,
+    section 3.1)."""
 
-    kind: Literal["stochastic"]
     kernel: Cells
     """Side s of the windows; odd, so that they have a centre."""
     selection: Selection
@@ -130,10 +129,25 @@ class StochasticParams(Section):
     """How it is computed: all three give the same."""
 
     @model_validator(mode="after")
-    def _has_a_centre(self) -> "StochasticParams":
+    def _has_a_centre(self) -> "_Stochastic":
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel {self.kernel} must be odd, as a window needs a centre")
         return self
+
+
+class StochasticParams(_Stochastic):
+    """As published: the kernel stands on the top map."""
+
+    kind: Literal["stochastic"]
+
+
+class HiddenStochasticParams(_Stochastic):
+    """With a layer of 1 x 1 and ReLU between the top map and the kernel: over a trunk that does not learn, nothing else
+    can learn under the selections."""
+
+    kind: Literal["hidden_stochastic"]
+    hidden: Count
+    """Channels of that layer."""
 
 
 class PooledParams(Section):
@@ -156,7 +170,9 @@ class PooledParams(Section):
         return self
 
 
-HeadParams = Annotated[FullyConnectedParams | StochasticParams | PooledParams, Field(discriminator="kind")]
+HeadParams = Annotated[
+    FullyConnectedParams | StochasticParams | HiddenStochasticParams | PooledParams, Field(discriminator="kind")
+]
 
 
 class DeconvolutionParams(Section):

@@ -12,7 +12,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from segcore.config.data import CropsParams, EdgeParams, ShapesParams, SplitParams, VocParams
-from segcore.config.labels import EvaluationParams, LabelsFromKnownTags, LabelsFromPredictions, LabelsParams
+from segcore.config.labels import (
+    EvaluationParams,
+    LabelsFromKnownTags,
+    LabelsFromPredictions,
+    LabelsParams,
+)
 from segcore.config.networks import BackboneParams, FittedParams, TrainedParams
 from segcore.config.settings import Settings
 from segcore.config.systems import CROPS, SEGMENTERS, SystemEntry

@@ -18,7 +18,7 @@ from segcore.config.section import LIKE, NAME
 from segcore.errors import Problem, Problems, hint
 
 MISTAKE = "params.yaml has a mistake:"
-DISCRIMINATORS = ("kind", "layout", "source")
+DISCRIMINATORS = ("kind", "layout", "source", "calibrate")
 """Keys that say which of several models a section is."""
 
 SectionType = TypeVar("SectionType")
@@ -70,9 +70,13 @@ def section(params: Mapping[str, Any], name: str, into: type[SectionType] | Any)
 
 
 def _telling(errors: Sequence[Any]) -> Iterator[Any]:
-    """Without what is said of the other keys of a section that is of the wrong kind."""
+    """Without what is said of the other keys of a section that is of the wrong kind, and of the length of a list whose
+    items are told to be wrong: pydantic counts the right ones."""
     wrong = {e["loc"][:-1] for e in errors if e["type"] == "literal_error" and e["loc"][-1] in DISCRIMINATORS}
     for error in errors:
+        where = error["loc"]
+        if error["type"] == "too_short" and any(e["loc"] != where and e["loc"][: len(where)] == where for e in errors):
+            continue
         above = [error["loc"][:length] for length in range(len(error["loc"]))]
         if wrong.isdisjoint(above) or error["loc"][-1] in DISCRIMINATORS:
             yield error
@@ -123,9 +127,12 @@ def _followed(into: Any, loc: tuple[Any, ...]) -> tuple[list[str], Any]:
         models = _models(into)
         chosen = [m for m in models if len(models) > 1 and _is_tag(part, m)]
         if chosen and not (len(models) == 1 and part in models[0].model_fields):
-            into = chosen[0]
+            into = Union[tuple(chosen)]  # noqa: UP007 - they may share one discriminator, and differ in the next
             continue
         path.append(str(part))
+        if isinstance(part, int) and get_origin(into) is tuple:
+            into = get_args(into)[0]
+            continue
         fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
         if not fields:
             return path + [str(rest) for rest in loc[number + 1 :]], None
@@ -148,17 +155,23 @@ def _is_tag(part: Any, model: type[BaseModel]) -> bool:
     return part == model.__name__ or any(part in _tags(model, key) for key in DISCRIMINATORS)
 
 
-def _tags(model: type[BaseModel], key: str) -> Iterator[Any]:
-    """The values of a discriminator that mean this model."""
+def _tags(model: type[BaseModel], key: str) -> Iterator[str]:
+    """The values of a discriminator that mean this model, as pydantic names them."""
     field = model.model_fields.get(key)
     if field is not None and get_origin(field.annotation) is Literal:
-        yield from get_args(field.annotation)
+        yield from map(str, get_args(field.annotation))
+    elif field is not None and field.annotation is type(None):
+        yield str(None)
 
 
-def _kinds(into: Any) -> dict[str, list[Any]]:
+def _kinds(into: Any) -> dict[str, list[str]]:
     """The discriminator of a union of models, and its values; empty for a single model."""
     models = _models(into)
     if len(models) < 2:
         return {}
-    tags = {key: sorted(tag for model in models for tag in _tags(model, key)) for key in DISCRIMINATORS}
-    return {key: values for key, values in tags.items() if values}
+    tags = {key: [list(_tags(model, key)) for model in models] for key in DISCRIMINATORS}
+    telling = {key: {tag for own in found for tag in own} for key, found in tags.items() if all(found)}
+    first = next((key for key, values in telling.items() if len(values) > 1), None)
+    if first is None:
+        return {}
+    return {first: ["null" if tag == str(None) else tag for tag in sorted(telling[first])]}

@@ -12,7 +12,6 @@ from typing import Any
 
 from segcore.config.data import CropsParams, DatasetParams, ShapesParams, SplitParams, VocParams
 from segcore.config.labels import (
-    CRFParams,
     CueLossParams,
     EvaluationParams,
     LabelsFromFile,
@@ -32,6 +31,7 @@ from segcore.config.networks import (
     TrainedParams,
 )
 from segcore.config.reading import MISTAKE, read, section
+from segcore.config.refinements import CRFParams
 from segcore.config.section import LIKE, NAME, Views
 from segcore.config.systems import BACKBONES, CROPS, PSEUDO_LABELS, SEGMENTERS, SystemEntry
 from segcore.config.training import RecipeParams
@@ -57,6 +57,8 @@ REFERENCES = (
     ("classifiers.*.head", "views", "views"),
     ("pseudo_labels.*", "crf", "crfs"),
     ("pseudo_labels.*", "views", "views"),
+    ("pseudo_labels.*.refinement", "crf", "crfs"),
+    ("pseudo_labels.*.candidates.refinements.*", "crf", "crfs"),
     ("systems.*.training", "network", "networks"),
     ("systems.*.training", "cues", "cue_losses"),
     ("systems.*.prediction", "views", "views"),
@@ -98,13 +100,7 @@ class Settings:
         self.views: dict[str, Views] = self._named("views")
         self._resolve("cue_losses.*")
         self.cue_losses: dict[str, CueLossParams] = self._named("cue_losses")
-        for place in (
-            "classifiers.*",
-            "classifiers.*.head",
-            "pseudo_labels.*",
-            "systems.*.training",
-            "systems.*.prediction",
-        ):
+        for place in dict.fromkeys(place for place, _, _ in REFERENCES if place != "cue_losses.*"):
             self._resolve(place)
         self.classifiers: dict[str, TrainedParams | FittedParams] = self._named("classifiers")
         self.pseudo_labels: dict[str, LabelsParams] = self._named("pseudo_labels")
@@ -249,7 +245,10 @@ class Settings:
 
 
 def _mappings(value: Any, path: list[str], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping at a dotted path in which * stands for any key, with its own path."""
+    """Every mapping at a dotted path in which * stands for any key or any place in a list, with its own path."""
+    if isinstance(value, list) and path[:1] == ["*"]:
+        for place, item in enumerate(value):
+            yield from _mappings(item, path[1:], f"{where}.{place}")
     if not isinstance(value, dict):
         return  # the model of that place says what is wrong with it
     if not path:

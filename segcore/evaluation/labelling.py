@@ -1,7 +1,9 @@
 """How the images of one `pseudo_labels` entry are labelled: by maps, by a segmenter's predictions, or as in a file."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,19 +19,17 @@ from segcore.config.labels import (
 )
 from segcore.config.plan import ExtractPseudoLabels
 from segcore.data import saliency_maps
-from segcore.data.geometry import Grid, stretched_square
+from segcore.data.geometry import Grid
 from segcore.data.manifest import Record
-from segcore.data.pictures import read_image
 from segcore.data.pseudo_labels import STRIDE, CuesFile
 from segcore.data.samples import tag_vector
 from segcore.errors import Problem
 from segcore.evaluation import inference
+from segcore.evaluation.map_labels import MapLabels
 from segcore.evaluation.reading import Pictures
-from segcore.localisation.labeller import PseudoLabeller
 from segcore.models.classifiers import load_classifier
 from segcore.models.systems import load_system
 from segcore.processes import Runtime
-from segcore.seeds import derived_seed
 
 Labels = UInt8[np.ndarray, "_ _"]
 Extract = Callable[[Sequence[Record]], Iterator[tuple[Labels, Labels]]]
@@ -51,34 +51,51 @@ def check(records: Sequence[Record], entry: LabelsParams) -> list[Path]:
     return [saliency_maps.file_of(root, record.image_id) for record in records]
 
 
-def extractor(
-    plan: ExtractPseudoLabels, path: Path, names: list[str], chosen: Sequence[Record], device: Runtime
-) -> Extract:
+@dataclass(frozen=True)
+class Source:
+    """How an entry labels images.
+
+    Attributes:
+        extract: labels some images, once all is prepared.
+        prepare: learns and chooses in a folder what comes before the first label, or reads it there; gives what
+            `map_labels.CALIBRATION` holds.
+    """
+
+    extract: Extract
+    prepare: Callable[[Path], dict[str, Any]]
+
+
+def source(
+    plan: ExtractPseudoLabels,
+    path: Path,
+    names: list[str],
+    chosen: Sequence[Record],
+    strong: Sequence[Record],
+    device: Runtime,
+) -> Source:
     """How the entry's source, a file or the folder of a finished model, labels the chosen images.
+
+    `strong` are the images of S, whose masks are read only if the entry learns from masks.
 
     Raises:
         Problem: no such source, or one of other classes or of another grid.
     """
     entry = plan.entry
     if isinstance(entry, LabelsFromFile):
-        return from_cues(CuesFile(path), entry, names, chosen)
+        return Source(from_cues(CuesFile(path), entry, names, chosen), _nothing)
     if isinstance(entry, LabelsFromPredictions):
-        return from_segmenter(plan, entry, path / "model", names, device)
+        return Source(from_segmenter(plan, entry, path / "model", names, device), _nothing)
     if isinstance(entry, LabelsFromKnownTags):
-        return from_known_tags(plan, entry, path / "model", names, device)
+        return Source(from_known_tags(plan, entry, path / "model", names, device), _nothing)
     path = path / "model"
     classifier, _, tags = load_classifier(path, device.device)
     _same_classes(path, tags, names)
-    label = PseudoLabeller(classifier, entry, derived_seed(plan.seed, "pseudo-labels"), device.device)
-    grid = Grid(entry.input_size, classifier.trunk.stride)
+    labels = MapLabels(entry, classifier, strong, len(names), plan.seed, device)
+    return Source(labels, labels.prepare)
 
-    def extract(records: Sequence[Record]) -> Iterator[tuple[Labels, Labels]]:
-        squares = [stretched_square(read_image(record.image), entry.input_size) for record in records]
-        images = torch.stack(squares).float().to(device.device)
-        cues = label(images, [r.tags for r in records], [r.image_id for r in records]).cpu().numpy()
-        return ((c, grid.at_pixels(c, r.height, r.width)) for c, r in zip(cues, records, strict=True))
 
-    return extract
+def _nothing(kept: Path) -> dict[str, Any]:
+    return {"calibrate": None, "chosen": None}
 
 
 def from_cues(file: CuesFile, entry: LabelsFromFile, names: list[str], chosen: Sequence[Record]) -> Extract:

@@ -1,13 +1,15 @@
 """The localisation maps of a tag under many random selections, merged into one as they come."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from segcore.config.labels import Selection
+from segcore.localisation.aggregation import BINS, Aggregate, Merged, shares_of
 from segcore.localisation.mask_bank import MaskBank
 from segcore.networks import stochastic_head
 from segcore.networks.stochastic_head import StochasticHead
@@ -16,44 +18,38 @@ PAIRS_AT_ONCE = 64
 """Pairs of an image and a tag whose maps are made together: bounds the memory of large batches."""
 
 
-class Aggregate:
-    """The maps of all passes merged as they come, without holding them (section 3.2 of FickleNet).
+@dataclass(frozen=True)
+class View:
+    """One look at a batch: what the head's windows see of it, and how its cells become those of the grid.
 
-    Each map is divided by `peak`, or if that is None by its own greatest value. A place is a member if any map exceeds
-    `theta` there. Maps that are zero everywhere are skipped: they count neither for the members nor for the mean, so a
-    pair whose maps are all zero has no member.
+    Attributes:
+        units: `StochasticHead.units` of the batch.
+        bank: the selections of this view.
+        rows: what reads its map at the rows of the grid that all views are merged on; None where they are its own.
+        columns: the same for columns.
     """
 
-    def __init__(self, theta: float, peak: Float[Tensor, " P"] | None = None) -> None:
-        self.theta = theta
-        self.peak = peak
-        self._member: Bool[Tensor, "N P"] | None = None
-        self._total: Float[Tensor, "N P"] | None = None
-        self._maps: Int64[Tensor, " P"] | None = None
-
-    def add(self, maps: Float[Tensor, "N n P"]) -> None:
-        """Merge n maps of each of the P pairs at the N places; overwrites them."""
-        own = maps.amax(0)
-        peak = own if self.peak is None else self.peak
-        maps /= peak.clamp(min=torch.finfo(maps.dtype).tiny)
-        member, total, count = maps.amax(1) > self.theta, maps.sum(1), (own > 0).sum(0)
-        if self._member is None or self._total is None or self._maps is None:
-            self._member, self._total, self._maps = member, total, count
-        else:
-            self._member, self._total, self._maps = self._member | member, self._total + total, self._maps + count
+    units: Float[Tensor, "B K h w"]
+    bank: MaskBank
+    rows: Float[Tensor, "y h"] | None = None
+    columns: Float[Tensor, "x w"] | None = None
 
     @property
-    def member(self) -> Bool[Tensor, "N P"]:
-        """Whether any map exceeded theta."""
-        assert self._member is not None
-        return self._member
+    def grid(self) -> tuple[int, int]:
+        """Of the cells that its maps are read at."""
+        height, width = self.units.shape[2:]
+        rows = height if self.rows is None else len(self.rows)
+        return rows, width if self.columns is None else len(self.columns)
 
-    @property
-    def mean(self) -> Float[Tensor, "N P"]:
-        """The mean of the divided maps, 0 where there was none."""
-        assert self._total is not None
-        assert self._maps is not None
-        return self._total / self._maps.clamp(min=1)
+    def read(self, maps: Float[Tensor, "N n P"]) -> Float[Tensor, "M n P"]:
+        """Its maps at the places of the grid."""
+        if self.rows is None and self.columns is None:
+            return maps
+        planes = maps.unflatten(0, tuple(self.units.shape[2:]))
+        for side, reader in ((0, self.rows), (1, self.columns)):
+            if reader is not None:
+                planes = torch.einsum("yh,h...->y...", reader.to(maps), planes.movedim(side, 0)).movedim(0, side)
+        return planes.flatten(0, 1)
 
 
 def maps_of(
@@ -68,8 +64,9 @@ def maps_of(
 ) -> Iterator[Float[Tensor, "N n P"]]:
     """The localisation maps of the logit of tag `tag` (0..L-1) in image `image`, some passes at a time.
 
-    Places are those of the top map, row by row. `bank` has channels as units if the selection is `general`, else the
-    offsets of a window; of `deterministic`, which is the expectation over selections, it keeps all.
+    `top` are the head's `units`. Places are those of the top map, row by row. `bank` has channels as units if the
+    selection is `general`, else the offsets of a window; of `deterministic`, which is the expectation over selections,
+    it keeps all.
     """
     weight = head.weight(selection, rate).to(top.dtype)
     per_channel = selection == "general"
@@ -84,30 +81,31 @@ def maps_of(
 @torch.no_grad()
 def localise(
     head: StochasticHead,
-    top: Float[Tensor, "B K h w"],
+    views: Sequence[View],
     image: Int64[Tensor, " P"],
     tag: Int64[Tensor, " P"],
-    bank: MaskBank,
     selection: Selection,
     rate: float,
     form: str,
-    theta: float,
     normalise: Literal["map", "image"],
-) -> tuple[Bool[Tensor, "P h w"], Float[Tensor, "P h w"]]:
-    """Where each pair of an image and a tag (0..L-1) is, by any of its maps, and the mean of its maps.
+    bins: bool = False,
+) -> Merged:
+    """Where each pair of an image and a tag (0..L-1) is, by all maps of all views.
 
-    `normalise: image` divides by the greatest value of all maps of a pair, for which they are made twice.
+    `normalise: image` divides by the greatest value of all maps of a pair at a view, for which they are made twice.
+    `bins` keeps what quantiles are read from.
     """
-    members = [torch.zeros(0, *top.shape[2:], dtype=torch.bool, device=top.device)]
-    means = [top.new_zeros(0, *top.shape[2:])]
-    for some in torch.arange(len(image), device=top.device).split(PAIRS_AT_ONCE) if len(image) else ():
-        wanted = (head, top, image[some], tag[some], bank, selection, rate, form)
-        peak = None
-        if normalise == "image":
-            peak = torch.stack([maps.amax((0, 1)) for maps in maps_of(*wanted)]).amax(0)
-        merged = Aggregate(theta, peak)
-        for maps in maps_of(*wanted):
-            merged.add(maps)
-        members.append(merged.member.T.unflatten(1, top.shape[2:]))
-        means.append(merged.mean.T.unflatten(1, top.shape[2:]))
-    return torch.cat(members), torch.cat(means)
+    nothing = views[0].units.new_zeros(0, *views[0].grid)
+    parts = [Merged(nothing, nothing, nothing[..., None].expand(*nothing.shape, BINS).int() if bins else None)]
+    for some in torch.arange(len(image), device=image.device).split(PAIRS_AT_ONCE) if len(image) else ():
+        merged = Aggregate(bins)
+        for view in views:
+            wanted = (head, view.units, image[some], tag[some], view.bank, selection, rate, form)
+            peak = None
+            if normalise == "image":
+                peak = torch.stack([maps.amax((0, 1)) for maps in maps_of(*wanted)]).amax(0)
+            for maps in maps_of(*wanted):
+                shares, there = shares_of(maps, peak)
+                merged.add(view.read(shares), there)
+        parts.append(merged.merged(views[0].grid))
+    return Merged.joined(parts)

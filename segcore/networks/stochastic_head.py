@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.config.labels import Selection
-from segcore.config.networks import StochasticParams
+from segcore.config.networks import HiddenStochasticParams, StochasticParams
 from segcore.networks.dropout import KeyedMask
 
 
@@ -112,14 +112,23 @@ class StochasticHead(nn.Module):
     does not divide by it. The maps, which need selections at inference too, are made by `localisation.localise`.
     """
 
-    def __init__(self, channels: int, n_tags: int, params: StochasticParams) -> None:
+    def __init__(self, channels: int, n_tags: int, params: StochasticParams | HiddenStochasticParams) -> None:
         super().__init__()
         self.params = params
         self.kernel = params.kernel
-        self.score = nn.Conv2d(channels, n_tags, params.kernel, padding=params.kernel // 2)
+        width = params.hidden if isinstance(params, HiddenStochasticParams) else channels
+        self.hidden = nn.Conv2d(channels, width, 1) if isinstance(params, HiddenStochasticParams) else None
+        self.score = nn.Conv2d(width, n_tags, params.kernel, padding=params.kernel // 2)
         self.mask = KeyedMask(params.rate)
         nn.init.normal_(self.score.weight, std=0.01)
         nn.init.zeros_(self.score.bias)  # type: ignore[arg-type]
+        if self.hidden is not None:
+            nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
+            nn.init.zeros_(self.hidden.bias)  # type: ignore[arg-type]
+
+    def units(self, top: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K h w"]:
+        """What the windows select from, and what maps are made of: the top map, or its hidden layer."""
+        return top if self.hidden is None else F.relu(self.hidden(top))
 
     @property
     def smallest_map(self) -> int:
@@ -143,9 +152,9 @@ class StochasticHead(nn.Module):
             factors[self.kernel // 2, self.kernel // 2] = 1  # the centre is always kept
         return self.score.weight * factors
 
-    def forward(self, top: Float[Tensor, "B K h w"]) -> Float[Tensor, "B L"]:
+    def forward(self, top: Float[Tensor, "B C h w"]) -> Float[Tensor, "B L"]:
         """The score of every tag, before the sigmoid."""
-        params = self.params
+        params, top = self.params, self.units(top)
         selection = params.selection if self.training and params.rate > 0 else "deterministic"
         kept = top.new_ones(1, self.kernel**2, *top.shape[2:])
         if selection == "general":

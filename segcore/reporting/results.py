@@ -8,6 +8,7 @@ import pandas as pd
 
 from segcore import made_of
 from segcore.config import fingerprints, plan
+from segcore.config.labels import LabelsEntry, learns_from_masks
 from segcore.config.settings import Settings
 from segcore.config.systems import CLASSIFIERS, CROPS, SEGMENTERS
 from segcore.data.manifest import read_ids
@@ -170,9 +171,11 @@ class Results:
 
     def _made_of(self, path: str, name: str) -> Mapping[str, str | None]:
         entry = (self.settings.classifiers if path.startswith(CLASSIFIERS) else self.settings.pseudo_labels).get(name)
+        lists = ["strong"] if isinstance(entry, LabelsEntry) and learns_from_masks(entry) else []
+        lists.append(entry.images if entry else "strong")
         wanted = {
             "data_set": self._data_set,
-            "images": self._images(entry.images if entry else "strong"),
+            "images": self._images(*lists),
             "training": fingerprints.expected(self.settings, path),
         }
         return wanted if path == CROPS else wanted | {"tags": self._tags}

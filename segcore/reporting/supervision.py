@@ -2,7 +2,7 @@
 
 from segcore import systems
 from segcore.config.data import StrongList, StrongPerClass
-from segcore.config.labels import LabelsFromFile
+from segcore.config.labels import LabelsFromFile, learns_from_masks
 from segcore.config.reading import section
 from segcore.config.settings import Settings
 from segcore.config.systems import CLASSIFIERS, PSEUDO_LABELS, SEGMENTERS
@@ -25,6 +25,7 @@ def supervision(system: str, settings: Settings) -> tuple[int | str | None, bool
         if entry.labels.startswith(PSEUDO_LABELS):
             labels = settings.pseudo_labels[entry.labels.removeprefix(PSEUDO_LABELS)]
             sees_tags |= labels.images == "weak"
+            sees_masks |= learns_from_masks(labels)
             makers += [] if isinstance(labels, LabelsFromFile) else [labels.input]
         else:
             sees_tags |= learns.tags
