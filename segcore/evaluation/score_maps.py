@@ -23,7 +23,7 @@ AT_ONCE = 128 * 2**20
 CLOSE = 1e-5
 """Of the greatest absolute score: far more than enlarging rounds by. Classes so close to the winner are looked at."""
 
-MOST_MIXED = 0.25
+MOST_MIXED = 0.5
 """Share of a grid's cells with several winners at their corners, beyond which looking at those takes too long."""
 
 

@@ -118,14 +118,15 @@ def predict_folder(
 def _threads(model: Model) -> Iterator[ThreadPoolExecutor]:
     """Threads that compute on one core each, and leave this thread those that it has.
 
-    A thread takes torch's number of threads when it first computes, and keeps it: all of these are started, and made
-    to compute by themselves, before this thread's own number is set again.
+    A thread takes the process's number of threads when it first asks for it, and keeps its own from then on: all of
+    these are started, and have theirs, before that of the process is set again.
     """
     cores = os.cpu_count() or 1
     number = max(1, min(MOST_THREADS, cores if model.device.type == "cuda" else cores // 2))
     own, started = torch.get_num_threads(), threading.Barrier(number)
 
     def start() -> None:
+        torch.get_num_threads()  # takes the number of the process, which would otherwise undo the next line later
         torch.set_num_threads(1)
         started.wait()
 
