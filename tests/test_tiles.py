@@ -107,5 +107,3 @@ def test_every_pixel_counts_and_neighbours_share_what_was_asked_for(length: int,
 def test_windows_that_share_more_than_half_are_refused() -> None:
     with pytest.raises(Problem, match="0 to half"):
         Tiles(64, 33)
-
-

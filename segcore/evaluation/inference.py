@@ -99,6 +99,17 @@ def restricted(
     return np.asarray(allowed, dtype=np.uint8)[winners(crf.refine(probabilities, image, params))]
 
 
+SAMPLES = 80
+"""Pixels along the shorter side at which the probabilities of tags are looked up: scores come from coarser grids."""
+
+
+@torch.no_grad()
+def probabilities(system: System, scores: ScoreMaps) -> Float[np.ndarray, " K"]:
+    """Of each class, the greatest probability on a grid of places: low where the picture shows nothing of it."""
+    step = max(1, min(scores.height, scores.width) // SAMPLES)
+    return system.probabilities(scores.sampled(step)[None])[0].flatten(1).amax(1).cpu().numpy()
+
+
 @dataclass(frozen=True)
 class Squares:
     """What a network takes of one picture: a square for each scale, and the picture's own height and width."""

@@ -32,9 +32,6 @@ Labels = UInt8[np.ndarray, "H W"]
 HOW = "prediction.json"
 """Beside a model that was taken out of its project: how it predicts."""
 
-SAMPLES = 80
-"""Pixels along the shorter side at which the probabilities of tags are looked up: scores come from coarser grids."""
-
 
 class _Edges(Section):
     """The part of a file of `check_params` that a system with proposals needs."""
@@ -167,9 +164,9 @@ class Model:
         else:
             labels = scores.winners()
         sure = self._sure(scores, labels) if confidence else None
-        some = self.system.probabilities(scores.sampled(_step(labels.shape))[None])[0]
+        some = inference.probabilities(self.system, scores)
         counts = np.bincount(labels.ravel(), minlength=len(self.classes))
-        return Predicted(labels, counts / labels.size, some.flatten(1).amax(1).cpu().numpy(), sure)
+        return Predicted(labels, counts / labels.size, some, sure)
 
     @torch.no_grad()
     def said_in_windows(
@@ -179,7 +176,7 @@ class Model:
         if self.tiles is None:
             raise ValueError("no windows were asked for")
         among = None if allowed is None else [0, *allowed]
-        step = _step(picture.shape[:2])
+        step = max(1, min(picture.shape[:2]) // inference.SAMPLES)
         labels, sure, most = [], [], []
         for scores in tiling.bands(self.system, picture, self.tiles, self.card["input_size"], self.views, batch_size):
             band = Enlarged(scores)
@@ -198,10 +195,6 @@ class Model:
         probabilities = self.system.probabilities(scores.whole()[None])[0]
         index = torch.from_numpy(labels.astype(np.int64)).to(probabilities.device)
         return (probabilities.gather(0, index[None])[0] * 255).round().to(torch.uint8).cpu().numpy()
-
-
-def _step(shape: tuple[int, ...]) -> int:
-    return max(1, min(shape) // SAMPLES)
 
 
 def as_array(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:

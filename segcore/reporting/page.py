@@ -75,6 +75,7 @@ def rendered(results: Results, params_text: str, run: Run) -> str:
         "tabled": [row for row in results.ranked if row.state != "missing"],
         "wanting": results.wanting,
         "compared": results.compared,
+        "tags_alone": results.tags_alone,
         "note": comparison.NOTE,
         "confusions": counts,
         "panels": {row.system: sorted((data / row.part.path / "panels").glob("*.png")) for row in shown},
