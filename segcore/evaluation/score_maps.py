@@ -47,6 +47,10 @@ class ScoreMaps(ABC):
         """The scores of all classes."""
         return self.of(slice(0, self.classes))
 
+    def ranked(self) -> Float[Tensor, "K H W"]:
+        """The scores of all classes times what keeps their order at each pixel, bit for bit."""
+        return self.whole()
+
     def sampled(self, step: int) -> Float[Tensor, "K _ _"]:
         """The scores of all classes on a grid of places, about every so many pixels each way."""
         if self.small:
@@ -56,7 +60,7 @@ class ScoreMaps(ABC):
     def winners(self, among: Sequence[int] | None = None) -> UInt8[np.ndarray, "H W"]:
         """The class with the greatest score at each pixel, the first one of equal ones; of all, or `among` some."""
         if self.small:
-            scores = self.whole() if among is None else self.whole()[list(among)]
+            scores = self.ranked() if among is None else self.ranked()[list(among)]
             found = winners(scores)
             return found if among is None else np.asarray(among, dtype=np.uint8)[found]
         some = self.contenders(list(range(self.classes)) if among is None else list(among))
@@ -109,6 +113,11 @@ class Mean(ScoreMaps):
     def of(self, classes: slice) -> Float[Tensor, "_ H W"]:
         return self._enlarged([some[:, classes] for some in self.sums.values()])
 
+    def ranked(self) -> Float[Tensor, "K H W"]:
+        if self.passes & (self.passes - 1):
+            return self.whole()  # by anything but a power of two, two scores may be rounded to one
+        return self._total([*self.sums.values()])
+
     def sampled(self, step: int) -> Float[Tensor, "K _ _"]:
         if len(self.sums) > 1:
             return super().sampled(step)
@@ -144,10 +153,11 @@ class Mean(ScoreMaps):
         return [k for k, may in zip(among, able.tolist(), strict=True) if may]
 
     def _enlarged(self, sums: Sequence[Float[Tensor, "1 _ _ _"]]) -> Float[Tensor, "_ H W"]:
+        return self._total(sums) / self.passes
+
+    def _total(self, sums: Sequence[Float[Tensor, "1 _ _ _"]]) -> Float[Tensor, "_ H W"]:
         whole = [F.interpolate(some, self.square, mode="bilinear")[0] for some in sums]
         total = whole[0] if len(whole) == 1 else torch.stack(whole).sum(0)
-        same = len(whole) == 1 and whole[0].data_ptr() == sums[0].data_ptr()  # nothing to enlarge
-        total = total / self.passes if same else total.div_(self.passes)
         return total[:, : self.height, : self.width]
 
 
