@@ -153,3 +153,13 @@ def test_windows_are_for_pictures_that_one_does_not_hold(tmp_path: Path) -> None
     assert parts[1].shares.sum() == pytest.approx(1)
     (limited,) = model(Tiles(64, 16)).predict_all(pictures[1:], [[1]])
     assert {*np.unique(limited.labels).tolist()} <= {0, 1}
+
+
+def test_a_scale_that_is_too_small_ends_the_run_before_any_picture(tmp_path: Path) -> None:
+    photos = photos_in(tmp_path / "in", (90, 60))
+    made = model()
+    made.system.smallest_input = 100
+    wanted = run.Wanted(False, False, 3, 0, 1, None)
+    with pytest.raises(Problem, match="at least 100"):
+        next(run.predict_folder(made, tmp_path / "weights", photos, tmp_path / "out", wanted))
+    assert not (tmp_path / "out").exists()

@@ -112,8 +112,8 @@ def test_the_report_and_the_table_say_tags_only(
 ) -> None:
     table = pd.read_csv(project / DATA / "report/systems.csv", index_col="system")
     assert table["state"].tolist() == ["current"] * 3
-    assert table["mean_iou"].isna().all()
-    assert (table["tag_mean_average_precision"] > 0).all()
+    assert np.isnan(table["mean_iou"].to_numpy()).all()
+    assert table["tag_mean_average_precision"].to_numpy().min() > 0
     html = (project / DATA / "report/index.html").read_text()
     assert "<strong>Tags only:</strong>" in html
     monkeypatch.chdir(project)

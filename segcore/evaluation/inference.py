@@ -126,11 +126,16 @@ def squares_of(system: System, image: Image, input_size: int, scales: Sequence[f
         Problem: a scale makes images too small for the system.
     """
     square = stretched_square if system.square == "stretch" else padded_square
-    sizes = _sizes(system, input_size, scales)
+    sizes = sizes_of(system, input_size, scales)
     return Squares(image.shape[0], image.shape[1], tuple(square(image, size) for size in sizes))
 
 
-def _sizes(system: System, input_size: int, scales: Sequence[float]) -> list[int]:
+def sizes_of(system: System, input_size: int, scales: Sequence[float]) -> list[int]:
+    """The sides of the squares that a picture becomes.
+
+    Raises:
+        Problem: a scale makes images too small for the system.
+    """
     sizes = [_input_size(system, input_size * scale) for scale in scales]
     for scale, size in zip(scales, sizes, strict=True):
         if size < system.smallest_input:

@@ -125,6 +125,15 @@ class Model:
         """The same as `scores`, of what `squares` made of the pictures."""
         return [*inference.maps_of(self.system, squares, self.views.flip)]
 
+    def check(self) -> None:
+        """See that the system takes pictures at the views.
+
+        Raises:
+            Problem: a scale makes images too small for the system.
+        """
+        if not self.system.proposals:
+            inference.sizes_of(self.system, self.card["input_size"], self.views.scales)
+
     def in_windows(self, tiles: Tiles) -> None:
         """Predict pictures that are larger than a window in windows from now on.
 

@@ -79,8 +79,9 @@ def predict_folder(
     """Predict this shard's pictures, with an outcome for each, in order of the batches.
 
     Raises:
-        Problem: the folder holds predictions of another model, or of other options.
+        Problem: the folder holds predictions of another model, or of other options; views that the model cannot take.
     """
+    model.check()
     _claim(model, weights, out, wanted)
     journal = Journal(out, wanted.shard, wanted.shards)
     batches = [photos[first : first + wanted.batch_size] for first in range(0, len(photos), wanted.batch_size)]
@@ -288,9 +289,10 @@ def _written(
 
 def overlay_jpeg(picture: Pixels, labels: UInt8[np.ndarray, "H W"]) -> bytes:
     """The picture with every found object in the colour of its class, half transparent."""
-    mixed = picture.copy()
-    shown = labels > 0
-    mixed[shown] = (picture[shown] * (1 - OPACITY) + voc_palette()[labels[shown]] * OPACITY).astype(np.uint8)
+    mixed, palette = picture.copy(), voc_palette()
+    for row, own, classes in zip(mixed, picture, labels, strict=True):  # a large one as floats would take gigabytes
+        shown = classes > 0
+        row[shown] = (own[shown] * (1 - OPACITY) + palette[classes[shown]] * OPACITY).astype(np.uint8)
     return _encoded(Image.fromarray(mixed), "JPEG")
 
 
