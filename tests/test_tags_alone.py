@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 from segcore.config import settings
-from segcore.config.data import SplitParams
-from segcore.data import splits
+from segcore.config.data import VocParams
 from segcore.data.manifest import read_manifest
 from segcore.errors import Problem, Problems
 from segcore.evaluation.scoring import validation_records
@@ -172,25 +171,7 @@ class TestOneMaskThatIsMissing:
             begin(tmp_path, monkeypatch, dataset=voc_section("voc"))
 
 
-def test_strong_images_are_none_where_nothing_needs_them() -> None:
-    records = {name: make_record(name, Path(name), None, 4, 4, (1,), "train") for name in "abc"}
-    params = SplitParams.model_validate(
-        {
-            "strong": {"kind": "per_class", "images": 2},
-            "weak_includes_strong": True,
-            "tag_noise": None,
-            "weak_images": None,
-        }
-    )
-    chosen = splits.choose(records, ["background", "cup"], None, params, 0)
-    assert (chosen.strong, chosen.weak) == ((), ("a", "b", "c"))
-    with pytest.raises(Problem, match=r"systems\.deeplab"):
-        splits.choose(records, ["background", "cup"], None, params, 0, ["systems.deeplab"])
-
-
 def test_the_reader_tells_a_list_without_masks(tmp_path: Path) -> None:
-    from segcore.config.data import VocParams
-
     params = VocParams.model_validate(with_tags_alone(tmp_path, ("val",)))
     listing = voc.read(tmp_path / "voc", params)
     assert not listing.problems

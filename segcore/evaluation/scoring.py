@@ -20,15 +20,12 @@ from segcore.errors import Problem, Problems
 from segcore.evaluation import per_image
 from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix
 from segcore.evaluation.numbers import rounded
-from segcore.evaluation.per_image import ImageCounts
+from segcore.evaluation.per_image import TAGS_ALONE, ImageCounts
 from segcore.evaluation.reading import Pictures
 from segcore.evaluation.tags import tag_metrics
 from segcore.files import as_cell, write_atomically
 
 Labels = UInt8[np.ndarray, "H W"]
-
-TAGS_ALONE = "tags"
-"""What `measured` in metrics.json says where the validation images have no masks."""
 
 ROWS_PER_CLASS = 100
 """Rows of confusion.csv for each true class: what the plot shows is their proportions, in per cent."""

@@ -15,7 +15,7 @@ from segcore.config.systems import CLASSIFIERS, CROPS, SEGMENTERS
 from segcore.data.manifest import read_ids
 from segcore.errors import Problem
 from segcore.evaluation import per_image
-from segcore.evaluation.scoring import TAGS_ALONE
+from segcore.evaluation.per_image import TAGS_ALONE
 from segcore.files import fingerprint
 from segcore.reporting import charts, kept, published
 from segcore.reporting.chance import Scored
