@@ -20,6 +20,9 @@ from segcore.errors import Problem
 from segcore.evaluation import inference
 from segcore.systems.contract import System
 
+ROWS = 64
+"""That are handed out at once: what is made of them takes several times the memory of their scores."""
+
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
@@ -88,8 +91,13 @@ def bands(
                 there[-1] += weights
         assert total is not None
         done = following - top
-        yield total[:-1, :done] / total[-1, :done]
-        total = torch.nn.functional.pad(total[:, done:], (0, 0, 0, done)) if following < height else None
+        for first in range(0, done, ROWS):
+            some = slice(first, min(first + ROWS, done))
+            yield total[:-1, some] / total[-1, some]
+        for first in range(0, rows - done, done):  # so much at once lies in nobody's way, and needs no copy
+            last = min(first + done, rows - done)
+            total[:, first:last] = total[:, first + done : last + done]
+        total[:, rows - done :] = 0
 
 
 def _scores(
