@@ -6,6 +6,7 @@ of the images, and the first one writes what all of them counted.
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.progress import track
 
@@ -17,7 +18,7 @@ from segcore.data.manifest import data_set_fingerprint, read_class_names, read_m
 from segcore.errors import Problem, some
 from segcore.evaluation import inference
 from segcore.evaluation.reading import Pictures
-from segcore.evaluation.scoring import Prediction, score, validation_records, write_results
+from segcore.evaluation.scoring import Prediction, score, tag_scores, validation_records, write_results
 from segcore.models.systems import load_system
 from segcore.processes import Runtime
 from segcore.reporting.prediction_panels import write_panels
@@ -43,25 +44,42 @@ def main(
         trained, card = load_system(model, plan.prediction, runtime.device)
         if (tags := card["tags"]) != names[1:]:
             raise Problem(f"{model} was trained for {tags}, but {classes} has {names[1:]}; train it again")
-        views, crf = trained.prediction.views, trained.prediction.crf
+        views, by_tags = trained.prediction.views, records[0].labels is None
+        crf = None if by_tags else trained.prediction.crf
 
         def predict(pictures: Pictures) -> Iterator[Prediction]:
             maps = inference.score_maps(trained, pictures, card["input_size"], views, plan.edges)
             for place, scores in enumerate(maps):
                 refined = crf and inference.refined(trained, scores, pictures[place], crf)
-                yield Prediction(scores.winners(), refined)
+                sure = inference.probabilities(trained, scores)[1:] if by_tags else None
+                yield Prediction(scores.winners(), refined, sure)
 
         mine = runtime.shard(records, plan.evaluation.batch_size)
         shares = runtime.gather(score(mine, predict, len(names), plan.evaluation, crf is not None, _watched))
         if runtime.is_main:
             scores = sum(shares[1:], start=shares[0])
             write_results(scores, names, out)
-            unseen = [name for name, count in zip(names, scores.confusion.counts.sum(1), strict=True) if not count]
+            if (of_tags := tag_scores(scores, names)) is not None:
+                tell_tags(system, of_tags, len(scores.images), out)
+            unseen = (
+                []
+                if by_tags
+                else [name for name, count in zip(names, scores.confusion.counts.sum(1), strict=True) if not count]
+            )
             if unseen:
                 console.say(f"warning: no validation mask shows {some(unseen)}: nothing measures it, its IoU is null")
             made_of.write(out, _origin(card.get("made_of", {}), data_set_fingerprint(known.values(), names), plan))
             write_panels(scores.images, {r.image_id: r for r in records}, names, plan.evaluation.panels, out)
-            console.say(f"{system}: mIoU {scores.confusion.mean_iou:.4f} on {len(scores.images)} images, in {out}")
+            if not by_tags:
+                console.say(f"{system}: mIoU {scores.confusion.mean_iou:.4f} on {len(scores.images)} images, in {out}")
+
+
+def tell_tags(system: str, of_tags: dict[str, Any], images: int, out: Path) -> None:
+    """Say that nothing but tags was measured, and how well they are found."""
+    console.say(
+        f"{system}: tags only, as no validation image has a mask: mean average precision "
+        f"{of_tags['mean_average_precision']:.4f} on {images} images, in {out}"
+    )
 
 
 def _origin(of_model: dict[str, str], data_set: str, plan: plans.Evaluate) -> dict[str, str]:

@@ -59,7 +59,7 @@ def main(*, manifest: Path, classes: Path, split: Path, out: Path, params: Path 
     with provenance.timed("make_crops", out):
         mine = list(_computed(processes.shard(records), settings.crops, settings.seed, processes.world))
         images = sorted((image for part in processes.gather(mine) for image in part), key=lambda image: image.image_id)
-        if not any(image.subsets for image in images):
+        if records and not any(image.subsets for image in images):
             raise Problem(f"no mask of {split / 'strong.txt'} holds an object; crops need at least one")
         if not processes.is_main:
             return
@@ -71,6 +71,8 @@ def main(*, manifest: Path, classes: Path, split: Path, out: Path, params: Path 
         counts = json.dumps(_counts(images, names), indent=2, ensure_ascii=False)
         write_atomically(out / "crops.json", f"{counts}\n".encode())
         examples = _examples(images, {record.image_id: record for record in records})
+        if not records:
+            console.say("no strong images, so there are no crops")
         origin = {
             "data_set": data_set_fingerprint(read_manifest(manifest).values(), names),
             "images": fingerprint(read_ids(split / "strong.txt"), ()),
@@ -158,6 +160,8 @@ def _size(image: ImageCrops) -> int:
 
 def _counts(images: Sequence[ImageCrops], names: Sequence[str]) -> dict[str, Any]:
     """What was made, and how well proposals do: the share of tight boxes that one meets with an IoU of 0.5 or 0.7."""
+    if not images:
+        return {"strong_images": 0, "crops": 0}
     crops = sum(_size(image) for image in images)
     nearest = np.array([iou for image in images for iou in image.nearest_iou])
     by_class: dict[str, dict[str, int]] = {}

@@ -31,7 +31,7 @@ def main(*, manifest: Path, classes: Path, out: Path, masks: Path, params: Path 
         names = read_class_names(classes)
         strong = plan.split.strong
         listed = _read_list(Path(strong.file)) if isinstance(strong, StrongList) else None
-        chosen = splits.choose(records, names, listed, plan.split, plan.seed)
+        chosen = splits.choose(records, names, listed, plan.split, plan.seed, settings.needing_masks)
         seen = splits.tags_seen(chosen, records, len(names) - 1, plan.split.tag_noise, plan.seed)
         lists = {name: [records[i] for i in getattr(chosen, name)] for name in ("strong", "weak")}
         handed_in.check(settings.pseudo_labels, lists, names, out.parent)
@@ -45,6 +45,8 @@ def main(*, manifest: Path, classes: Path, out: Path, masks: Path, params: Path 
         masks.mkdir(parents=True, exist_ok=True)
         write_atomically(masks / splits.MASKS_FILE, _masks(records, chosen.strong).encode())
         write_atomically(out / "split.json", (json.dumps(counts, indent=2) + "\n").encode())
+        if not chosen.strong:
+            console.say("no training image has a mask: everything is learned from tags alone")
         console.say(
             f"{len(chosen.strong)} strong, {len(chosen.weak)} weak and {len(chosen.val)} validation images: {out}"
         )

@@ -338,3 +338,30 @@ def test_each_picture_is_asked_for_once() -> None:
     pictures = Counted([blocks(40, 50)[0], blocks(60, 30)[0]])
     inference.score_maps(ByColour(), pictures, 64, views(0.5, 1.0, flip=True), None)
     assert Counted.asked == 2
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("last", [False, True])
+def test_classes_that_win_nowhere_are_left_out_and_no_other(
+    seed: int, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels of a large image are those of all its scores, bit for bit."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = torch.randn(1, 9, 3 + seed % 3, 4, generator=generator)
+    coarse = torch.nn.functional.interpolate(grid, (33, 33), mode="bilinear", align_corners=True)
+    if seed % 3 == 0:
+        coarse = (4 * coarse).round()  # ties, which the first class wins
+    if seed % 4 == 0:
+        coarse[:, 4:] -= 20
+    coarse = coarse.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    maps = score_maps.Mean(60, 90, (60, 90) if seed % 2 else (90, 90), 9, 2)
+    maps.add(coarse)
+    expected = np.stack([maps.of(slice(k, k + 1))[0].numpy() for k in range(9)]).argmax(0)
+    monkeypatch.setattr(score_maps, "AT_ONCE", 0)
+    contenders = maps.contenders(list(range(9)))
+    assert {*np.unique(expected).tolist()} <= {*contenders}
+    assert len(contenders) <= (4 if seed % 4 == 0 else 9)
+    assert np.array_equal(maps.winners(), expected)
+    among = [0, 3, 5, 8]
+    limited = np.stack([maps.of(slice(k, k + 1))[0].numpy() for k in among]).argmax(0)
+    assert np.array_equal(maps.winners(among), np.asarray(among, dtype=np.uint8)[limited])

@@ -164,6 +164,50 @@ class TestPredict:
         assert not read_labels(tmp_path / "out/masks/IMG 0001.png").any()
         assert "other options" in cli(project, *command[:-2], "--out", str(tmp_path / "out"), code=2)
 
+    @pytest.mark.parametrize("kind", ["coco", "geojson"])
+    def test_outlines_are_those_of_the_masks(self, project: Path, tmp_path: Path, kind: str) -> None:
+        photos, out = str(project.parent / "photos"), tmp_path / "out"
+        command = ("predict", f"{DATA}/segmenters/deeplab", photos, "--out", str(out), "--polygons", kind)
+        cli(project, *command)
+        labels = read_labels(out / "masks/IMG 0003.png")
+        areas = {index: int((labels == index).sum()) for index in (1, 2) if (labels == index).any()}
+        if kind == "geojson":
+            features = json.loads((out / "polygons/IMG 0003.geojson").read_text())["features"]
+            found = [(one["properties"]["index"], one["properties"]["area"]) for one in features]
+        else:
+            whole = json.loads((out / "polygons.json").read_text())
+            ids = {one["file_name"]: one["id"] for one in whole["images"]}
+            assert len(ids) == 14
+            assert [one["id"] for one in whole["annotations"]] == [*range(1, len(whole["annotations"]) + 1)]
+            assert [one["name"] for one in whole["categories"]] == ["cup", "tea_spoon"]
+            own = [one for one in whole["annotations"] if one["image_id"] == ids["IMG 0003.JPG"]]
+            found = [(one["category_id"], one["area"]) for one in own]
+        assert {index: sum(area for k, area in found if k == index) for index, _ in found} == areas
+        again = cli(project, *command)
+        assert "0 pictures predicted, 14 were there already" in again
+        changed = cli(project, *command, "--per", "class")
+        assert "14 pictures predicted, 0 left out" in changed or not areas
+
+    def test_large_pictures_are_predicted_in_windows(self, project: Path, tmp_path: Path) -> None:
+        model = f"{DATA}/segmenters/deeplab"
+        photos = [str(project.parent / f"photos/IMG {number:04d}.JPG") for number in (0, 1)]
+        command = ("predict", model, *photos, "--out")
+        cli(project, *command, str(tmp_path / "whole"))
+        cli(project, *command, str(tmp_path / "fits"), "--tile", str(max(SIZE)))
+        cli(project, *command, str(tmp_path / "parts"), "--tile", "40", "--overlap", "12", "--confidence")
+        mask = "masks/IMG 0000.png"
+        assert (tmp_path / "whole" / mask).read_bytes() == (tmp_path / "fits" / mask).read_bytes()
+        assert read_labels(tmp_path / "parts" / mask).shape == SIZE[::-1]
+        assert "other options" in cli(project, *command, str(tmp_path / "parts"), "--tile", "own", code=2)
+        for wrong, said in (
+            (("--tile", "big"), "own for the network's own 65"),
+            (("--tile", "40", "--overlap", "21"), "0 to half"),
+            (("--overlap", "4"), "give --tile"),
+            (("--polygons", "svg"), "coco or geojson"),
+            (("--polygons", "coco", "--per", "pixel"), "component or class"),
+        ):
+            assert said in cli(project, *command, str(tmp_path / "never"), *wrong, code=2)
+
     def test_predictions_go_to_an_annotator(self, project: Path, tmp_path: Path) -> None:
         photos = str(project.parent / "photos")
         cli(project, "predict", f"{DATA}/segmenters/deeplab", photos, "--out", str(tmp_path / "out"))
@@ -227,6 +271,14 @@ class TestProject:
         used = {settings.origin_of(name)[1] for name in systems} | {*settings.classifiers}
         assert {*settings.classifiers} <= used
         assert trunk in settings.backbones or systems == ("deconvnet",)
+
+    def test_systems_of_tags_alone_need_no_mask(self) -> None:
+        def needing(*systems: str) -> list[str]:
+            text = projects.params_yaml(projects.Wishes("mine", "pictures", "lite", False, systems))
+            return Settings(parsed(text, "params.yaml")).needing_masks
+
+        assert needing("wssl_tags", "sec", "ficklenet") == []
+        assert needing("wssl_tags", "deeplab", "decouplednet") == ["systems.decouplednet", "systems.deeplab"]
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

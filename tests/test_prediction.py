@@ -1,15 +1,21 @@
 """Which pictures are meant, and how many are predicted together."""
 
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segcore.errors import Problem
 from segcore.prediction import journal as journals
-from segcore.prediction import listing, run
+from segcore.prediction import listing, reading, run
+from segcore.prediction.listing import Photo
+from segcore.prediction.model import Model
+from segcore.prediction.tiles import Tiles
+from tests.test_tiles import Convolutions
 
 
 def touch(*paths: Path) -> None:
@@ -72,3 +78,88 @@ def test_a_journal_that_a_kill_cut_off_is_read_as_far_as_it_goes(tmp_path: Path)
     again.file.close()
     (tmp_path / "masks/a.png").unlink()
     assert {*journals.Journal(tmp_path, 0, 1).done} == {"b.jpg"}
+
+
+def model(tiles: Tiles | None = None) -> Model:
+    card = {"name": "convolutions", "tags": ["cup", "spoon"], "input_size": 64}
+    made = Model(Convolutions("stretch"), card, {"prediction": {}})
+    made.tiles = tiles
+    return made
+
+
+def photos_in(folder: Path, *sizes: tuple[int, int]) -> list[Photo]:
+    folder.mkdir()
+    for number, (width, height) in enumerate(sizes):
+        noise = np.random.default_rng(number).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return listing.photos([str(folder)])
+
+
+def test_threads_compute_on_one_core_and_leave_the_others_theirs() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with run._threads(model()) as pool:  # pyright: ignore[reportPrivateUsage]
+            inside = pool.submit(lambda: (torch.ones(10).sum(), torch.get_num_threads())[1]).result()
+            assert (inside, torch.get_num_threads()) == (1, 3)
+        found: list[int] = []
+        other = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        assert found == [3]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_labels_are_those_of_the_whole_scores_whatever_a_batch_holds(tmp_path: Path) -> None:
+    photos = photos_in(tmp_path / "in", (90, 60), (64, 64), (1700, 1300), (40, 80))
+    made = model()
+    wanted = run.Wanted(True, True, 3, 0, 1, None)
+    (tmp_path / "weights").touch()
+    done = [*run.predict_folder(made, tmp_path / "weights", photos, tmp_path / "out", wanted)]
+    assert [outcome.problem for outcome in done] == [None] * 4
+    for photo in photos:
+        picture = reading.read_image(photo.path)
+        (scores,) = made.scores([picture])
+        expected = scores.whole().max(0).indices.numpy()
+        with Image.open(tmp_path / f"out/masks/{photo.out}.png") as image:
+            assert np.array_equal(np.asarray(image), expected)
+
+
+def test_a_batch_keeps_no_large_photograph(tmp_path: Path) -> None:
+    small, large = photos_in(tmp_path / "in", (90, 60), (1700, 1300))
+    made = model()
+    found = [reading.ready(made, photo, True) for photo in (small, large)]
+    assert [isinstance(one, reading.Ready) and one.picture is not None for one in found] == [True, False]
+    for one in found:
+        assert isinstance(one, reading.Ready)
+        assert one.squares is not None
+        assert [square.shape for square in one.squares.at] == [(3, 64, 64)]
+    made.in_windows(Tiles(1000, 100))
+    later = reading.ready(made, large, True)
+    assert isinstance(later, reading.Ready)
+    assert (later.squares, later.picture, later.width) == (None, None, 1700)
+
+
+def test_windows_are_for_pictures_that_one_does_not_hold(tmp_path: Path) -> None:
+    photos = photos_in(tmp_path / "in", (60, 50), (200, 130))
+    pictures = [reading.read_image(photo.path) for photo in photos]
+    whole, parts = model().predict_all(pictures), model(Tiles(64, 16)).predict_all(pictures, confidence=True)
+    assert np.array_equal(whole[0].labels, parts[0].labels)
+    assert not np.array_equal(whole[1].labels, parts[1].labels)
+    assert parts[1].labels.shape == (130, 200)
+    assert parts[1].confidence is not None
+    assert parts[1].confidence.shape == (130, 200)
+    assert parts[1].shares.sum() == pytest.approx(1)
+    (limited,) = model(Tiles(64, 16)).predict_all(pictures[1:], [[1]])
+    assert {*np.unique(limited.labels).tolist()} <= {0, 1}
+
+
+def test_a_scale_that_is_too_small_ends_the_run_before_any_picture(tmp_path: Path) -> None:
+    photos = photos_in(tmp_path / "in", (90, 60))
+    made = model()
+    made.system.smallest_input = 100
+    wanted = run.Wanted(False, False, 3, 0, 1, None)
+    with pytest.raises(Problem, match="at least 100"):
+        next(run.predict_folder(made, tmp_path / "weights", photos, tmp_path / "out", wanted))
+    assert not (tmp_path / "out").exists()

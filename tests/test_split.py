@@ -152,8 +152,10 @@ def test_everything_strong_leaves_nothing_weak() -> None:
 
 def test_no_labels_at_all() -> None:
     records = images({"a": (1,), "b": (2,)}, labelled=False)
-    with pytest.raises(Problem, match="no training image has labels"):
-        splits.choose(records, CLASSES, None, params(strong=ALL), 0)
+    with pytest.raises(Problem, match=r"no training image has labels, and these entries .*: systems\.deeplab;"):
+        splits.choose(records, CLASSES, None, params(strong=ALL), 0, ["systems.deeplab"])
+    chosen = splits.choose(records, CLASSES, None, params(strong=ALL), 0)
+    assert (chosen.strong, chosen.weak) == ((), ("a", "b"))
 
 
 def test_a_list_tells_all_its_mistakes() -> None:

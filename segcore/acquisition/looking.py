@@ -56,7 +56,7 @@ class Looker:
         """The mean over pixels of the entropy among the allowed classes, 1 being that of a throw of the dice."""
         if len(allowed) < 2:
             return 0.0
-        some = scores.every(max(1, min(scores.height, scores.width) // SAMPLES))
+        some = scores.sampled(max(1, min(scores.height, scores.width) // SAMPLES))
         probabilities = self.model.system.probabilities(some[None])[0][allowed].clamp(min=1e-8)
         probabilities = probabilities / probabilities.sum(0, keepdim=True)
         entropy = -(probabilities * probabilities.log()).sum(0).mean()

@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segcore.cli import app, console
+
+if TYPE_CHECKING:
+    from segcore.prediction.polygons import Polygons
 
 NAMED = 20
 
@@ -23,6 +26,17 @@ def predict(
     confidence: Annotated[
         bool, typer.Option("--confidence", help="Also the probability of each pixel's class, 255 being 1.")
     ] = False,
+    outlines: Annotated[
+        str | None, typer.Option("--polygons", help="Also outlines: coco or geojson, for each component of a class.")
+    ] = None,
+    per: Annotated[str, typer.Option("--per", help="What an outline is of: component or class.")] = "component",
+    tile: Annotated[
+        str | None,
+        typer.Option(help="Predict larger pictures in windows of so many pixels; own: of the network's size."),
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(min=0, help="Pixels that windows share; a quarter of them if not told.")
+    ] = None,
     tags: Annotated[
         Path | None, typer.Option(help="CSV with image_id,tags: an image shows these classes at most.")
     ] = None,
@@ -55,9 +69,10 @@ def predict(
         place, places = _shard(shard)
         loaded = load(model, device=device, how=how)
         _change_views(loaded, scales, flip)
+        _change_tiles(loaded, tile, overlap)
         allowed = None if tags is None else _tags(tags, loaded.classes)
         photos = listing.photos(images)
-        wanted = run.Wanted(overlay, confidence, batch, place, places, allowed)
+        wanted = run.Wanted(overlay, confidence, batch, place, places, allowed, _polygons(outlines, per))
         outcomes = run.predict_folder(loaded, model_folder(model) / "model.safetensors", photos, out, wanted)
         quiet = not console.console.is_terminal
         mine = -(-len(photos) // places)
@@ -89,6 +104,36 @@ def _shard(text: str) -> tuple[int, int]:
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise Problem(f"--shard: found '{text}'; it must be i/n, such as 2/8 for the second of eight parts")
     return int(part) - 1, int(parts)
+
+
+def _change_tiles(model: object, tile: str | None, overlap: int | None) -> None:
+    from segcore.errors import Problem
+    from segcore.prediction.model import Model
+    from segcore.prediction.tiles import Tiles
+
+    assert isinstance(model, Model)
+    if tile is None:
+        if overlap is not None:
+            raise Problem("--overlap: it is of windows; give --tile, too")
+        return
+    own = int(model.card["input_size"])
+    if tile != "own" and not (tile.isdecimal() and int(tile) > 0):
+        raise Problem(f"--tile: found '{tile}'; it must be a number of pixels, or own for the network's own {own}")
+    size = own if tile == "own" else int(tile)
+    model.in_windows(Tiles(size, size // 4 if overlap is None else overlap))
+
+
+def _polygons(outlines: str | None, per: str) -> "Polygons | None":
+    from segcore.errors import Problem, hint
+    from segcore.prediction.polygons import ENDINGS, Polygons
+
+    if per not in ("component", "class"):
+        raise Problem(f"--per: found '{per}'; it must be component or class{hint(per, ('component', 'class'))}")
+    if outlines is None:
+        return None
+    if outlines not in ENDINGS:
+        raise Problem(f"--polygons: found '{outlines}'; it must be {' or '.join(ENDINGS)}{hint(outlines, ENDINGS)}")
+    return Polygons(outlines, per)
 
 
 def _change_views(model: object, scales: str | None, flip: bool | None) -> None:

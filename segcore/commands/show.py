@@ -38,6 +38,8 @@ def main(*, params: Path = Path("params.yaml")) -> None:
     current = [row for row in results.ranked if row.state == "current"]
     for warning in findings.warnings(current):
         console.say(f"warning: {warning}")
+    if results.tags_alone:
+        console.say("tags only: no validation image has a mask, so there is no mIoU")
     for line in (*wanting(results), *told(results)):
         console.say(line)
 
@@ -53,6 +55,8 @@ def shown(results: Results) -> pd.DataFrame:
             continue
         state = f"stale: {row.part.why}" if row.state == "stale" else row.state
         scores = {title: _percent(row.metrics.get(name)) for name, title in SCORES.items()}
+        if results.tags_alone:
+            scores = {"tags only: mAP": _percent(row.tag_precision)} | scores
         if found := results.compared.get(row.system):
             scores["mIoU"] = comparison.spread(found.mean, found.std)
         overs = (found.over_masks, found.over_next) if found else (None, None)

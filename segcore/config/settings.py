@@ -229,6 +229,17 @@ class Settings:
                     f"the {cells} cells of the top map at crops.input_size {self.crops.input_size}"
                 )
 
+    @property
+    def needing_masks(self) -> list[str]:
+        """The entries that learn from masks of strong images, or from crops, which are cut out of these."""
+        sections = {"classifiers": self.classifiers, "pseudo_labels": self.pseudo_labels, "systems": self.systems}
+        return [
+            f"{section}.{name}"
+            for section, entries in sections.items()
+            for name, entry in entries.items()
+            if entry.images == "strong" or (isinstance(entry, SystemEntry) and entry.labels == CROPS)
+        ]
+
     def origin_of(self, system: str) -> tuple[str, str]:
         """What is at the beginning of a system's chain of starts: `backbones` or `classifiers`, and its name.
 

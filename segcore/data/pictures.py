@@ -192,12 +192,12 @@ def write_png(path: Path, image: Image.Image) -> None:
     write_atomically(path, content.getvalue())
 
 
-def labels_png(labels: UInt8[np.ndarray, "H W"]) -> bytes:
-    """The file of `write_labels`."""
+def labels_png(labels: UInt8[np.ndarray, "H W"], effort: int = -1) -> bytes:
+    """The file of `write_labels`; zlib's `effort`, 1 to 9 (-1: its own 6), is a matter of bytes and time."""
     image = Image.fromarray(labels)
     image.putpalette(_VOC_PALETTE)
     file = io.BytesIO()
-    image.save(file, format="PNG")
+    image.save(file, format="PNG", compress_level=effort)
     return file.getvalue()
 
 

@@ -39,26 +39,33 @@ def choose(
     listed: Sequence[str] | None,
     params: SplitParams,
     seed: int,
+    needing: Sequence[str] = (),
 ) -> Splits:
     """Divide the images of a manifest.
 
     An image stands only for a class that its labels show, which its tags may exceed. `listed` are the lines of
-    `split.strong.file` where that is asked for.
+    `split.strong.file` where that is asked for. Where no training image has labels, S is empty, unless entries of the
+    parameters need it: `needing` are their names.
 
     Raises:
-        Problem: S or W cannot be chosen as asked, or W would be empty.
+        Problem: S or W cannot be chosen as asked, or W would be empty; there are no labels, and entries need some.
     """
     train = {image_id: record for image_id, record in records.items() if record.split == "train"}
     shown = {image_id: record.label_classes for image_id, record in train.items() if record.label_classes is not None}
     how = params.strong
-    if isinstance(how, StrongList):
+    if not shown and needing:
+        raise Problem(
+            f"no training image has labels, and these entries of params.yaml learn from masks: {', '.join(needing)}; "
+            "add masks (or SBD's by dataset.sbd_root), or take these entries out: what learns from tags alone stays"
+        )
+    if not shown and not isinstance(how, StrongList):
+        strong: list[str] = []
+    elif isinstance(how, StrongList):
         strong = _listed(listed or (), records, shown)
     elif isinstance(how, StrongAll):
         strong = list(shown)
     else:
         strong = [image_id for picked in per_class(shown, classes, how.images, seed) for image_id in picked]
-    if not strong:
-        raise Problem(f"split.strong.kind: {how.kind}: no training image has labels; add masks, or SBD's by sbd_root")
     weak: Collection[str] = set(train) if params.weak_includes_strong else set(train) - set(strong)
     if not weak:
         raise Problem(

@@ -1,6 +1,7 @@
 """From a picture to a class per pixel at its own resolution: squares, scales, flips, proposals, a CRF at the end."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import cv2
@@ -66,7 +67,7 @@ def score_maps(
         if edges is None:
             raise ValueError("proposals need the parameters of edges")
         return (by_proposals(predict_windows, image, input_size, system.proposals, edges) for image in images)
-    return _by_squares(system, images, input_size, scales, flip, tags)
+    return maps_of(system, [squares_of(system, image, input_size, scales) for image in images], flip, tags)
 
 
 def predict(
@@ -139,16 +140,43 @@ def decided(
     return torch.where(best > unknown[1], winners_of, labels).cpu().numpy()
 
 
-def _by_squares(
-    system: System,
-    images: Sequence[Image],
-    input_size: int,
-    scales: Sequence[float],
-    flip: bool,
-    tags: Float[Tensor, "B L"] | None,
-) -> list[ScoreMaps]:
-    predict = system.predict if tags is None else partial(system.predict_given, tags=tags)
-    stretched = system.square == "stretch"
+SAMPLES = 80
+"""Pixels along the shorter side at which the probabilities of tags are looked up: scores come from coarser grids."""
+
+
+@torch.no_grad()
+def probabilities(system: System, scores: ScoreMaps) -> Float[np.ndarray, " K"]:
+    """Of each class, the greatest probability on a grid of places: low where the picture shows nothing of it."""
+    step = max(1, min(scores.height, scores.width) // SAMPLES)
+    return system.probabilities(scores.sampled(step)[None])[0].flatten(1).amax(1).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Squares:
+    """What a network takes of one picture: a square for each scale, and the picture's own height and width."""
+
+    height: int
+    width: int
+    at: tuple[UInt8[Tensor, "3 _ _"], ...]
+
+
+def squares_of(system: System, image: Image, input_size: int, scales: Sequence[float]) -> Squares:
+    """The picture as the system takes it at each scale; nothing is computed, so another thread may ask for it.
+
+    Raises:
+        Problem: a scale makes images too small for the system.
+    """
+    square = stretched_square if system.square == "stretch" else padded_square
+    sizes = sizes_of(system, input_size, scales)
+    return Squares(image.shape[0], image.shape[1], tuple(square(image, size) for size in sizes))
+
+
+def sizes_of(system: System, input_size: int, scales: Sequence[float]) -> list[int]:
+    """The sides of the squares that a picture becomes.
+
+    Raises:
+        Problem: a scale makes images too small for the system.
+    """
     sizes = [input_size_of(system, input_size * scale) for scale in scales]
     for scale, size in zip(scales, sizes, strict=True):
         if size < system.smallest_input:
@@ -156,24 +184,38 @@ def _by_squares(
                 f"scales: {scale} of {input_size} makes images of {size} pixels; "
                 f"this system needs at least {system.smallest_input}"
             )
-    squares: list[list[Tensor]] = []
-    shapes: list[tuple[int, int]] = []
-    for image in images:
-        shapes.append((image.shape[0], image.shape[1]))
-        squares.append([(stretched_square if stretched else padded_square)(image, size) for size in sizes])
-    means: list[Mean] = []
-    for number in range(len(sizes)):
-        batch = torch.stack([some[number] for some in squares]).float().to(_device(system))
-        passes = [predict(batch)]
+    return sizes
+
+
+@torch.no_grad()
+def maps_of(
+    system: System, squares: Sequence[Squares], flip: bool, tags: Float[Tensor, "B L"] | None = None
+) -> list[Mean]:
+    """The system's scores at each pixel of the pictures that the squares were made of, predicted together.
+
+    With `tags` the system is given those of each picture.
+    """
+    predict = system.predict if tags is None else partial(system.predict_given, tags=tags)
+    scales = len(squares[0].at)
+    sums: dict[torch.Size, Float[Tensor, "B K _ _"]] = {}
+    for number in range(scales):
+        batch = torch.stack([some.at[number] for some in squares]).float().to(_device(system))
+        total = predict(batch)
+        if total.shape in sums:
+            total = sums[total.shape] + total
         if flip:
-            passes.append(predict(batch.flip(3)).flip(3))
-        for i, shape in enumerate(shapes):
-            if number == 0:
-                square = shape if stretched else (max(shape), max(shape))
-                means.append(Mean(*shape, square, passes[0].shape[1], len(sizes) * len(passes)))
-            for scores in passes:
-                means[i].add(scores[i : i + 1])
-    return [*means]
+            mirrored = predict(batch.flip(3)).flip(3)  # a copy, which may be added to
+            total = mirrored.add_(total)
+        sums[total.shape] = total
+    means = []
+    for i, some in enumerate(squares):
+        own = (some.height, some.width)
+        square = own if system.square == "stretch" else (max(own), max(own))
+        mean = Mean(*own, square, next(iter(sums.values())).shape[1], scales * (2 if flip else 1))
+        for total in sums.values():
+            mean.add(total[i : i + 1])
+        means.append(mean)
+    return means
 
 
 def input_size_of(system: System, wanted: float) -> int:

@@ -17,6 +17,9 @@ FILE = "images.parquet"
 PARTS = ("intersection", "truth", "predicted")
 """Pixels of a class that are right, that the masks show, that the system predicts; 255 in the mask is left out."""
 
+TAGS_ALONE = "tags"
+"""What `measured` in metrics.json says where no image has a mask, so that all of these counts are 0."""
+
 CRF = "_crf"
 """Ends the name of a column that counts what a CRF made of the predictions."""
 

@@ -2,11 +2,12 @@
 
 A picture of 24 megapixels and 21 classes has scores of 2 GB. What a network gave is far smaller, and is enlarged when
 it is asked for, some classes at a time. Each class is enlarged by itself, so the scores are the same bit for bit,
-however they are asked for.
+however they are asked for. Classes that can be the greatest nowhere in a large image are found before any is enlarged.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 import torch
@@ -18,6 +19,12 @@ from segcore.data.geometry import Box
 
 AT_ONCE = 128 * 2**20
 """Bytes of scores up to which an image's are handled as one tensor, as those of any photograph of VOC's size are."""
+
+CLOSE = 1e-5
+"""Of the greatest absolute score: far more than enlarging rounds by. Classes so close to the winner are looked at."""
+
+MOST_MIXED = 0.5
+"""Share of a grid's cells with several winners at their corners, beyond which looking at those takes too long."""
 
 
 class ScoreMaps(ABC):
@@ -40,18 +47,23 @@ class ScoreMaps(ABC):
         """The scores of all classes."""
         return self.of(slice(0, self.classes))
 
-    def every(self, step: int) -> Float[Tensor, "K _ _"]:
-        """The scores of all classes at every so many pixels, each way."""
+    def ranked(self) -> Float[Tensor, "K H W"]:
+        """The scores of all classes times what keeps their order at each pixel, bit for bit."""
+        return self.whole()
+
+    def sampled(self, step: int) -> Float[Tensor, "K _ _"]:
+        """The scores of all classes on a grid of places, about every so many pixels each way."""
         if self.small:
             return self.whole()[:, ::step, ::step]
         return torch.cat([self.of(slice(k, k + 1))[:, ::step, ::step] for k in range(self.classes)])
 
     def winners(self, among: Sequence[int] | None = None) -> UInt8[np.ndarray, "H W"]:
         """The class with the greatest score at each pixel, the first one of equal ones; of all, or `among` some."""
-        some = range(self.classes) if among is None else among
         if self.small:
-            scores = self.whole() if among is None else self.whole()[list(among)]
-            return np.asarray(some, dtype=np.uint8)[winners(scores)]
+            scores = self.ranked() if among is None else self.ranked()[list(among)]
+            found = winners(scores)
+            return found if among is None else np.asarray(among, dtype=np.uint8)[found]
+        some = self.contenders(list(range(self.classes)) if among is None else list(among))
         best = self.of(slice(some[0], some[0] + 1))[0].clone()
         labels = torch.full(best.shape, some[0], dtype=torch.uint8, device=best.device)
         for k in some[1:]:
@@ -59,6 +71,10 @@ class ScoreMaps(ABC):
             labels.masked_fill_(scores > best, k)
             torch.maximum(best, scores, out=best)
         return labels.cpu().numpy()
+
+    def contenders(self, among: list[int]) -> list[int]:
+        """Of some classes, those that may have the greatest score at some pixel: at least all that have."""
+        return among
 
 
 class Enlarged(ScoreMaps):
@@ -90,14 +106,59 @@ class Mean(ScoreMaps):
         self.sums: dict[tuple[int, ...], Float[Tensor, "1 K _ _"]] = {}
 
     def add(self, scores: Float[Tensor, "1 K S S"]) -> None:
-        """One more pass."""
+        """One more pass, or the sum of several of one size."""
         former = self.sums.get(scores.shape)
-        self.sums[scores.shape] = scores.clone() if former is None else former + scores
+        self.sums[scores.shape] = scores if former is None else former + scores
 
     def of(self, classes: slice) -> Float[Tensor, "_ H W"]:
-        whole = [F.interpolate(some[:, classes], self.square, mode="bilinear")[0] for some in self.sums.values()]
+        return self._enlarged([some[:, classes] for some in self.sums.values()])
+
+    def ranked(self) -> Float[Tensor, "K H W"]:
+        if self.passes & (self.passes - 1):
+            return self.whole()  # by anything but a power of two, two scores may be rounded to one
+        return self._total([*self.sums.values()])
+
+    def sampled(self, step: int) -> Float[Tensor, "K _ _"]:
+        if len(self.sums) > 1:
+            return super().sampled(step)
+        grid = next(iter(self.sums.values()))[0]  # the network's own places, which need no enlarging
+        down, across = (grid.shape[1 + axis] / self.square[axis] for axis in (0, 1))
+        rows, columns = ceil(self.height * down), ceil(self.width * across)
+        some = grid[:, : rows : max(1, ceil(step * down)), : columns : max(1, ceil(step * across))]
+        return some.contiguous() / self.passes
+
+    def contenders(self, among: list[int]) -> list[int]:
+        """What `among` may win at some pixel.
+
+        Between the four corners of a cell, scores lie between those of the corners, and a class below another one at
+        all four is below it everywhere between. So a class may win that is (close to) the greatest at a corner, or
+        whose greatest corner in a cell with several winners is not below the least corner of every other class.
+        """
+        if len(self.sums) > 1 or len(among) == 1:
+            return among
+        grid = next(iter(self.sums.values()))[0]
+        grid = grid if len(among) == self.classes else grid[among]
+        best = grid.amax(0)
+        if not best.isfinite().all():
+            return among
+        close = CLOSE * _greatest(grid)
+        able = (grid - best).flatten(1).amax(1) >= -close
+        mixed = _mixed(grid[able].max(0).indices)
+        if mixed.numel() > MOST_MIXED * best.numel():
+            return among
+        if mixed.numel():
+            values, width = grid.flatten(1), best.shape[1]
+            corners = torch.stack([values.index_select(1, mixed + there) for there in (0, 1, width, width + 1)])
+            able |= (corners.amax(0) >= corners.amin(0).amax(0) - close).any(1)
+        return [k for k, may in zip(among, able.tolist(), strict=True) if may]
+
+    def _enlarged(self, sums: Sequence[Float[Tensor, "1 _ _ _"]]) -> Float[Tensor, "_ H W"]:
+        return self._total(sums) / self.passes
+
+    def _total(self, sums: Sequence[Float[Tensor, "1 _ _ _"]]) -> Float[Tensor, "_ H W"]:
+        whole = [F.interpolate(some, self.square, mode="bilinear")[0] for some in sums]
         total = whole[0] if len(whole) == 1 else torch.stack(whole).sum(0)
-        return (total / self.passes)[:, : self.height, : self.width]
+        return total[:, : self.height, : self.width]
 
 
 class Greatest(ScoreMaps):
@@ -117,6 +178,19 @@ class Greatest(ScoreMaps):
             window = F.interpolate(scores[:, classes], (int(y2 - y1), int(x2 - x1)), mode="bilinear")[0]
             best[:, y1:y2, x1:x2] = torch.maximum(best[:, y1:y2, x1:x2], window)
         return best
+
+
+def _greatest(grid: Float[Tensor, "K h w"]) -> float:
+    least, most = torch.aminmax(grid)
+    return max(-float(least), float(most))
+
+
+def _mixed(first: Tensor) -> Tensor:
+    """The upper left places, in one row after the other, of cells whose corners have several winners."""
+    corner = first[:-1, :-1]
+    several = (corner != first[:-1, 1:]) | (corner != first[1:, :-1]) | (corner != first[1:, 1:])
+    rows, columns = several.nonzero(as_tuple=True)
+    return rows * first.shape[1] + columns
 
 
 def winners(scores: Float[Tensor, "K H W"]) -> UInt8[np.ndarray, "H W"]:

@@ -1,6 +1,7 @@
 """A system's predictions against the masks of a set of images: counted in shards, merged, written as tables."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 
 from segcore.config.labels import EvaluationParams
 from segcore.data.manifest import Record, read_ids
@@ -17,8 +18,9 @@ from segcore.errors import Problem, Problems
 from segcore.evaluation import per_image, predictions
 from segcore.evaluation.metrics import BoundaryScore, ConfusionMatrix
 from segcore.evaluation.numbers import rounded
-from segcore.evaluation.per_image import ImageCounts
+from segcore.evaluation.per_image import TAGS_ALONE, ImageCounts
 from segcore.evaluation.reading import Pictures
+from segcore.evaluation.tags import tag_metrics
 from segcore.files import as_cell, write_atomically
 
 Labels = UInt8[np.ndarray, "H W"]
@@ -29,10 +31,14 @@ ROWS_PER_CLASS = 100
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class of each pixel of an image, and what a CRF made of it, if one was asked for."""
+    """The class of each pixel of an image, and what a CRF made of it, if one was asked for.
+
+    `probabilities` are those of the tags 1..L, where the image has no mask to compare the labels with.
+    """
 
     labels: Labels
     refined: Labels | None = None
+    probabilities: Float[np.ndarray, " L"] | None = None
 
 
 Predict = Callable[[Pictures], Iterable[Prediction]]
@@ -40,11 +46,16 @@ Predict = Callable[[Pictures], Iterable[Prediction]]
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """One image's own mean IoU (of the classes that occur) and its prediction, as the bytes of a palette PNG."""
+    """One image's own mean IoU (of the classes that occur) and its prediction, as the bytes of a palette PNG.
+
+    Without a mask the IoU is nan, and `found` and `tags` are the probabilities of tags and which are true.
+    """
 
     image_id: str
     mean_iou: float
     prediction: bytes
+    found: Float[np.ndarray, " L"] | None = None
+    tags: Bool[np.ndarray, " L"] | None = None
 
 
 @dataclass
@@ -79,12 +90,14 @@ class Scores:
 
 
 def validation_records(manifest: dict[str, Record], val: Path) -> list[Record]:
-    """The images to score, in the order of the list.
+    """The images to score, in the order of the list; where none of them has labels, tags alone are scored.
 
     Raises:
-        Problems: an image is not in the manifest or has no labels to compare with; all of them are listed.
+        Problems: an image is not in the manifest, or has no labels to compare with while others have; all are listed.
     """
     ids = read_ids(val, made_by="split")
+    if ids and all(image_id in manifest and manifest[image_id].labels is None for image_id in ids):
+        return [manifest[image_id] for image_id in ids]
     problems = [f"{image_id}: not in the manifest" for image_id in ids if image_id not in manifest]
     problems += [
         f"{image_id}: no labels to compare with; add its mask or take it off the validation list"
@@ -127,6 +140,10 @@ def score(
         batch = records[first : first + params.batch_size]
         predictions = predict(Pictures([record.image for record in batch]))
         for record, prediction in zip(batch, predictions, strict=True):
+            if record.labels is None:
+                scores.images.append(_by_tags(record, prediction, n_classes))
+                scores.per_image.append(ImageCounts.of(record.image_id, ConfusionMatrix(n_classes)))
+                continue
             truth = read_truth(record, n_classes)
             alone = scores.count(record.image_id, truth, prediction.labels)
             scores.images.append(ScoredImage(record.image_id, alone.mean_iou, labels_png(prediction.labels)))
@@ -135,8 +152,17 @@ def score(
     return scores
 
 
+def _by_tags(record: Record, prediction: Prediction, n_classes: int) -> ScoredImage:
+    tags = np.isin(np.arange(1, n_classes), record.tags)
+    assert prediction.probabilities is not None
+    found = prediction.probabilities.clip(0, 1)  # of which rounding may have made a little more
+    return ScoredImage(record.image_id, math.nan, labels_png(prediction.labels), found, tags)
+
+
 def read_truth(record: Record, n_classes: int) -> Labels:
-    assert record.labels is not None
+    """The labels of an image at its own size; all unknown where it has none."""
+    if record.labels is None:
+        return np.full((record.height, record.width), IGNORE, dtype=np.uint8)
     truth = read_labels(record.labels)
     if truth.shape != (record.height, record.width):
         raise Problem(
@@ -156,6 +182,8 @@ def write_results(scores: Scores, names: Sequence[str], out: Path) -> None:
     confusion, boundary = scores.confusion, scores.boundary
     metrics = summary(scores)
     metrics |= {"images": len(scores.images), "iou": dict(zip(names, confusion.iou.tolist(), strict=True))}
+    if (by_tags := tag_scores(scores, names)) is not None:
+        metrics |= {"measured": TAGS_ALONE, "tags": by_tags}
     if scores.with_crf:
         metrics["with_crf"] = summary(scores.with_crf)
     cells = [as_cell(name) for name in names]
@@ -173,6 +201,13 @@ def write_results(scores: Scores, names: Sequence[str], out: Path) -> None:
         write_atomically(out / name, text.encode())
     per_image.write(out, scores.per_image, scores.with_crf.per_image if scores.with_crf else None, names)
     predictions.write(out, {image.image_id: image.prediction for image in scores.images})
+
+
+def tag_scores(scores: Scores, names: Sequence[str]) -> dict[str, Any] | None:
+    """How well the tags of images without masks are found (see `tag_metrics`); None where there are masks."""
+    found = [image.found for image in scores.images if image.found is not None]
+    true = [image.tags for image in scores.images if image.tags is not None]
+    return tag_metrics(np.stack(found), np.stack(true), names[1:]) if found else None
 
 
 def summary(scores: Scores) -> dict[str, Any]:
@@ -202,7 +237,14 @@ def _confusion_rows(counts: Int64[np.ndarray, "K K"], names: Sequence[str]) -> p
 
 
 def chosen(images: Sequence[ScoredImage], n_panels: int) -> list[tuple[str, ScoredImage]]:
-    """A third each of the best, those around the median, and the worst; none twice, fewer where there are fewer."""
+    """A third each of the best, those around the median, and the worst; none twice, fewer where there are fewer.
+
+    Of images that have no score, some, spread over them.
+    """
+    if images and all(np.isnan(image.mean_iou) for image in images):
+        some = sorted(images, key=lambda image: image.image_id)
+        places = np.linspace(0, len(some) - 1, min(n_panels, len(some)))
+        return [("unmeasured", some[round(place)]) for place in places]
     ranked = sorted((i for i in images if not np.isnan(i.mean_iou)), key=lambda i: (-i.mean_iou, i.image_id))
     n_best, n_median, n_worst = ((n_panels + 2 - part) // 3 for part in range(3))
     best, rest = ranked[:n_best], ranked[n_best:]

@@ -23,6 +23,7 @@ WARNINGS = (
     "class_in_no_mask",
     "class_of_no_image",
     "labels_twice",
+    "tags_alone",
     "tag_not_in_labels",
     "difficult_in_labels",
     "no_tags",

@@ -42,6 +42,10 @@ class Folder:
         """The files of an id with these endings, in small letters or capitals."""
         return [file for file in self.files.get(one_form(image_id), ()) if file.suffix.lower() in endings]
 
+    def holds(self, image_id: str) -> bool:
+        """Whether anything here might be the mask of the id."""
+        return bool(self._of(image_id, (*PICTURE_ENDINGS, *OTHER_ENDINGS)))
+
     def picture(self, image_id: str, problems: list[str]) -> Path:
         """The one picture of the id; where there is none, the devkit's own name for it."""
         found = self._of(image_id, PICTURE_ENDINGS)

@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from segcore.config.data import VocParams
@@ -72,12 +73,18 @@ def read(root: Path, params: VocParams) -> Listing:
     pictures, masks = Folder(root / "JPEGImages", problems), Folder(root / "SegmentationClass", problems)
     twice: list[str] = []
     find_labels = _labels_finder(root, params, masks, problems, twice)
+    # Where tags come from elsewhere, a validation list without any mask is meant so; one mask that is missing is not.
+    measured = tags_of is None or any(masks.holds(image_id) for image_id in val)
+    mask_of = partial(masks.mask, problems=problems, wanted=measured)
     entries = [
         *_entries(masks, "train", train, pictures, find_labels, tags_of, problems),
-        *_entries(masks, "val", val, pictures, lambda image_id: masks.mask(image_id, problems), tags_of, problems),
+        *_entries(masks, "val", val, pictures, mask_of, tags_of, problems),
     ]
     places = f"labels in {masks.path} and elsewhere (SegmentationClassAug/ or SBD); those in {masks.path} are taken"
     warnings = [("labels_twice", f"{len(twice)} images, {some(twice)}, have {places}")] if twice else []
+    if val and not measured:
+        what = f"none of the {len(val)} validation images has a mask in {masks.path}"
+        warnings.append(("tags_alone", f"{what}: systems are measured by their tags alone, and have no mIoU"))
     return Listing(tuple(classes), tuple(entries), tuple(problems), tuple(warnings))
 
 

@@ -21,6 +21,8 @@ from segcore.evaluation.score_maps import Enlarged, ScoreMaps
 from segcore.files import fingerprint
 from segcore.models.cards import read_card
 from segcore.models.systems import load_system
+from segcore.prediction import tiles as tiling
+from segcore.prediction.tiles import Tiles
 from segcore.systems.contract import System
 
 Picture = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
@@ -29,9 +31,6 @@ Labels = UInt8[np.ndarray, "H W"]
 
 HOW = "prediction.json"
 """Beside a model that was taken out of its project: how it predicts."""
-
-SAMPLES = 80
-"""Pixels along the shorter side at which the probabilities of tags are looked up: scores come from coarser grids."""
 
 
 class _Edges(Section):
@@ -59,6 +58,8 @@ class Model:
 
     Attributes:
         classes: the names of the classes, `background` first; a label is an index of it.
+        views: the sizes at which pictures are predicted, and whether mirrored, too.
+        tiles: the windows in which larger pictures are predicted; None predicts every picture whole.
     """
 
     def __init__(self, system: System, card: dict[str, Any], how: dict[str, Any]) -> None:
@@ -66,6 +67,7 @@ class Model:
         self.name: str = card["name"]
         self.classes: tuple[str, ...] = ("background", *card["tags"])
         self.views: Views = system.prediction.views
+        self.tiles: Tiles | None = None
         self._edges = section({"how": {"edges": how.get("edges")}}, "how", _Edges).edges
         self._how = how
 
@@ -100,34 +102,108 @@ class Model:
             allowed: for each picture the classes 1..L that it may show, or None for all.
         """
         limits = allowed or [None] * len(pictures)
-        maps = self.scores(pictures)
-        return [self.said(m, p, limit, confidence) for m, p, limit in zip(maps, pictures, limits, strict=True)]
+        whole = [place for place, picture in enumerate(pictures) if self.fits(*picture.shape[:2])]
+        maps = dict(zip(whole, self.scores([pictures[place] for place in whole]) if whole else (), strict=True))
+        return [
+            self.said(maps[place], picture, limit, confidence)
+            if place in maps
+            else self.said_in_windows(picture, limit, confidence, len(pictures))
+            for place, (picture, limit) in enumerate(zip(pictures, limits, strict=True))
+        ]
 
     def scores(self, pictures: Sequence[Pixels]) -> list[ScoreMaps]:
         """What the network says of pictures, for `said`."""
         return list(inference.score_maps(self.system, pictures, self.card["input_size"], self.views, self._edges))
 
+    def squares(self, picture: Pixels) -> inference.Squares | None:
+        """The picture as the network takes it, which any thread may ask for; None if it is predicted by proposals."""
+        if self.system.proposals:
+            return None
+        return inference.squares_of(self.system, picture, self.card["input_size"], self.views.scales)
+
+    def scores_of(self, squares: Sequence[inference.Squares]) -> list[ScoreMaps]:
+        """The same as `scores`, of what `squares` made of the pictures."""
+        return [*inference.maps_of(self.system, squares, self.views.flip)]
+
+    def check(self) -> None:
+        """See that the system takes pictures at the views.
+
+        Raises:
+            Problem: a scale makes images too small for the system.
+        """
+        if not self.system.proposals:
+            inference.sizes_of(self.system, self.card["input_size"], self.views.scales)
+
+    def in_windows(self, tiles: Tiles) -> None:
+        """Predict pictures that are larger than a window in windows from now on.
+
+        Raises:
+            Problem: the system refines its scores by a CRF, or predicts by proposals, which want the whole picture.
+        """
+        for wants, name in (
+            (self.system.prediction.crf is not None, "a CRF"),
+            (self.system.proposals > 0, "proposals"),
+        ):
+            if wants:
+                raise Problem(
+                    f"--tile: '{self.name}' predicts with {name}, which wants whole pictures; leave --tile out"
+                )
+        self.tiles = tiles
+
+    def fits(self, height: int, width: int) -> bool:
+        """Whether a picture of that size is predicted whole, and not in windows."""
+        return self.tiles is None or self.tiles.fits(height, width)
+
     @torch.no_grad()
-    def said(self, scores: ScoreMaps, picture: Pixels, allowed: Sequence[int] | None, confidence: bool) -> Predicted:
-        """What these scores mean; it may be asked by another thread while the network goes on."""
+    def said(
+        self, scores: ScoreMaps, picture: Pixels | None, allowed: Sequence[int] | None, confidence: bool
+    ) -> Predicted:
+        """What these scores mean; it may be asked by another thread while the network goes on.
+
+        The `picture` is asked for by a CRF alone.
+        """
         crf = self.system.prediction.crf
-        if scores.small:
+        if scores.small and (crf is not None or confidence):
             scores = Enlarged(scores.whole())  # once for all that follows
         if allowed is not None:
             labels = inference.restricted(self.system, scores, [0, *allowed], picture, crf)
         elif crf is not None:
+            assert picture is not None
             labels = inference.refined(self.system, scores, picture, crf)
         else:
             labels = scores.winners()
-        sure = None
-        if confidence:
-            probabilities = self.system.probabilities(scores.whole()[None])[0]
-            index = torch.from_numpy(labels.astype(np.int64)).to(probabilities.device)
-            sure = (probabilities.gather(0, index[None])[0] * 255).round().to(torch.uint8).cpu().numpy()
-        step = max(1, min(labels.shape) // SAMPLES)
-        some = self.system.probabilities(scores.every(step)[None])[0]
+        sure = self._sure(scores, labels) if confidence else None
+        some = inference.probabilities(self.system, scores)
         counts = np.bincount(labels.ravel(), minlength=len(self.classes))
-        return Predicted(labels, counts / labels.size, some.flatten(1).amax(1).cpu().numpy(), sure)
+        return Predicted(labels, counts / labels.size, some, sure)
+
+    @torch.no_grad()
+    def said_in_windows(
+        self, picture: Pixels, allowed: Sequence[int] | None, confidence: bool, batch_size: int
+    ) -> Predicted:
+        """What the model says of a picture that does not fit into one of its `tiles`."""
+        if self.tiles is None:
+            raise ValueError("no windows were asked for")
+        among = None if allowed is None else [0, *allowed]
+        step = max(1, min(picture.shape[:2]) // inference.SAMPLES)
+        labels, sure, most = [], [], []
+        for scores in tiling.bands(self.system, picture, self.tiles, self.card["input_size"], self.views, batch_size):
+            band = Enlarged(scores)
+            labels.append(band.winners(among))
+            sure += [self._sure(band, labels[-1])] if confidence else []
+            some = self.system.probabilities(scores[None, :, ::step, ::step])[0]
+            most.append(some.flatten(1).amax(1).cpu().numpy())
+        whole = np.concatenate(labels)
+        counts = np.bincount(whole.ravel(), minlength=len(self.classes))
+        return Predicted(
+            whole, counts / whole.size, np.stack(most).max(0), np.concatenate(sure) if confidence else None
+        )
+
+    def _sure(self, scores: ScoreMaps, labels: Labels) -> UInt8[np.ndarray, "H W"]:
+        """The probability of each pixel's class, 255 being 1."""
+        probabilities = self.system.probabilities(scores.whole()[None])[0]
+        index = torch.from_numpy(labels.astype(np.int64)).to(probabilities.device)
+        return (probabilities.gather(0, index[None])[0] * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def as_array(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:

@@ -1,35 +1,49 @@
 """Many pictures into a folder: masks, a table, and on demand overlays and maps of confidence.
 
-Pictures are read, and what scores mean is found and written, by threads while the network computes. A batch always
-holds the same pictures, whatever was done before and however the work is shared out, as a network may round otherwise
-in another batch. Each result is a line of a journal once its files are there, so that a run which was stopped goes on.
+Pictures are read, and what scores mean is found and written, by threads while the network computes; each of them uses
+one core, so that together they do not want more than there are. A batch always holds the same pictures, whatever was
+done before and however the work is shared out, as a network may round otherwise in another batch. It holds them as
+squares of the network's size; large photographs are in memory one by one. Each result is a line of a journal once its
+files are there, so that a run which was stopped goes on.
 """
 
 import io
 import json
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from segcore.data.pictures import labels_png, read_image, voc_palette
+from segcore.data.pictures import labels_png, voc_palette
 from segcore.errors import Problem
 from segcore.evaluation.score_maps import ScoreMaps
 from segcore.files import write_atomically
+from segcore.prediction import polygons
 from segcore.prediction.journal import Journal, done_in, table_of
 from segcore.prediction.listing import Photo
-from segcore.prediction.model import Model, Pixels
+from segcore.prediction.model import Model, Pixels, Predicted
+from segcore.prediction.polygons import Polygons
+from segcore.prediction.reading import Ready, ready, told
 
 CARD, TABLE = "predictions.json", "predictions.csv"
 AHEAD = 2
 """Batches that are read, or written, while another is computed."""
+
+MOST_THREADS = 8
+"""That read, and that write."""
+
+FAST = 1
+"""How hard zlib tries: half the time of its 6, for masks that are an eighth larger."""
 
 OPACITY = 0.5
 
@@ -45,6 +59,7 @@ class Wanted:
     shards: int
     tags: Mapping[str, Sequence[int]] | None
     """Classes 1..L that a picture may show, by its name without ending; None where all may."""
+    polygons: Polygons | None = None
 
 
 @dataclass(frozen=True)
@@ -64,36 +79,62 @@ def predict_folder(
     """Predict this shard's pictures, with an outcome for each, in order of the batches.
 
     Raises:
-        Problem: the folder holds predictions of another model, or of other options.
+        Problem: the folder holds predictions of another model, or of other options; views that the model cannot take.
     """
+    model.check()
     _claim(model, weights, out, wanted)
     journal = Journal(out, wanted.shard, wanted.shards)
     batches = [photos[first : first + wanted.batch_size] for first in range(0, len(photos), wanted.batch_size)]
     mine = batches[wanted.shard :: wanted.shards]
-    workers = max(2, min(8, os.cpu_count() or 1))
-    with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers:
-        reading: deque[tuple[Sequence[Photo], list[Future[Pixels | str]] | None]] = deque()
+    keep = wanted.overlay or model.system.prediction.crf is not None or model.system.proposals > 0
+    with _threads(model) as readers, _threads(model) as writers:
+        reading: deque[tuple[Sequence[Photo], list[Future[Ready | str]] | None]] = deque()
         writing: deque[list[tuple[Photo, Future[dict[str, Any]] | str]]] = deque()
         for place in range(len(mine) + AHEAD):
             if place < len(mine):
                 fresh = any(not _is_done(photo, journal, wanted) for photo in mine[place])
-                reading.append((mine[place], [readers.submit(_read, p) for p in mine[place]] if fresh else None))
+                reads = [readers.submit(ready, model, photo, keep) for photo in mine[place]] if fresh else None
+                reading.append((mine[place], reads))
             if place < AHEAD:
                 continue
             batch, reads = reading.popleft()
             if reads is None:
                 yield from (Outcome(photo, journal.done[photo.name].get("problem"), True) for photo in batch)
                 continue
-            pixels = [read.result() for read in reads]
-            writing.append(_predicted(model, batch, pixels, out, wanted, writers))
+            writing.append(_predicted(model, batch, [read.result() for read in reads], out, wanted, writers))
             if len(writing) > AHEAD:
                 yield from _recorded(writing.popleft(), journal)
         while writing:
             yield from _recorded(writing.popleft(), journal)
     journal.file.close()
     # Other shards may have gone on meanwhile: the last one to end writes the table of all.
-    table = table_of(photos, done_in(out), model.classes)
-    _write_shared(out / TABLE, table.encode(), wanted)
+    done = done_in(out)
+    _write_shared(out / TABLE, table_of(photos, done, model.classes).encode(), wanted)
+    if wanted.polygons is not None and wanted.polygons.format == "coco":
+        rows = [done[photo.name] for photo in photos if "polygons" in done.get(photo.name, ())]
+        _write_shared(out / polygons.WHOLE, polygons.coco_file(rows, model.classes, out).encode(), wanted)
+
+
+@contextmanager
+def _threads(model: Model) -> Iterator[ThreadPoolExecutor]:
+    """Threads that compute on one core each, and leave this thread those that it has.
+
+    A thread takes the process's number of threads when it first asks for it, and keeps its own from then on: all of
+    these are started, and have theirs, before that of the process is set again.
+    """
+    cores = os.cpu_count() or 1
+    number = max(1, min(MOST_THREADS, cores if model.device.type == "cuda" else cores // 2))
+    own, started = torch.get_num_threads(), threading.Barrier(number)
+
+    def start() -> None:
+        torch.get_num_threads()  # takes the number of the process, which would otherwise undo the next line later
+        torch.set_num_threads(1)
+        started.wait()
+
+    with ThreadPoolExecutor(number) as pool:
+        wait([pool.submit(start) for _ in range(number)])
+        torch.set_num_threads(own)
+        yield pool
 
 
 def _claim(model: Model, weights: Path, out: Path, wanted: Wanted) -> None:
@@ -104,6 +145,7 @@ def _claim(model: Model, weights: Path, out: Path, wanted: Wanted) -> None:
         "fingerprint": model.fingerprint(weights),
         "limited_to_tags": wanted.tags is not None,
         "batch_size": wanted.batch_size,
+        "tiles": None if model.tiles is None else [model.tiles.size, model.tiles.overlap],
     }
     text = json.dumps(card, indent=2) + "\n"
     file = out / CARD
@@ -134,6 +176,8 @@ def _is_done(photo: Photo, journal: Journal, wanted: Wanted) -> bool:
     row = journal.done.get(photo.name)
     if row is None or not ("problem" in row or {*_files(photo, wanted).values()} <= {*row["files"]}):
         return False
+    if wanted.polygons is not None and row.get("per", wanted.polygons.per) != wanted.polygons.per:
+        return False
     return row["stamp"] == _stamp(photo.path)
 
 
@@ -142,35 +186,56 @@ def _files(photo: Photo, wanted: Wanted) -> dict[str, str]:
     kinds = {"masks": ".png"}
     kinds |= {"overlays": ".jpg"} if wanted.overlay else {}
     kinds |= {"confidence": ".png"} if wanted.confidence else {}
+    kinds |= {"polygons": polygons.ENDINGS[wanted.polygons.format]} if wanted.polygons else {}
     return {kind: f"{kind}/{photo.out}{ending}" for kind, ending in kinds.items()}
-
-
-def _read(photo: Photo) -> Pixels | str:
-    try:
-        return read_image(photo.path)
-    except Problem as problem:
-        return str(problem).split("; mend it")[0]
 
 
 def _predicted(
     model: Model,
     batch: Sequence[Photo],
-    pixels: Sequence[Pixels | str],
+    read: Sequence[Ready | str],
     out: Path,
     wanted: Wanted,
     writers: ThreadPoolExecutor,
 ) -> list[tuple[Photo, Future[dict[str, Any]] | str]]:
     """Each picture of the batch with its row to come, or with what is wrong with it."""
-    good = [(photo, p) for photo, p in zip(batch, pixels, strict=True) if not isinstance(p, str)]
-    rows: dict[Photo, Future[dict[str, Any]] | str] = {
-        photo: p for photo, p in zip(batch, pixels, strict=True) if isinstance(p, str)
-    }
-    for (photo, picture), scores in zip(good, model.scores([picture for _, picture in good]), strict=True):
-        future = writers.submit(_written, model, photo, picture, scores, out, wanted)
-        if not scores.small:
-            wait([future])  # the scores of many large pictures at once would fill the memory
+    rows: dict[Photo, Future[dict[str, Any]] | str] = {}
+    together: list[tuple[Photo, Ready]] = []
+    for photo, one in zip(batch, read, strict=True):
+        if isinstance(one, str):
+            rows[photo] = one
+        elif one.squares is None:
+            rows[photo] = _alone(model, photo, one, out, wanted, writers)
+        else:
+            together.append((photo, one))
+    maps = model.scores_of([one.squares for _, one in together if one.squares is not None]) if together else []
+    for (photo, one), scores in zip(together, maps, strict=True):
+        future = writers.submit(_written, model, photo, one, scores, out, wanted)
+        if one.is_large:
+            wait([future])  # what is made of many large pictures at once would fill the memory
         rows[photo] = future
     return [(photo, rows[photo]) for photo in batch]
+
+
+def _alone(
+    model: Model, photo: Photo, one: Ready, out: Path, wanted: Wanted, writers: ThreadPoolExecutor
+) -> Future[dict[str, Any]] | str:
+    """A picture that is predicted in windows, or by proposals."""
+    try:
+        picture = one.pixels()
+    except Problem as problem:
+        return told(problem)
+    if model.fits(one.height, one.width):
+        (means,) = model.scores([picture])
+    else:
+        means = model.said_in_windows(picture, _allowed(photo, wanted), wanted.confidence, wanted.batch_size)
+    future = writers.submit(_written, model, photo, replace(one, picture=picture), means, out, wanted)
+    wait([future] if one.is_large else [])
+    return future
+
+
+def _allowed(photo: Photo, wanted: Wanted) -> Sequence[int] | None:
+    return None if wanted.tags is None else wanted.tags.get(Path(photo.name).stem)
 
 
 def _recorded(rows: Sequence[tuple[Photo, Future[dict[str, Any]] | str]], journal: Journal) -> Iterator[Outcome]:
@@ -184,23 +249,31 @@ def _recorded(rows: Sequence[tuple[Photo, Future[dict[str, Any]] | str]], journa
 
 
 def _written(
-    model: Model, photo: Photo, picture: Pixels, scores: ScoreMaps, out: Path, wanted: Wanted
+    model: Model, photo: Photo, one: Ready, means: ScoreMaps | Predicted, out: Path, wanted: Wanted
 ) -> dict[str, Any]:
-    """Write the files of one picture; its row."""
-    allowed = None if wanted.tags is None else wanted.tags.get(Path(photo.name).stem)
-    said = model.said(scores, picture, allowed, wanted.confidence)
+    """Write the files of one picture, of which the scores or what they mean is known; its row."""
+    needed = wanted.overlay or model.system.prediction.crf is not None
+    picture = one.pixels() if needed else None
+    allowed = _allowed(photo, wanted)
+    said = means if isinstance(means, Predicted) else model.said(means, picture, allowed, wanted.confidence)
     files = _files(photo, wanted)
-    contents = {"masks": labels_png(said.labels)}
+    contents = {"masks": labels_png(said.labels, FAST)}
     if wanted.overlay:
+        assert picture is not None
         contents["overlays"] = overlay_jpeg(picture, said.labels)
     if said.confidence is not None:
         contents["confidence"] = _encoded(Image.fromarray(said.confidence), "PNG")
+    if wanted.polygons is not None:
+        write = polygons.geojson if wanted.polygons.format == "geojson" else polygons.coco
+        text = write(said.labels, model.classes, said.probabilities, wanted.polygons.per)
+        contents["polygons"] = text.encode()
     for kind, content in contents.items():
         file = out / files[kind]
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, content)
     found = [index for index in range(1, len(model.classes)) if said.shares[index] > 0]
-    return {
+    outlined = {"polygons": files["polygons"], "per": wanted.polygons.per} if wanted.polygons is not None else {}
+    return outlined | {
         "image": photo.name,
         "path": str(photo.path),
         "stamp": _stamp(photo.path),
@@ -216,9 +289,10 @@ def _written(
 
 def overlay_jpeg(picture: Pixels, labels: UInt8[np.ndarray, "H W"]) -> bytes:
     """The picture with every found object in the colour of its class, half transparent."""
-    mixed = picture.copy()
-    shown = labels > 0
-    mixed[shown] = (picture[shown] * (1 - OPACITY) + voc_palette()[labels[shown]] * OPACITY).astype(np.uint8)
+    mixed, palette = picture.copy(), voc_palette()
+    for row, own, classes in zip(mixed, picture, labels, strict=True):  # a large one as floats would take gigabytes
+        shown = classes > 0
+        row[shown] = (own[shown] * (1 - OPACITY) + palette[classes[shown]] * OPACITY).astype(np.uint8)
     return _encoded(Image.fromarray(mixed), "JPEG")
 
 

@@ -39,8 +39,13 @@ def draw(examples: Sequence[Example], names: Sequence[str], warp: int) -> bytes:
     """A PNG with a row an example: the image with its labels and boxes, then its crops, warped to `warp` pixels.
 
     The target, pixels of the subset's classes, is outlined in yellow; what is unknown is pale. The frames tell
-    proposals from random boxes. `names` are those of all K classes, background first.
+    proposals from random boxes. `names` are those of all K classes, background first. Without examples it says so.
     """
+    if not examples:
+        figure = Figure(figsize=(6.0, 1.0), dpi=100)
+        FigureCanvasAgg(figure)
+        figure.text(0.5, 0.5, "There are no strong images, so there are no crops.", ha="center", va="center")
+        return _png(figure)
     figure = Figure(figsize=(2.1 * (SHOWN_BOXES + 1.5), 2.5 * len(examples) + 0.5), layout="constrained", dpi=100)
     FigureCanvasAgg(figure)
     widths = [1.5] + [1.0] * SHOWN_BOXES
@@ -62,6 +67,10 @@ def draw(examples: Sequence[Example], names: Sequence[str], warp: int) -> bytes:
         ],
         loc="outside lower center", ncols=4, fontsize=9, frameon=False,
     )  # fmt: skip
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     png = io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()

@@ -70,7 +70,8 @@ def rendered(results: Results, params_text: str, run: Run, earlier: Earlier | No
     names = [str(name) for name in counts[shown[0].system].index] if shown else []
     classifiers, pseudo_labels = results.current("classifiers"), results.current("pseudo_labels")
     class_colours = ["#" + bytes(rgb).hex() for rgb in voc_palette()[: len(names)]]
-    pictures = gallery(data, {row.system: data / row.part.path for row in shown}, names) if shown else None
+    compared = shown and not results.tags_alone  # without masks there is nothing to lay predictions beside
+    pictures = gallery(data, {row.system: data / row.part.path for row in shown}, names) if compared else None
     colours = {name: number for number, name in enumerate(settings.classifiers)}
     cards = {"Data set": "prepared/dataset.json", "Split": "split/split.json", "Crops": "crops/crops.json"}
     cards = {title: file for title, file in cards.items() if results.current(file.partition("/")[0])}
@@ -86,6 +87,7 @@ def rendered(results: Results, params_text: str, run: Run, earlier: Earlier | No
         "tabled": [row for row in results.ranked if row.state != "missing"],
         "wanting": results.wanting,
         "compared": results.compared,
+        "tags_alone": results.tags_alone,
         "note": comparison.NOTE,
         "confusions": counts,
         "gallery": pictures,

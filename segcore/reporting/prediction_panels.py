@@ -1,6 +1,7 @@
 """Pictures of the best, the median and the worst predictions."""
 
 import io
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ def write_panels(
         for number, (kind, scored) in enumerate(chosen(images, n_panels)):
             record = records[scored.image_id]
             prediction = np.asarray(Image.open(io.BytesIO(scored.prediction)))
-            title = f"{kind}: {scored.image_id}, mIoU {scored.mean_iou:.3f} of its classes"
+            title = f"{kind}: {scored.image_id}"
+            title += "" if math.isnan(scored.mean_iou) else f", mIoU {scored.mean_iou:.3f} of its classes"
             page = panels.panel(read_image(record.image), read_truth(record, len(names)), prediction, names, title)
             write_png(new / f"{number:02d}_{kind}_{scored.image_id.replace('/', '_')}.png", page)
         shutil.rmtree(folder, ignore_errors=True)

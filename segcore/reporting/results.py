@@ -14,6 +14,7 @@ from segcore.config.systems import CLASSIFIERS, CROPS, SEGMENTERS
 from segcore.data.manifest import read_ids
 from segcore.errors import Problem
 from segcore.evaluation import per_image
+from segcore.evaluation.per_image import TAGS_ALONE
 from segcore.files import fingerprint
 from segcore.reporting import kept, published
 from segcore.reporting.chance import Scored
@@ -77,7 +78,7 @@ class Results:
 
     def _mean(self, row: Row) -> float:
         found = self.compared.get(row.system)
-        return found.mean if found else row.metrics.get("mean_iou") or 0.0
+        return found.mean if found else row.metrics.get("mean_iou") or row.tag_precision or 0.0
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -103,8 +104,13 @@ class Results:
     def _of_kind(self, kind: str) -> Iterator[Part]:
         return (part for part in self.parts if part.path.partition("/")[0] == kind)
 
+    @property
+    def tags_alone(self) -> bool:
+        """Whether the validation images of current results have no masks, so that their tags alone are scored."""
+        return any(row.state == "current" and row.metrics.get("measured") == TAGS_ALONE for row in self.rows)
+
     def table(self) -> pd.DataFrame:
-        """A line a system; scores are fractions."""
+        """A line a system; scores are fractions. One more column where tags alone are scored."""
         return pd.DataFrame(
             {"system": row.system, "state": row.state, "why": row.part.why}
             | {name: row.metrics.get(name) for name in SCORES}
@@ -116,6 +122,7 @@ class Results:
                 "published": row.published,
             }
             | columns(self.compared.get(row.system))
+            | ({"tag_mean_average_precision": row.tag_precision} if self.tags_alone else {})
             for row in self.rows
         ).astype(dict.fromkeys(("images", "strong_images", "tagged_images"), "Int64"))
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from segcore.evaluation.per_image import TAGS_ALONE
+
 State = Literal["current", "stale", "missing"]
 RANKS: tuple[State, ...] = ("current", "stale", "missing")
 """The states, in the order in which their rows stand in a table."""
@@ -35,6 +37,11 @@ class Row:
     @property
     def state(self) -> State:
         return self.part.state
+
+    @property
+    def tag_precision(self) -> float | None:
+        """The mean average precision of tags, where validation images have no masks and nothing else was measured."""
+        return self.metrics["tags"]["mean_average_precision"] if self.metrics.get("measured") == TAGS_ALONE else None
 
     @property
     def learned_from(self) -> str:

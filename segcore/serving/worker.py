@@ -79,5 +79,5 @@ class Worker:
     @torch.no_grad()
     def _map(self, photo: Photo, index: int) -> UInt8[np.ndarray, "_ _"]:
         step = max(1, min(photo.size) // MAP_SIDE)
-        some = self.model.system.probabilities(self._scores_of(photo).every(step)[None])[0, index]
+        some = self.model.system.probabilities(self._scores_of(photo).sampled(step)[None])[0, index]
         return (some * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
