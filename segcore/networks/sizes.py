@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from segcore.config.labels import LabelsFromMaps, LabelsFromPredictions
-from segcore.config.networks import TIMM, BackboneParams
+from segcore.config.labels import LabelsFromKnownTags, LabelsFromPredictions, MapsEntry
+from segcore.config.networks import TIMM, BackboneParams, FittedParams
 from segcore.config.settings import Settings
 from segcore.config.systems import BACKBONES, CROPS, SEGMENTERS
 from segcore.errors import Problem, Problems
 from segcore.networks import backbones
 from segcore.networks.package_weights import PACKAGES
+from segcore.networks.pooled_head import sizes_of
 from segcore.networks.timm_models import unknown
 from segcore.networks.trunk import Trunk
 
@@ -74,13 +75,17 @@ def _told(places: list[str]) -> str:
 def uses(settings: Settings) -> Iterator[Use]:
     """Every size that a trunk is asked for: of classifiers, of pseudo-labels, of systems at each of their views."""
     for name, entry in settings.classifiers.items():
-        for key in ("input_size", "test_size"):
-            yield _use(f"classifiers.{name}.{key}", entry.backbone, getattr(entry, key))
+        if isinstance(entry, FittedParams):
+            for size in sizes_of(entry.head):
+                yield _use(f"classifiers.{name}.head", entry.backbone, size)
+            continue
+        yield _use(f"classifiers.{name}.input_size", entry.backbone, entry.input_size)
+        yield _use(f"classifiers.{name}.test_size", entry.backbone, entry.test_size)
     for name, labels in settings.pseudo_labels.items():
         kind, _, source = getattr(labels, "input", "").partition("/")
-        if isinstance(labels, LabelsFromMaps):
+        if isinstance(labels, MapsEntry):
             yield _use(f"pseudo_labels.{name}.input_size", settings.classifiers[source].backbone, labels.input_size)
-        elif isinstance(labels, LabelsFromPredictions) and kind == SEGMENTERS:
+        elif isinstance(labels, LabelsFromPredictions | LabelsFromKnownTags) and kind == SEGMENTERS:
             views = {"views": labels.views.model_dump()}
             yield from _at_views(f"pseudo_labels.{name}.views", settings, source, views, labels.input_size)
     for name, system in settings.systems.items():
