@@ -13,7 +13,10 @@ NAME = next((name for name in ("chromium", "chromium-browser", "google-chrome") 
 OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--proxy-server=127.0.0.1:9", "--virtual-time-budget=20000"),
+    *(
+        "--proxy-server=127.0.0.1:9",
+        "--virtual-time-budget=300000",
+    ),  # of a busy machine: what a page waits for takes real time
 )
 
 

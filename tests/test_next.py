@@ -29,7 +29,7 @@ from segcore.networks.trunk import Trunk
 from segcore.prediction import model as models
 from tests.devkit import PARAMS, make_record
 from tests.invented import SHAPES, scenes, write_json
-from tests.networks import build, entry, tag_names, tiny_classifier
+from tests.networks import build, classifier_for, entry, tag_names, tiny_classifier
 
 NAMES = ["background", *tag_names(len(SHAPES))]
 COST = Cost(tags=20.0, masks=240.0)
@@ -247,5 +247,5 @@ class TestUncertainty:
 @pytest.mark.parametrize("name", systems.names())
 def test_every_system_can_be_asked(name: str) -> None:
     """It has a trunk, by whose features images are compared."""
-    system = build(name, tiny_classifier())
+    system = build(name, classifier_for(name))
     assert any(isinstance(module, Trunk) for module in system.modules())

