@@ -184,7 +184,7 @@ def test_per_image_stages_write_the_same_bytes(folders: list[Path]) -> None:
     assert files(one / "crops") == files(two / "crops")
     assert len(files(one / "crops")) == 4
     assert files(one / "pseudo_labels") == files(two / "pseudo_labels")
-    assert len(files(one / "pseudo_labels")) == 2 * 9 + 4
+    assert len(files(one / "pseudo_labels")) == 2 * 9 + 5
 
 
 def test_evaluation_of_one_model_writes_the_same_bytes(folders: list[Path], tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_evaluation_of_one_model_writes_the_same_bytes(folders: list[Path], tmp_
     finally:
         os.chdir(here)
     assert files(tmp_path / "results") == files(two / arguments("evaluate")["out"])
-    assert len(files(tmp_path / "results")) == 9
+    assert len(files(tmp_path / "results")) == 10
 
 
 def test_only_the_first_process_speaks(folders: list[Path]) -> None:
