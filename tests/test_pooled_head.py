@@ -272,7 +272,9 @@ class TestEntry:
             Settings(changed({"classifiers.tags": ENTRY | {"recipe": "classifier"}}))
 
     def test_an_unknown_head_is_told_with_all_there_are(self) -> None:
-        with pytest.raises(Problem, match="'poold'; allowed are fully_connected, pooled, stochastic"):
+        with pytest.raises(
+            Problem, match="'poold'; allowed are fully_connected, hidden_stochastic, pooled, stochastic"
+        ):
             Settings(changed({"classifiers.decoupled.head.kind": "poold"}))
 
     def test_views_are_named(self) -> None:

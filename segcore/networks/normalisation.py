@@ -42,8 +42,10 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         x = x - mean[:, None, None]
         variance = cast(Tensor, _Sum.apply(x.square().sum((0, 2, 3)))) / count
         self._remember(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (x * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        x = x * torch.rsqrt(variance + self.eps)[:, None, None]
+        if self.affine:
+            x = x * self.weight[:, None, None] + self.bias[:, None, None]
+        return x.to(input.dtype)
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
