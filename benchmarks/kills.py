@@ -30,8 +30,8 @@ SYSTEM = "dsrg"
 WRITING = 0.15
 """Seconds within which DVC has written the lock."""
 
-ALWAYS = {"report"}
-"""`make report` runs it by force, as DVC knows nothing of the page."""
+ALWAYS = {"outside_files", "report"}
+"""What always runs; `make report` starts the second by force, as DVC knows nothing of the page."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Pipeline:
             cwd=PROJECT, capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         for name in filter(None, listed.split("\0")):
-            is_data = name.startswith("data/") and not name.startswith("data/embedded/")
+            is_data = name.startswith("data/") and not name.startswith(("data/embedded/", "data/.gitignore"))
             if (PROJECT / name).is_file() and not is_data and name != "dvc.lock":
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(PROJECT / name, folder / name)

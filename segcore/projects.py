@@ -1,8 +1,9 @@
 """A project of a person's own: what `segcore new` writes, made of the project that segcore itself is.
 
-There is one dvc.yaml. Where its stages depend on source files, those of a person's project depend on `segcore.json`,
-which tells the version of the package and the fingerprint of its code: another segcore makes everything again, once
-the person says so (`segcore upgrade`), and never by itself in the middle of a series of experiments.
+There is one dvc.yaml. Where its check of parameters depends on source files, that of a person's project depends on
+`segcore.json`, which tells the version of the package and the fingerprint of its code: another segcore makes again what
+its code concerns, once the person says so (`segcore upgrade`), and never by itself in the middle of a series of
+experiments.
 """
 
 import hashlib
@@ -18,13 +19,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from segcore import sources
 from segcore.config import profiles
 from segcore.config.reading import parsed
 from segcore.errors import Problem, hint
 
 PACKAGE = Path(__file__).parent
 STAMP = "segcore.json"
-"""What all stages of a person's project depend on instead of source files."""
+"""What the check of parameters of a person's project depends on instead of source files."""
 
 PROFILE, LITE = "own", "lite"
 TRUNKS: dict[str, dict[str, Any]] = {
@@ -51,9 +53,10 @@ __pycache__/
 .scratch/
 .*.partial
 /{images}/
-/data/*/report/index.html
 """
-DVC_IGNORED = "__pycache__/\n.venv/\n.scratch/\n"
+DVC_IGNORED = "__pycache__/\n.venv/\n.scratch/\n.*.partial\n.gitignore\n"
+DATA_IGNORED = "data/.gitignore"
+"""What of the results DVC keeps, and Git does not: the same in a project of a person's own."""
 
 ROOMS = {
     "segmenters": "systems",
@@ -85,15 +88,6 @@ def template() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent
 
 
-def sources() -> dict[str, Path]:
-    """Every file of code that a result may come from, by a name that is the same in a checkout and in a package."""
-    found = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
-    if template() != PACKAGE.parent:
-        return {name if name.startswith("stages/") else f"segcore/{name}": path for name, path in found.items()}
-    beside = {f"stages/{path.name}": path for path in (PACKAGE.parent / "stages").glob("*.py")}
-    return beside | {f"segcore/{name}": path for name, path in found.items()}
-
-
 def stamp() -> dict[str, str]:
     """The version of the package that runs, and a fingerprint of its code."""
     try:
@@ -101,7 +95,7 @@ def stamp() -> dict[str, str]:
     except metadata.PackageNotFoundError:  # a checkout that nobody installed
         version = "checkout"
     digest = hashlib.sha256()
-    for name, path in sorted(sources().items()):
+    for name, path in sources.files().items():
         digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return {"version": version, "code": digest.hexdigest()[:16]}
 
@@ -126,7 +120,7 @@ def check_stamp(folder: Path) -> None:
     if theirs != mine:
         raise Problem(
             f"{file}: this project is of segcore {_told(theirs)}, and {_told(mine)} is installed; install the former, "
-            "or run `segcore upgrade`, after which everything is made again"
+            "or run `segcore upgrade`, after which what its code concerns is made again"
         )
 
 

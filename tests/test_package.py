@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
-from segcore import projects
+from segcore import sources
 from tests.devkit import PROJECT
 
 
@@ -64,8 +64,8 @@ def test_it_works_where_the_project_is_not(unpacked: Path, tmp_path: Path) -> No
 
 
 def test_the_code_has_one_name_in_a_checkout_and_in_a_package(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = {name: path.read_bytes() for name, path in projects.sources().items()}
-    monkeypatch.setattr(projects, "PACKAGE", unpacked / "segcore")
-    there = {name: path.read_bytes() for name, path in projects.sources().items()}
+    here = {name: path.read_bytes() for name, path in sources.files().items()}
+    monkeypatch.setattr(sources, "PACKAGE", unpacked / "segcore")
+    there = {name: path.read_bytes() for name, path in sources.files().items()}
     assert here == there
     assert any(re.match(r"stages/\w+\.py", name) for name in there)

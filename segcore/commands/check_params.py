@@ -1,22 +1,30 @@
 """Check `params.yaml` before any stage runs, and write what each stage is handed of it.
 
 DVC clears the outputs of a stage before it runs it. All stages depend on what this command writes, so a mistake stops
-it, and them, while nothing else was touched; and a stage runs again only when the values that it uses have changed.
+it, and them, while nothing else was touched; and a stage runs again only when the values or the code that it uses have
+changed (`segcore.sources`).
 
 Writes `<data>/params/<stage>.json`, and `<data>/backbones/<name>/model/model.json` for systems to start from.
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
-from segcore import regularisers
 from segcore.cli import command, console
 from segcore.commands.outside_files import SCRATCH
 from segcore.config import outside, plan
-from segcore.files import fingerprint, write_atomically
+from segcore.config.settings import Settings
+from segcore.files import write_atomically
 from segcore.models.systems import save_backbone
 from segcore.networks import sizes
+from segcore.sources import Code
+
+OF_A_SYSTEM = ("train_segmenter", "evaluate")
+"""The stages that load the module of a system.
+
+Pseudo-labels from a segmenter load its module, too. They depend on the segmenter, and so run again when a change of its
+module trains another one.
+"""
 
 
 def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
@@ -25,9 +33,9 @@ def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
     sizes.check(settings)
     if not console.is_main_process():
         return
+    code = Code()
     for name, content in plan.files(settings):
-        if files := [Path(str(regularisers.load(n).__file__)) for n in _regularisers(content)]:
-            content["code"] = fingerprint("regularisers", files)  # DVC cannot name what only some entries have
+        content["code"] = code.fingerprints(*roots(settings, name))
         # The lists of the split are chosen, and cues and saliency maps are checked, before anything is trained.
         read = {"split": [content, settings.given["pseudo_labels"]], "report": []}.get(name, [content])
         if sums := outside.sums(dict(enumerate(read)), settings.dataset.root, data, SCRATCH):
@@ -41,9 +49,15 @@ def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
     console.say(f"{params} is in order")
 
 
-def _regularisers(content: dict[str, Any]) -> list[str]:
-    entry = content.get("entry", {})
-    return sorted(entry.get("training", {}).get("regularisers", {}))
+def roots(settings: Settings, name: str) -> list[str]:
+    """The files that the code of a stage, `<script>` or `<script>/<entry>`, is reached from."""
+    script, _, entry = name.partition("/")
+    found = [f"stages/{script}.py"]
+    if script in OF_A_SYSTEM:
+        system = settings.systems[entry]
+        found.append(f"segcore/systems/{system.module}.py")
+        found += [f"segcore/regularisers/{other}.py" for other in system.training.get("regularisers", {})]
+    return found
 
 
 if __name__ == "__main__":

@@ -50,8 +50,10 @@ def new(
             projects.STAMP: projects.stamp_text(),
             ".gitignore": projects.IGNORED.format(images=images),
             ".dvcignore": projects.DVC_IGNORED,
+            projects.DATA_IGNORED: (projects.template() / projects.DATA_IGNORED).read_text(),
         }
         for file, text in texts.items():
+            (folder / file).parent.mkdir(exist_ok=True)
             write_atomically(folder / file, text.encode())
         if (folder / ".git").is_dir():
             commit(folder)
@@ -66,7 +68,7 @@ def upgrade(
 ) -> None:
     """Make a project one of the segcore that is installed: dvc.yaml is written anew, params.yaml stays.
 
-    The next `dvc repro` makes everything again, by the installed code.
+    The next `dvc repro` makes again what the installed code makes otherwise.
 
     \b
     Example:
@@ -82,7 +84,9 @@ def upgrade(
         checked((folder / "params.yaml").read_text("utf-8"))
         write_atomically(folder / "dvc.yaml", projects.dvc_yaml().encode())
         write_atomically(folder / projects.STAMP, projects.stamp_text().encode())
-        console.say(f"{folder}: of segcore {projects.stamp()['version']} now; `dvc repro` makes everything again")
+        console.say(
+            f"{folder}: of segcore {projects.stamp()['version']} now; `dvc repro` makes again what its code concerns"
+        )
 
 
 def checked(text: str) -> str:

@@ -35,12 +35,16 @@ def stage(
 
 def _module(name: str) -> str:
     """The stages lie within the package once that is built, and beside it in a checkout."""
-    from segcore import projects
+    from segcore import sources
     from segcore.errors import Problem, hint
 
     if name in BEFORE_ALL:
         return f"segcore.commands.{name}"
-    known = sorted(file.removeprefix("stages/")[:-3] for file in projects.sources() if file.startswith("stages/"))
+    known = sorted(
+        file.removeprefix("stages/")[:-3]
+        for file in sources.files()
+        if file.startswith("stages/") and file.endswith(".py")
+    )
     known.remove("__init__")
     if name not in known:
         allowed = [*BEFORE_ALL, *known]
