@@ -86,8 +86,11 @@ def _options(given: Sequence[str] | None) -> argparse.Namespace:
 def _context(options: argparse.Namespace, deadline: float) -> Any:
     from benchmarks.gpu_parts.measuring import Context
 
+    def keep(figures: dict[str, Any]) -> None:
+        _write(options.out, options.parts[0], {"error": "cut short", "figures": figures, "complete": False})
+
     data = options.data or options.out / "rows"
-    return Context(options.toy, deadline, options.voc, options.weights, data)
+    return Context(options.toy, deadline, options.voc, options.weights, data, keep)
 
 
 def _part(name: str, options: argparse.Namespace, deadline: float) -> None:
@@ -114,10 +117,10 @@ def _part(name: str, options: argparse.Namespace, deadline: float) -> None:
     os.environ[CUBLAS] = ":4096:8"  # read when cuBLAS starts; without it its results may differ from run to run
     begin = time.monotonic()
     code = finished(command, limit)
-    if code is None:
-        _write(options.out, name, {"error": f"ended after {limit:.0f} s", "complete": False})
-    elif code:
-        _write(options.out, name, {"error": f"its process ended with exit code {code}", "complete": False})
+    if code != 0:
+        why = f"ended after {limit:.0f} s" if code is None else f"its process ended with exit code {code}"
+        kept = (_read(options.out, name) or {}).get("figures", {})
+        _write(options.out, name, {"error": why, "figures": kept, "complete": False})
     print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
 
 

@@ -21,6 +21,7 @@ from benchmarks.gpu_parts.measuring import (
     Figures,
     Pictures,
     bar,
+    built,
     fingerprint,
     recipe,
     settings,
@@ -36,6 +37,7 @@ from segcore.networks.classifiers import Classifier
 from segcore.networks.origin import Origin
 from segcore.networks.pooled_head import PooledHead
 from segcore.processes import Runtime
+from segcore.regularisers.contract import regularised
 from segcore.systems.contract import System
 
 CUBLAS = ":4096:8"
@@ -62,6 +64,8 @@ def determinism(context: Context) -> Figures:
     if context.is_gpu and os.environ.get("CUBLAS_WORKSPACE_CONFIG") != CUBLAS:
         raise RuntimeError(f"CUBLAS_WORKSPACE_CONFIG must be {CUBLAS} before the process starts")
     figures: Figures = {"every_system": {name: _told(_Small(name), context) for name in systems.names()}}
+    figures["every_system"]["deeplab with self_regulation"] = _told(_Regularised(), context)
+    context.keep(figures)
     for name, run in (("deeplab", _Published(context)), ("decouplednet", _Decoupled(context))):
         with deterministic(False):
             plain = _twice(run, context)
@@ -98,6 +102,18 @@ class _Small:
         pictures = Pictures(8, side, (side - 1) // system.label_stride + 1, strong=kinds)
         wanted = recipe(settings(toy=True), "deeplab", batch_size=4, learning_rate=RATE)
         return system, steps_of(system, pictures, wanted, Runtime("bf16"))
+
+
+class _Regularised:
+    """DeepLab with Self-Regulation, small: a loss of scores that are enlarged."""
+
+    def steps(self, context: Context) -> tuple[nn.Module, Iterator[Any]]:
+        chosen = settings(toy=True)
+        system = built(chosen, "deeplab_sr")
+        trainee: Any = regularised(system, system.params.regularisers, len(TAGS))
+        side = system.params.network.input_size
+        wanted = recipe(chosen, "deeplab_sr", batch_size=4, learning_rate=RATE)
+        return trainee, steps_of(trainee, Pictures(8, side, side), wanted, Runtime("bf16"))
 
 
 class _Published:

@@ -49,6 +49,7 @@ class Context:
         voc: a folder VOCdevkit/VOC2012, and
         weights: a folder with ImageNet weights, both for `rows` alone.
         data: where `rows` keeps what it trains.
+        keep: is told the figures of a part that takes long, as far as they are known: it may be ended at any moment.
     """
 
     toy: bool
@@ -56,6 +57,7 @@ class Context:
     voc: Path | None
     weights: Path | None
     data: Path
+    keep: Callable[["Figures"], None] = lambda figures: None
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property

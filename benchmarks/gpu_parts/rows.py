@@ -70,6 +70,7 @@ def rows(context: Context) -> Figures:
             continue
         try:
             found[title] = _row(context, trunk, system)
+            context.keep(found)
         except OutOfTime:
             left = [f"{system}, {trunk}" for trunk, system in ROWS[number:]]
             break
@@ -122,7 +123,7 @@ def _shrink(given: dict[str, Any]) -> None:
     for entry in given["classifiers"].values():
         head = entry["head"]
         if head["kind"] == "pooled":
-            head["input_size"] = 64
+            head |= {"input_size": 64, "pools": ["mean", "max"]}
         elif head["kind"] == "fully_connected":
             entry |= {"input_size": 64, "resize": 72, "test_size": 64}
             head |= {"width": 16, "kernel": 2}
