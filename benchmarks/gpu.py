@@ -43,7 +43,7 @@ PARTS = {
     "extraction": Part("labels.extraction", 30, 90),
     "boundary_crf": Part("labels.boundary_crf", 25, 90),
     "full_crf": Part("labels.full_crf", 40, 120),
-    "determinism": Part("determinism.determinism", 75, 180),
+    "determinism": Part("determinism.determinism", 100, 240),
     "memory": Part("training.memory", 45, 120),
     "compile": Part("training.compiled", 90, 240),
     "rows": Part("rows.rows", 60, 3600),
@@ -115,12 +115,12 @@ def _part(name: str, options: argparse.Namespace, deadline: float) -> None:
     command += ["--toy"] if options.toy else []
     print(f"{name} ...", flush=True)
     os.environ[CUBLAS] = ":4096:8"  # read when cuBLAS starts; without it its results may differ from run to run
+    (options.out / f"{name}.json").unlink(missing_ok=True)  # of a try that failed
     begin = time.monotonic()
-    code = finished(command, limit)
-    if code != 0:
+    code, told = finished(command, limit), _read(options.out, name) or {}
+    if "part" not in told:  # it did not come to its end; a card that fails may also end a process behind its end
         why = f"ended after {limit:.0f} s" if code is None else f"its process ended with exit code {code}"
-        kept = (_read(options.out, name) or {}).get("figures", {})
-        _write(options.out, name, {"error": why, "figures": kept, "complete": False})
+        _write(options.out, name, {"error": why, "figures": told.get("figures", {}), "complete": False})
     print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
 
 

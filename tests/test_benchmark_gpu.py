@@ -7,10 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import gpu
-from benchmarks.gpu_parts import labels, measuring, rows, training
+from benchmarks.gpu_parts import labels, measuring, rows, steps, training
 from benchmarks.gpu_parts.measuring import Context, Figures
+from segcore.data.batches import Batch
 
 
 def context(out: Path, seconds: float = 600) -> Context:
@@ -52,6 +54,18 @@ def test_a_part_that_fails_says_why_and_is_tried_again(tmp_path: Path, monkeypat
     assert "error" not in json.loads((tmp_path / "matrix_rate.json").read_text())
 
 
+def test_what_is_known_of_a_part_that_is_ended_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(command: list[str], limit: float) -> None:
+        options = gpu._options([*command[3:]])
+        gpu._context(options, 0.0).keep({"deeplab": {"ms_a_step": 1.0}})
+
+    monkeypatch.setattr(rows, "finished", ended)
+    assert gpu.main(["--toy", "--out", str(tmp_path), "--parts", "compile"]) == 1
+    told = json.loads((tmp_path / "compile.json").read_text())
+    assert told["figures"] == {"deeplab": {"ms_a_step": 1.0}}
+    assert told["error"] == "ended after 240 s"
+
+
 def test_a_missed_bar_is_told_by_the_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for value, code in ((0.5, 0), (0.4, 1)):
         bars = {"share": measuring.bar(value, at_least=0.45)}
@@ -76,14 +90,12 @@ def test_the_boundary_loss_is_a_part_of_its_step(tmp_path: Path) -> None:
 
 def test_flops_are_those_of_the_design() -> None:
     """VGG-16 LargeFOV at 321 pixels: 305 GFLOP a training image by hand, without the gradient of the pixels."""
-    import torch
-
-    settings = measuring.settings(toy=False)
+    settings = steps.settings(toy=False)
     with torch.device("meta"):
-        system = measuring.built(settings, "deeplab").eval()
+        system = steps.built(settings, "deeplab").eval()
         images, tags = torch.zeros(1, 3, 321, 321), torch.zeros(1, 20)
         labels = torch.zeros(1, 321, 321, dtype=torch.int64)
-    batch = measuring.Batch(("one",), images, tags, labels, torch.zeros(1, dtype=torch.bool))
+    batch = Batch(("one",), images, tags, labels, torch.zeros(1, dtype=torch.bool))
 
     def step() -> None:
         torch.stack([term.total for term in system.losses(batch).values()]).sum().backward()

@@ -15,18 +15,8 @@ import torch
 from torch import nn
 
 from benchmarks.gpu_parts.labels import extracted
-from benchmarks.gpu_parts.measuring import (
-    TAGS,
-    Context,
-    Figures,
-    Pictures,
-    bar,
-    built,
-    fingerprint,
-    recipe,
-    settings,
-    steps_of,
-)
+from benchmarks.gpu_parts.measuring import Context, Figures, bar, fingerprint
+from benchmarks.gpu_parts.steps import TAGS, Pictures, built, recipe, settings, steps_of
 from benchmarks.gpu_parts.training import Training
 from segcore import systems
 from segcore.config import reading

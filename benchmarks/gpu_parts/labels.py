@@ -8,19 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import crf as crf_bench
-from benchmarks.gpu_parts.measuring import (
-    TAGS,
-    Context,
-    Figures,
-    Pictures,
-    bar,
-    built,
-    fingerprint,
-    recipe,
-    seconds,
-    settings,
-    steps_of,
-)
+from benchmarks.gpu_parts.measuring import Context, Figures, bar, fingerprint, seconds
+from benchmarks.gpu_parts.steps import TAGS, Pictures, built, recipe, settings, steps_of
 from segcore.config.labels import Gradient, LabelsFromMaps
 from segcore.config.networks import TrainedParams
 from segcore.localisation import crf, region_growing

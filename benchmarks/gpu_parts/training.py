@@ -5,20 +5,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_parts.measuring import (
-    Context,
-    Figures,
-    Pictures,
-    bar,
-    built,
-    flops,
-    matrix_rate,
-    peak_mb,
-    recipe,
-    seconds,
-    settings,
-    steps_of,
-)
+from benchmarks.gpu_parts.measuring import Context, Figures, bar, flops, matrix_rate, peak_mb, seconds
+from benchmarks.gpu_parts.steps import Pictures, built, recipe, settings, steps_of
 from segcore.processes import Runtime
 from segcore.systems.contract import System
 
