@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks.gpu_parts.labels import extracted
 from benchmarks.gpu_parts.measuring import Context, Figures, bar, fingerprint
-from benchmarks.gpu_parts.steps import TAGS, Pictures, built, recipe, settings, steps_of
+from benchmarks.gpu_parts.steps import TAGS, Pictures, Steps, built, recipe, settings, steps_of
 from benchmarks.gpu_parts.training import Training
 from segcore import systems
 from segcore.config import reading
@@ -80,7 +80,7 @@ class _Small:
         self.module: Any = systems.load(name)
         self.entry = self.module.smallest()
 
-    def steps(self, context: Context) -> tuple[nn.Module, Iterator[Any]]:
+    def steps(self, context: Context) -> tuple[nn.Module, Steps]:
         content = {"systems": {"small": self.entry}}
         training = reading.section(content, "systems.small.training", self.module.Training)
         torch.manual_seed(0)
@@ -97,7 +97,7 @@ class _Small:
 class _Regularised:
     """DeepLab with Self-Regulation, small: a loss of scores that are enlarged."""
 
-    def steps(self, context: Context) -> tuple[nn.Module, Iterator[Any]]:
+    def steps(self, context: Context) -> tuple[nn.Module, Steps]:
         chosen = settings(toy=True)
         system = built(chosen, "deeplab_sr")
         trainee: Any = regularised(system, system.params.regularisers, len(TAGS))
@@ -112,7 +112,7 @@ class _Published:
     def __init__(self, context: Context) -> None:
         self.training = Training(context, "deeplab")
 
-    def steps(self, context: Context) -> tuple[nn.Module, Iterator[Any]]:
+    def steps(self, context: Context) -> tuple[nn.Module, Steps]:
         return self.training.made(learning_rate=RATE)
 
 
@@ -122,7 +122,7 @@ class _Decoupled:
     def __init__(self, context: Context) -> None:
         self.settings = settings(context.toy)
 
-    def steps(self, context: Context) -> tuple[nn.Module, Iterator[Any]]:
+    def steps(self, context: Context) -> tuple[nn.Module, Steps]:
         entry: Any = self.settings.classifiers["decoupled"]
         module: Any = systems.load("decouplednet")
         training = reading.section(
@@ -181,7 +181,7 @@ def _run(run: Any, context: Context, steps: int) -> tuple[str, float]:
     losses += [next(iterator).losses for _ in range(steps - 1)]
     context.wait()
     spent = (time.perf_counter() - begin) / (steps - 1)
-    iterator.close()  # type: ignore[attr-defined]
+    iterator.close()
     told = torch.tensor([value for one in losses for value in one.values()], dtype=torch.float64)
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     return fingerprint([told, *model.state_dict().values(), *gradients]), spent

@@ -149,5 +149,5 @@ def fingerprint(values: Iterable[Tensor]) -> str:
     """Of some tensors, bit by bit."""
     found = hashlib.sha256()
     for value in values:
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]

@@ -1,7 +1,7 @@
 """The project's own training steps, at the sizes of the profile `voc2012`, of pictures in memory."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
+from typing import Any, cast
 
 import torch
 
@@ -16,7 +16,7 @@ from segcore.data.pictures import IGNORE
 from segcore.networks.origin import Origin
 from segcore.processes import Runtime
 from segcore.systems.contract import System
-from segcore.training.fit import Fit
+from segcore.training.fit import Fit, Progress
 
 TAGS = tuple(f"tag_{number}" for number in range(1, 21))
 QUIET = 0.2
@@ -109,6 +109,10 @@ class Pictures:
         return Sample(str(index), self.images[index], self.tags[index], self.labels[index], strong)
 
 
+Steps = Generator[Progress, None, None]
+"""One training step whenever the next is asked for, until it is closed."""
+
+
 class Held:
     """Batches that lie on the device already, in the place of a stream of samples."""
 
@@ -120,11 +124,11 @@ class Held:
             yield [self.batches[step % len(self.batches)]]
 
 
-def steps_of(model: System, samples: Any, recipe: RecipeParams, runtime: Runtime, held: bool = True) -> Iterator[Any]:
+def steps_of(model: System, samples: Any, recipe: RecipeParams, runtime: Runtime, held: bool = True) -> Steps:
     """The steps of the project's own training, with its batches on the device beforehand or loaded as always."""
     fit = Fit(model, samples, recipe, 0, runtime, None)
     if held:
         batches = [next(iter(fit.stream.steps(number, number + 1)))[0] for number in range(2)]
         moved = [batch.to(runtime.device, recipe.channels_last) for batch in batches]
         fit.stream = Held(moved)  # type: ignore[assignment]
-    return iter(fit)
+    return cast(Steps, iter(fit))

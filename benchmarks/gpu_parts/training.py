@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_parts.measuring import Context, Figures, bar, flops, matrix_rate, peak_mb, seconds
-from benchmarks.gpu_parts.steps import Pictures, built, recipe, settings, steps_of
+from benchmarks.gpu_parts.steps import Pictures, Steps, built, recipe, settings, steps_of
 from segcore.processes import Runtime
 from segcore.systems.contract import System
 
@@ -27,11 +27,11 @@ class Training:
         self.side = network["input_size"]
         self.samples = Pictures(TOY_IMAGES if context.toy else IMAGES, self.side, self.side)
 
-    def steps(self, precision: Any = "bf16", held: bool = True, **changes: Any) -> Any:
+    def steps(self, precision: Any = "bf16", held: bool = True, **changes: Any) -> Steps:
         """Steps of a network made anew."""
         return self.made(precision, held, **changes)[1]
 
-    def made(self, precision: Any = "bf16", held: bool = True, **changes: Any) -> tuple[System, Any]:
+    def made(self, precision: Any = "bf16", held: bool = True, **changes: Any) -> tuple[System, Steps]:
         """The network made anew, and its steps."""
         wanted, system = recipe(self.settings, self.system, **changes), built(self.settings, self.system)
         return system, steps_of(system, self.samples, wanted, Runtime(precision), held)
@@ -94,7 +94,7 @@ def _rates(training: Training) -> Figures:
     }
 
 
-def _step(training: Training, steps: Any) -> float:
+def _step(training: Training, steps: Steps) -> float:
     return seconds(lambda: next(steps), training.context, repeats=1 if training.context.toy else 10)
 
 
