@@ -7,8 +7,9 @@ environment before it starts, which `benchmarks.gpu` sets.
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,18 +54,19 @@ def determinism(context: Context) -> Figures:
     """Every system at its smallest, two of them at the profile's size, and the extraction of maps, each made twice."""
     if context.is_gpu and os.environ.get("CUBLAS_WORKSPACE_CONFIG") != CUBLAS:
         raise RuntimeError(f"CUBLAS_WORKSPACE_CONFIG must be {CUBLAS} before the process starts")
-    figures: Figures = {"every_system": {name: _told(_Small(name), context) for name in systems.names()}}
-    figures["every_system"]["deeplab with self_regulation"] = _told(_Regularised(), context)
+    figures: Figures = {
+        "every_system": {name: _told(partial(_twice, _Small(name), context)) for name in systems.names()}
+    }
+    figures["every_system"]["deeplab with self_regulation"] = _told(partial(_twice, _Regularised(), context))
     context.keep(figures)
     for name, run in (("deeplab", _Published(context)), ("decouplednet", _Decoupled(context))):
         with deterministic(False):
             plain = _twice(run, context)
-        figures[name] = _told(run, context) | {
+        figures[name] = _told(partial(_twice, run, context)) | {
             "ms_a_step_otherwise": plain["ms_a_step"],
             "equal_otherwise": plain["equal"],
         }
-    with deterministic(True):
-        figures["extraction"] = {"equal": extracted(context) == extracted(context)}
+    figures["extraction"] = _told(lambda: {"equal": extracted(context) == extracted(context)})
     checked = [
         *figures["every_system"].values(),
         *(figures[name] for name in ("deeplab", "decouplednet", "extraction")),
@@ -157,12 +159,13 @@ def _classifier(linear: bool) -> Classifier:
     return classifier
 
 
-def _told(run: Any, context: Context) -> Figures:
-    """What two runs gave; a system that torch refuses is told with the reason."""
+def _told(twice: Callable[[], Figures]) -> Figures:
+    """What two runs gave; one that torch refuses, or that breaks, is told with the reason: others are asked all the
+    same."""
     try:
         with deterministic(True):
-            return _twice(run, context)
-    except Exception as error:  # what one system breaks on is no reason to ask no other
+            return twice()
+    except Exception as error:
         return {"equal": False, "refused": f"{type(error).__name__}: {error}"[:300]}
 
 

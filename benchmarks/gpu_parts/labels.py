@@ -20,7 +20,7 @@ from segcore.networks.classifiers import Classifier
 from segcore.processes import Runtime
 from segcore.systems.dsrg import DSRG
 
-BAR_EXTRACTION, BAR_BOUNDARY = 1.3, 0.05
+BAR_EXTRACTION, BAR_BOUNDARY, BAR_DIFFERING = 1.3, 0.05, 0.001
 TAGS_AN_IMAGE = 2
 SHORT = 100
 """Pixels of a side of the picture that a toy refines, and that a CPU is compared on at stride 1."""
@@ -150,8 +150,9 @@ def full_crf(context: Context) -> Figures:
             figures[f"stride_{stride}"] |= {"times_as_fast": lattice / spent, "labels_alike": alike}
     small, part = _cut(picture, probabilities)
     ours, cpu = (crf.refine(values, small, crf_bench.PARAMS).cpu() for values in (part.to(context.device), part))
-    figures["differs_from_cpu"] = (ours - cpu).abs().max().item()
-    return {"figures": figures, "bars": {"difference from a CPU": bar(figures["differs_from_cpu"], at_most=1e-3)}}
+    figures["probabilities_off_a_cpu"] = (ours - cpu).abs().max().item()
+    differing = (ours.argmax(0) != cpu.argmax(0)).double().mean().item()
+    return {"figures": figures, "bars": {"labels other than a CPU's": bar(differing, at_most=BAR_DIFFERING)}}
 
 
 def _cut(picture: np.ndarray, probabilities: Tensor) -> tuple[np.ndarray, Tensor]:
