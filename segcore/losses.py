@@ -50,7 +50,9 @@ def pixel_cross_entropy(
     `labels` are class indices 0..K-1, 255 where unknown; the weight is the number of known pixels. With `weights` of
     the classes a pixel counts, in both, by that of its label.
     """
-    total = F.cross_entropy(scores.float(), labels, weights, ignore_index=IGNORE, reduction="sum")
+    # A GPU adds up the pixels in no fixed order, which torch refuses where it is told to be deterministic.
+    how = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
+    total = F.cross_entropy(scores.float(), labels, weights, ignore_index=IGNORE, reduction=how).sum()
     known = labels != IGNORE
     if weights is not None:
         return Term(total, weights[labels[known]].sum().to(total.dtype))
@@ -92,7 +94,9 @@ def lovasz_softmax(scores: Float[Tensor, "B K H W"], labels: Int64[Tensor, "B H 
     errors, order = errors.sort(dim=2, descending=True)
     wanted = wanted.gather(2, order)
     size = wanted.sum(2, keepdim=True)
-    both, either = size - wanted.cumsum(2), size + (1 - wanted).cumsum(2)
+    # Counted in whole numbers: the same, and in floating point a GPU adds up in no fixed order.
+    hits, misses = (counts.cumsum(2, dtype=torch.int64).to(p.dtype) for counts in (wanted, 1 - wanted))
+    both, either = size - hits, size + misses
     cost = 1 - both / either
     steps = torch.cat([cost[:, :, :1], cost.diff(dim=2)], 2)
     return over_images(_mean_where((errors * steps).sum(2, keepdim=True), size > 0))

@@ -273,3 +273,15 @@ def test_real_samples_are_a_function_of_index_and_seed_and_travel_to_workers(
         assert equal(batches[1], batches[3])
         assert not torch.equal(batches[0].images, batches[1].images)
         assert batches[0].images.shape == (2, 3, 64, 64)
+
+
+def test_the_loader_pins_all_tensors_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's loader leaves what it does not know as it is: without `pin_memory` a GPU would wait for every copy."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    batch = Batch(("a",), torch.zeros(1, 3, 2, 2), torch.zeros(1, 2), torch.zeros(1, 2, 2, dtype=torch.int64))
+    found = torch.utils.data._utils.pin_memory.pin_memory(batch)
+    assert isinstance(found, Batch)
+    assert found.ids == ("a",)
+    wanted = (batch.images, batch.tags, batch.labels, batch.strong)
+    assert [id(tensor) for tensor in pinned] == [id(tensor) for tensor in wanted]

@@ -8,8 +8,10 @@ import pytest
 import benchmarks
 from benchmarks import inference
 
+STARTED = sorted(m.name for m in iter_modules(benchmarks.__path__) if not m.ispkg and m.name != "__main__")
 
-@pytest.mark.parametrize("name", sorted(m.name for m in iter_modules(benchmarks.__path__) if m.name != "__main__"))
+
+@pytest.mark.parametrize("name", STARTED)
 def test_a_benchmark_can_be_started(name: str) -> None:
     assert callable(import_module(f"benchmarks.{name}").main)
 

@@ -62,7 +62,11 @@ def smooth(values: Float[Tensor, "B _ _"], grid: tuple[int, int]) -> Float[Tenso
     (rows, columns) = (_every(side, target) for side, target in zip(values.shape[1:], grid, strict=True))
     values = values[:, ::rows, ::columns]
     padded = F.pad(values[:, None], (1, 1, 1, 1), mode="replicate")
-    return F.unfold(padded, 3).median(1).values.unflatten(1, grid)
+    nine = F.unfold(padded, 3)
+    # As with `kthvalue`, torch refuses the median on a GPU for the sake of its place, which nobody asks for.
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    middle = nine.sort(dim=1).values[:, 4] if deterministic else nine.median(1).values
+    return middle.unflatten(1, grid)
 
 
 def _every(side: int, target: int) -> int:

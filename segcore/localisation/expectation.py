@@ -93,7 +93,15 @@ def _raised(
     own, is_there = scores[every, classes], present[every, classes][:, None]
     # As published, the place counts from 0: the class wins at so many cells, and draws level at one more.
     rank = min(int(share * cells), cells - 1)
-    rise = (best - own).kthvalue(rank + 1, dim=1, keepdim=True).values
+    rise = _ranked(best - own, rank)
     own = torch.where(is_there, own + rise, own)
     scores[every, classes] = own
     return torch.where(is_there, torch.maximum(best, own), best)
+
+
+def _ranked(values: Float[Tensor, "B n"], rank: int) -> Float[Tensor, "B 1"]:
+    """The value of each row that `rank` others are no greater than."""
+    if torch.are_deterministic_algorithms_enabled():
+        # A GPU may find any place of several equal values, for which torch refuses `kthvalue` whole.
+        return values.sort(dim=1).values[:, rank : rank + 1]
+    return values.kthvalue(rank + 1, dim=1, keepdim=True).values

@@ -24,6 +24,23 @@ def deconvolution_block(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Sequential:
     return nn.Sequential(layer, normalisation.batch_norm(layer.out_channels), nn.ReLU(inplace=True))
 
 
+def unpooled(x: Float[Tensor, "B C h w"], switches: Int64[Tensor, "B C h w"]) -> Float[Tensor, "B C 2*h 2*w"]:
+    """Each value where the maximum of its 2x2 window was, by `switches`, and zeros around it.
+
+    torch's own unpooling refuses where torch is told to be deterministic, on any device, as two values could go to one
+    place. Those of windows of their own cannot: each then stands at all four places, and the switch keeps one.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.max_unpool2d(x, switches, [2, 2])
+    height, width = 2 * x.shape[2], 2 * x.shape[3]
+    places = torch.arange(height * width, device=x.device).view(height, width)
+    value, switch = (
+        some[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).reshape(*x.shape[:2], height, width)
+        for some in (x, switches)
+    )
+    return torch.where(switch == places, value, 0)
+
+
 class Level(nn.Module):
     """Twice the resolution, then transposed convolutions.
 
@@ -43,7 +60,7 @@ class Level(nn.Module):
         if self.upsample is not None:
             x = self.upsample(x)
         elif switches is not None:
-            x = F.max_unpool2d(x, switches, [2, 2])
+            x = unpooled(x, switches)
         else:
             raise ValueError("this level unpools and needs the switches of its trunk")
         for block in self.layers:

@@ -159,14 +159,14 @@ class Fit:
             terms = self._backward(batch, is_last=number == last)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value / len(micro_batches)
-        # One transfer for all terms: each would make the CPU wait for a GPU.
-        losses = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
-        if not all(math.isfinite(value) for value in losses.values()):
-            self._refuse(step, losses, micro_batches)
         if self.recipe.clip_norm is not None:
             trained = [p for group in self.optimiser.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
         self.optimiser.step()
+        # One transfer for all terms, and after the update: each makes the CPU wait until a GPU has done all before it.
+        losses = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+        if not all(math.isfinite(value) for value in losses.values()):
+            self._refuse(step, losses, micro_batches)
         return losses
 
     def _same_terms(self, step: int, losses: dict[str, float]) -> None:
