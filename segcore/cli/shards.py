@@ -18,9 +18,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
-from segcore.cli import held
+from segcore.cli import held, scratch
 from segcore.cli.console import say
 from segcore.errors import EXAMPLES, Problem
 from segcore.files import replacing
@@ -42,6 +42,7 @@ BROKEN = (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, KeyError, Value
 Item = TypeVar("Item")
 
 
+@runtime_checkable
 class Processes(Protocol):
     """What is asked of `processes.Runtime`, which brings torch along."""
 
@@ -180,15 +181,13 @@ class Work:
         Raises:
             Problem: a shard is missing, or lacks pieces; there are shards of other parameters, or of two divisions.
         """
-        if not self.all.is_dir():
-            return []
         shards = [Shard(int(m[1]), int(m[2])) for m in map(_folder_name, self.folder.glob("*-of-*")) if m is not None]
         if not shards:
-            if not any(self.all.rglob("*.zip")):
+            if not (others := [folder for folder in self._keys() if any(folder.glob("*-of-*/*.zip"))]):
                 return []
             raise Problem(
-                f"{self.all} holds shards that were made of other parameters, data or code, none of today's; "
-                "run all shards again, or delete that folder to do the work in one run"
+                f"{others[0]} holds shards that were made of other parameters, data or code, and there are none of "
+                "today's; run all shards again, or delete that folder to do the work in one run"
             )
         divisions = sorted({one.of for one in shards})
         if len(divisions) > 1:
@@ -204,7 +203,7 @@ class Work:
             more = f" and {len(missing) - MOST} more" if len(missing) > MOST else ""
             raise Problem(
                 f"{self.folder}: of {divisions[0]} shards {len(missing)} are not done, and lack: {told}{more}; "
-                f"run those, then this again, or delete {self.all} to do the work in one run"
+                f"run those, then this again, or delete {self.folder} to do the work in one run"
             )
         say(f"merging {divisions[0]} shards of {self.count} images")
         return [piece for one in whole for piece in self.pieces(one)]
@@ -216,8 +215,13 @@ class Work:
         return Problem(f"{self.folder}: {why}; run {', '.join(shards[:MOST])}{more} again, then this")
 
     def clear(self) -> None:
-        """Take all shards of the stage away: they are merged."""
-        shutil.rmtree(self.all, ignore_errors=True)
+        """Take all shards of the stage away, also those of former parameters: they are merged."""
+        for folder in self._keys():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _keys(self) -> list[Path]:
+        """The folders of shards for this stage; beside them may lie stages whose results lie within its own."""
+        return [folder for folder in sorted(self.all.glob("*")) if re.fullmatch(scratch.FINGERPRINT, folder.name)]
 
 
 MOST = 3 * EXAMPLES

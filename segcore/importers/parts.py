@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from segcore.config.data import SixteenBit
 from segcore.data.manifest import Record
@@ -22,11 +22,12 @@ FOLDER = "\0"
 FINDINGS, STAMPS, CONVERTED = "findings.json", "stamps.json", "files/"
 
 
+@runtime_checkable
 class Files(Protocol):
     """Contents by name."""
 
-    names: Sequence[str]
-
+    @property
+    def names(self) -> Sequence[str]: ...
     def __getitem__(self, name: str) -> bytes: ...
 
 
