@@ -85,7 +85,7 @@ def main(
             return
         source = None if merges else labelling.source(plan, input, names, chosen, strong, device)
         if one is not None and source is not None:
-            label_shard(one, division, source, chosen, device)
+            label_shard(one, division, source, chosen, strong, device)
             return
         kept = scratch.FOLDER / f"pseudo-labels-{name}-{key}"
         with held.held(kept, patiently=False) if device.is_main else contextlib.nullcontext():
@@ -94,11 +94,7 @@ def main(
             if source is None:
                 calibration = merge(division, ready, chosen, kept)
             else:
-                if strong:
-                    console.say(f"pseudo-labels {name}: learning from the masks of {len(strong)} images")
-                calibration = source.prepare(kept)
-                if device.is_main and calibration["calibrate"]:
-                    console.say(calibrated(calibration))
+                calibration = prepared(source, strong, kept)
                 work(chosen, source.extract, plan.entry.batch_size, kept, device)
             if device.is_main:
                 finish(chosen, names, calibration, kept, out)
@@ -117,6 +113,16 @@ def main(
                 division.clear()
 
 
+def prepared(source: Source, strong: Sequence[Record], kept: Path) -> dict[str, Any]:
+    """Learn and choose what comes before the first label, and say so."""
+    if strong:
+        console.say(f"learning from the masks of {len(strong)} images")
+    calibration = source.prepare(kept)
+    if calibration["calibrate"]:
+        console.say(calibrated(calibration))
+    return calibration
+
+
 def work(records: Sequence[Record], extract: Extract, batch_size: int, kept: Path, device: Runtime) -> None:
     """Label this process's share of the images, whole batches only: what a batch holds never depends on a restart."""
     mine = device.shard(records, batch_size)
@@ -133,7 +139,9 @@ def work(records: Sequence[Record], extract: Extract, batch_size: int, kept: Pat
     device.wait()
 
 
-def label_shard(one: Shard, division: Work, source: Source, chosen: Sequence[Record], device: Runtime) -> None:
+def label_shard(
+    one: Shard, division: Work, source: Source, chosen: Sequence[Record], strong: Sequence[Record], device: Runtime
+) -> None:
     """Label the images of one shard; each piece holds by which settings, too."""
 
     def make(places: Sequence[int]) -> Members:
@@ -147,7 +155,7 @@ def label_shard(one: Shard, division: Work, source: Source, chosen: Sequence[Rec
 
     with division.alone(one, device):
         if (left := division.left(one, device)) is not None:
-            calibration = source.prepare(division.folder_of(one))
+            calibration = prepared(source, strong, division.folder_of(one))
             division.make(one, device, left, make)
         division.tell(one)
 

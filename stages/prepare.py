@@ -102,7 +102,7 @@ def _inspect(plan: Prepare, files: Path, out: Path, shard_folder: Path) -> tuple
     listing = voc.read(root, dataset)
     wide = _wide(listing, dataset)
     if not isinstance(plan.dataset, ShapesParams):
-        division = _division(plan, listing, out, shard_folder)
+        division = _division(plan, listing, wide, out, shard_folder)
     if division is not None and (ready := division.found()):
         findings = _merged(division, ready, listing, files)
     else:
@@ -126,10 +126,10 @@ def _wide(listing: Listing, dataset: VocParams) -> SixteenBit:
     return sixteen_bit.measured(listing.entries) or "full"
 
 
-def _division(plan: Prepare, listing: Listing, out: Path, shard_folder: Path) -> Work:
-    """The work in shards; it is another one if the lists, tags or places of files are not the same."""
+def _division(plan: Prepare, listing: Listing, wide: SixteenBit, out: Path, shard_folder: Path) -> Work:
+    """The work in shards; it is another one if lists, tags, places of files or the range of 16 bits are others."""
     entries = [asdict(entry) for entry in listing.entries]
-    key = fingerprint([plans.plain(plan), listing.classes, entries], provenance.sources())
+    key = fingerprint([plans.plain(plan), listing.classes, wide, entries], provenance.sources())
     return Work(out, shard_folder, key, len(entries), 1)
 
 
@@ -141,7 +141,8 @@ def _check_shard(one: Shard, plan: Prepare, out: Path, shard_folder: Path) -> No
     listing = voc.read(root, dataset)
     if problems := together(listing.problems):
         raise Problems(f"the data set in {root} has {len(problems)} problems; no image was checked:", problems)
-    wide, division = _wide(listing, dataset), _division(plan, listing, out, shard_folder)
+    wide = _wide(listing, dataset)
+    division = _division(plan, listing, wide, out, shard_folder)
     converted = division.folder_of(one) / ".files.partial"
     bad: list[str] = []
 

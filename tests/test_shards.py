@@ -213,7 +213,7 @@ class TestMerging:
     def test_other_parameters(self, work: Work, tmp_path: Path) -> None:
         filled(work, Shard(1, 2), Shard(2, 2))
         other = Work(tmp_path / "out", tmp_path / "parts", "b" * 16, 6, 1)
-        with pytest.raises(Problem, match="made of other parameters, data or code, none of today's; run all shards"):
+        with pytest.raises(Problem, match="made of other parameters, data or code, and there are none of today's; run all"):
             other.found()
         filled(other, Shard(1, 1))
         assert len(other.found()) == 6
