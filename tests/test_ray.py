@@ -51,8 +51,8 @@ def command(out: str, *options: str) -> list[str]:
 def start(project: Path, out: str, *options: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     environment.pop("RAY_ADDRESS", None)
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command(out, *options), cwd=project, env=environment, text=True, **pipe)
+    words, pipe, same = command(out, *options), subprocess.PIPE, subprocess.STDOUT
+    return subprocess.Popen(words, cwd=project, env=environment, text=True, stdout=pipe, stderr=same)
 
 
 def ended(process: subprocess.Popen[str], code: int) -> str:
