@@ -120,3 +120,13 @@ def test_run_again_it_does_nothing(project: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (project / "out/masks").iterdir()} == before
     said = ended(start(project, "out", "--merge"), code=1)
     assert f"{PHOTOS - 1} were there already" in said
+
+
+def test_what_an_actor_raises_is_told(project: Path) -> None:
+    """Where masks should go lies a file."""
+    (project / "wrong").mkdir()
+    (project / "wrong/masks").touch()
+    said = ended(start(project, "wrong", "--engine", "ray", "--workers", "1"), code=2)
+    assert "error: Ray: a shard failed (" in said
+    assert "FileExistsError: [Errno 17] File exists: " in said
+    assert len(said.splitlines()) < 4, said

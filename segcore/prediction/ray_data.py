@@ -7,6 +7,8 @@ predictions under the same paths.
 """
 
 import json
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -20,6 +22,9 @@ from segcore.prediction.model import Model, load, model_folder
 from segcore.prediction.run import Wanted, claim, predict_shard
 from segcore.prediction.tables import write_tables
 from segcore.prediction.tiles import Tiles
+
+_RAISED = re.compile(r"(?!ray\.)[\w.]*(Error|Problem|Problems|Interrupt): ")
+"""How the last line of a trace begins."""
 
 SHARDS = 8
 """For each actor: fast ones do more of them, and few pictures are begun anew after a death."""
@@ -73,7 +78,7 @@ def predict_folder(
     `model` is what `loading` loads; `out` is absolute.
 
     Raises:
-        Problem: as there.
+        Problem: as there; or what an actor raised, which is not tried again as a death is.
     """
     ray, data = _ray(), import_module("ray.data")
     model.check()
@@ -81,6 +86,7 @@ def predict_folder(
     batches = -(-len(photos) // wanted.batch_size)
     shards = max(1, min(batches, workers * SHARDS))
     data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     numbers = data.from_items([{"shard": number} for number in range(shards)], override_num_blocks=shards)
     done = numbers.map_batches(
         Worker,
@@ -90,8 +96,11 @@ def predict_folder(
         num_gpus=1 if loading.device == "cuda" else 0,
         num_cpus=1,
     )
-    for row in done.iter_rows():
-        yield ShardDone(int(row["new"]), int(row["before"]), json.loads(row["problems"]))
+    try:
+        for row in done.iter_rows():
+            yield ShardDone(int(row["new"]), int(row["before"]), json.loads(row["problems"]))
+    except ray.exceptions.RayError as error:
+        raise Problem(f"Ray: a shard failed ({_why(error)}); mend it, and the same command goes on") from error
     write_tables(model.classes, photos, out, wanted.polygons, wanted.shard, wanted.shards)
 
 
@@ -113,6 +122,12 @@ class Worker:
             told["before"].append(before)
             told["problems"].append(json.dumps(problems))
         return told
+
+
+def _why(error: BaseException) -> str:
+    """What an actor raised, which Ray hands on as the text of a trace with advice around it."""
+    raised = [line.strip() for line in str(error).splitlines() if _RAISED.match(line.strip())]
+    return raised[-1] if raised else type(error).__name__
 
 
 def _ray() -> Any:
