@@ -218,7 +218,10 @@ class TestMerging:
             Problem, match="made of other parameters, data or code, and there are none of today's; run all"
         ):
             other.found()
-        filled(other, Shard(1, 1))
+        filled(other, Shard(1, 2))
+        with pytest.raises(Problem, match=r"--shard 2/2 \(3 of 3 pieces\) \(.*aaaa holds some of other parameters"):
+            other.found()
+        filled(other, Shard(2, 2))
         assert len(other.found()) == 6
         other.clear()
         assert not list(work.all.rglob("*.zip"))

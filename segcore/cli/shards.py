@@ -182,8 +182,9 @@ class Work:
             Problem: a shard is missing, or lacks pieces; there are shards of other parameters, or of two divisions.
         """
         shards = [Shard(int(m[1]), int(m[2])) for m in map(_folder_name, self.folder.glob("*-of-*")) if m is not None]
+        others = [one for one in self._keys() if one != self.folder and any(one.glob("*-of-*/*.zip"))]
         if not shards:
-            if not (others := [folder for folder in self._keys() if any(folder.glob("*-of-*/*.zip"))]):
+            if not others:
                 return []
             raise Problem(
                 f"{others[0]} holds shards that were made of other parameters, data or code, and there are none of "
@@ -201,8 +202,9 @@ class Work:
         if missing:
             told = ", ".join(f"--shard {one} ({lacks})" for one, lacks in [*missing.items()][:MOST])
             more = f" and {len(missing) - MOST} more" if len(missing) > MOST else ""
+            beside = f" ({others[0]} holds some of other parameters, data or code)" if others else ""
             raise Problem(
-                f"{self.folder}: of {divisions[0]} shards {len(missing)} are not done, and lack: {told}{more}; "
+                f"{self.folder}: of {divisions[0]} shards {len(missing)} are not done, and lack: {told}{more}{beside}; "
                 f"run those, then this again, or delete {self.folder} to do the work in one run"
             )
         say(f"merging {divisions[0]} shards of {self.count} images")
