@@ -7,6 +7,9 @@ Entries that learn from masks, by `calibrate: strong` or a net of boundaries, re
 Writes `cues/` (indexed PNGs of the grid), `labels/` (of the images' own size), `images.txt`, `quality.json` (measured
 on the masks where there are any), `calibration.json` (the settings and how they were found), `figure.png` and
 `made_of.json`. What is done stays in the scratch folder until all of it is: a run that was killed goes on there.
+
+With `--shard i/n` it labels the i-th of n parts of the images and leaves them in `--shard-folder`; a run without it
+takes what all shards have left there, as if it had made it.
 """
 
 import contextlib
@@ -22,7 +25,8 @@ from PIL import Image
 from rich.progress import track
 
 from segcore import files, made_of
-from segcore.cli import command, console, held, provenance, scratch
+from segcore.cli import command, console, held, provenance, scratch, shards
+from segcore.cli.shards import Members, Piece, Shard, Work
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.labels import LabelsFromFile, learns_from_masks
@@ -30,7 +34,7 @@ from segcore.data import pseudo_labels, splits
 from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.pictures import labels_png, read_image, read_labels, write_png
 from segcore.evaluation import labelling
-from segcore.evaluation.labelling import Extract
+from segcore.evaluation.labelling import Extract, Source
 from segcore.evaluation.map_labels import CALIBRATION
 from segcore.evaluation.quality import Quality
 from segcore.models import cards
@@ -49,7 +53,10 @@ def main(
     input: Path,
     out: Path,
     params: Path = Path("params.yaml"),
+    shard: str | None = None,
+    shard_folder: Path = shards.FOLDER,
 ) -> None:
+    one = None if shard is None else shards.shard(shard)
     plan = plans.extract_pseudo_labels(command.settings(params), name)
     names: list[str] = read_class_names(classes)
     records = read_manifest(manifest)
@@ -63,8 +70,7 @@ def main(
         lists[split / "strong.txt"] = None
         strong = [records[image_id] for image_id in listed(split / "strong.txt", records)]
     device = Runtime()
-    with provenance.timed(f"extract_pseudo_labels@{name}", out):
-        source = labelling.source(plan, input, names, chosen, strong, device)
+    with provenance.timed(f"extract_pseudo_labels@{name}", out) if one is None else contextlib.nullcontext():
         key = files.fingerprint(
             [name, plans.plain(plan), torch.__version__],
             [
@@ -72,16 +78,24 @@ def main(
                 *(*provenance.files_in(input), *saliency, *provenance.sources()),
             ],
         )
+        division = Work(out, shard_folder, key, len(chosen), plan.entry.batch_size)
+        ready = division.found() if one is None and device.is_main else []
+        merges = any(device.gather(bool(ready)))
+        if merges and not device.is_main:
+            return
+        source = None if merges else labelling.source(plan, input, names, chosen, strong, device)
+        if one is not None and source is not None:
+            label_shard(one, division, source, chosen, strong, device)
+            return
         kept = scratch.FOLDER / f"pseudo-labels-{name}-{key}"
         with held.held(kept, patiently=False) if device.is_main else contextlib.nullcontext():
             for folder in ("cues", "labels"):
                 (kept / folder).mkdir(parents=True, exist_ok=True)
-            if strong:
-                console.say(f"pseudo-labels {name}: learning from the masks of {len(strong)} images")
-            calibration = source.prepare(kept)
-            if device.is_main and calibration["calibrate"]:
-                console.say(calibrated(calibration))
-            work(chosen, source.extract, plan.entry.batch_size, kept, device)
+            if source is None:
+                calibration = merge(division, ready, chosen, kept)
+            else:
+                calibration = prepared(source, strong, kept)
+                work(chosen, source.extract, plan.entry.batch_size, kept, device)
             if device.is_main:
                 finish(chosen, names, calibration, kept, out)
         if device.is_main:
@@ -95,6 +109,18 @@ def main(
                 "training": fingerprints.of(plan, *behind),
             }
             made_of.write(out, origin)
+            if ready:
+                division.clear()
+
+
+def prepared(source: Source, strong: Sequence[Record], kept: Path) -> dict[str, Any]:
+    """Learn and choose what comes before the first label, and say so."""
+    if strong:
+        console.say(f"learning from the masks of {len(strong)} images")
+    calibration = source.prepare(kept)
+    if calibration["calibrate"]:
+        console.say(calibrated(calibration))
+    return calibration
 
 
 def work(records: Sequence[Record], extract: Extract, batch_size: int, kept: Path, device: Runtime) -> None:
@@ -111,6 +137,48 @@ def work(records: Sequence[Record], extract: Extract, batch_size: int, kept: Pat
                 file.parent.mkdir(parents=True, exist_ok=True)
                 files.write_atomically(file, labels_png(content))
     device.wait()
+
+
+def label_shard(
+    one: Shard, division: Work, source: Source, chosen: Sequence[Record], strong: Sequence[Record], device: Runtime
+) -> None:
+    """Label the images of one shard; each piece holds by which settings, too."""
+
+    def make(places: Sequence[int]) -> Members:
+        members: dict[str, bytes] = {CALIBRATION: _json(calibration)}
+        for first in range(0, len(places), division.block):
+            batch = [chosen[place] for place in places[first : first + division.block]]
+            for record, found in zip(batch, source.extract(batch), strict=True):
+                for file, content in zip(_files(Path(), record), found, strict=True):
+                    members[file.as_posix()] = labels_png(content)
+        return members
+
+    with division.alone(one, device):
+        if (left := division.left(one, device)) is not None:
+            calibration = prepared(source, strong, division.folder_of(one))
+            division.make(one, device, left, make)
+        division.tell(one)
+
+
+def merge(
+    division: Work, ready: Sequence[tuple[Path, list[int]]], chosen: Sequence[Record], kept: Path
+) -> dict[str, Any]:
+    """Put the labels of all shards into `kept`, as `work` would have; gives the settings by which all were made.
+
+    Raises:
+        Problem: shards were made by other settings than the first.
+    """
+    settings = Piece(ready[0][0])[CALIBRATION]
+    others = [file for file, _ in ready if Piece(file)[CALIBRATION] != settings]
+    if others:
+        raise division.again(others, "shards learned other settings from the masks than the first, on other machines")
+    for file, places in ready:
+        piece = Piece(file)
+        for place in places:
+            for path in _files(Path(), chosen[place]):
+                (kept / path).parent.mkdir(parents=True, exist_ok=True)
+                files.write_atomically(kept / path, piece[path.as_posix()])
+    return json.loads(settings)
 
 
 def _files(folder: Path, record: Record) -> tuple[Path, Path]:
@@ -142,7 +210,7 @@ def finish(records: Sequence[Record], names: list[str], calibration: dict[str, A
     files.write_atomically(kept / pseudo_labels.LIST, "".join(f"{r.image_id}\n" for r in records).encode())
     write_png(kept / "figure.png", figure(records, names, kept))
     files.write_atomically(kept / "quality.json", (json.dumps(summary, indent=2) + "\n").encode())
-    files.write_atomically(kept / CALIBRATION, (json.dumps(calibration, indent=2) + "\n").encode())
+    files.write_atomically(kept / CALIBRATION, _json(calibration))
     out.mkdir(parents=True, exist_ok=True)
     # The list, by which others know the folder, goes first and comes last.
     (out / pseudo_labels.LIST).unlink(missing_ok=True)
@@ -155,6 +223,10 @@ def finish(records: Sequence[Record], names: list[str], calibration: dict[str, A
         f"pseudo-labels of {len(records)} images in {out}: precision {summary['precision']}, "
         f"recall {summary['recall']}, coverage {summary['coverage']}"
     )
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def figure(records: Sequence[Record], names: list[str], folder: Path) -> Image.Image:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data._utils.pin_memory import pin_memory as loader_pins
 
 from segcore.data.batches import Batch, Mixed, Moment, Sample, Samples, SizedSamples, Stream, collate
 from segcore.data.manifest import read_manifest
@@ -280,7 +281,7 @@ def test_the_loader_pins_all_tensors_of_a_batch(monkeypatch: pytest.MonkeyPatch)
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
     batch = Batch(("a",), torch.zeros(1, 3, 2, 2), torch.zeros(1, 2), torch.zeros(1, 2, 2, dtype=torch.int64))
-    found = torch.utils.data._utils.pin_memory.pin_memory(batch)
+    found = loader_pins(batch)
     assert isinstance(found, Batch)
     assert found.ids == ("a",)
     wanted = (batch.images, batch.tags, batch.labels, batch.strong)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from segcore.cli import shards
 from segcore.config import settings
 from segcore.data.batches import Batch
 from segcore.errors import Problem
@@ -26,6 +27,7 @@ from tests.networks import backbone, fully_connected
 from tests.tiny import NAME, arguments, files, run_stages, tiny_dataset, train_stochastic
 
 PROJECT = Path(__file__).parents[1]
+SHARDED = ("evaluate", "extract_pseudo_labels")
 SEMI = {
     "system": "ficklenet_semi",
     "labels": Path("pseudo_labels"),
@@ -84,6 +86,11 @@ def work(folder: Path) -> None:
         run_stages(stage)
     runtime.wait()
     run_stages("train_segmenter", **SEMI)
+    shards.IMAGES = 1  # so that a shard has several pieces, of which each process makes some
+    for stage in SHARDED:
+        for shard in ("2/2", "1/2", None):
+            runtime.wait()
+            run_stages(stage, out=Path(f"merged_{stage}"), shard=shard, shard_folder=folder / "parts")
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +207,18 @@ def test_evaluation_of_one_model_writes_the_same_bytes(folders: list[Path], tmp_
     assert len(files(tmp_path / "results")) == 10
 
 
+@pytest.mark.parametrize("stage", SHARDED)
+def test_shards_of_many_processes_and_a_merge_write_the_same_bytes(stage: str, folders: list[Path]) -> None:
+    for folder in folders:
+        whole = files(folder / arguments(stage)["out"])
+        assert files(folder / f"merged_{stage}") == whole
+        assert not list((folder / "parts").rglob("*.zip"))
+
+
 def test_only_the_first_process_speaks(folders: list[Path]) -> None:
     log = (folders[1] / "log").read_text()
     assert log.count("2 process(es)") == 3
-    assert log.count("pseudo-labels of 9 images") == 1
+    assert log.count("pseudo-labels of 9 images") == 2, "that of one run, and that of its shards"
     assert log.count("crops of 6 strong images") == 1
 
 

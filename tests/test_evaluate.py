@@ -125,7 +125,7 @@ def test_damage_anywhere_is_told_or_harmless(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The inputs of the stage: eight pictures and two systems with random weights and statistics of a few batches."""
     monkeypatch.chdir(tmp_path)
     given = settings.load(PARAMS)
@@ -151,7 +151,7 @@ def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path
     return {name: Path(path) for name, path in here.items()}
 
 
-def test_the_stage_from_a_saved_model_to_its_files(untrained: dict[str, Path]) -> None:
+def test_the_stage_from_a_saved_model_to_its_files(untrained: dict[str, Any]) -> None:
     evaluate.main(system="deconvnet", **untrained, params=PARAMS)
     first = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
     assert len(first) == 7 + 8
@@ -166,7 +166,7 @@ def with_crf(path: Path) -> Path:
 
 
 def test_metrics_with_a_crf_stand_beside_those_without(
-    untrained: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    untrained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that is written without one stays as it is; the numbers with it come from the refined labels alone."""
     refined, plain = inference.refined, read_results(untrained, PARAMS)
@@ -187,7 +187,7 @@ def test_metrics_with_a_crf_stand_beside_those_without(
     assert black["mean_iou_foreground"] == 0
 
 
-def read_results(untrained: dict[str, Path], params: Path) -> dict[str, Any]:
+def read_results(untrained: dict[str, Any], params: Path) -> dict[str, Any]:
     """What the stage writes."""
     evaluate.main(system="deconvnet", **untrained, params=params)
     files: dict[str, Any] = {path.name: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
@@ -241,7 +241,7 @@ def test_refined_labels_are_scored_as_predictions_are(tmp_path: Path) -> None:
     ids=str,
 )
 def test_how_a_system_predicts_changes_without_training_again(
-    system: str, changes: dict[str, Any], untrained: dict[str, Path], tmp_path: Path
+    system: str, changes: dict[str, Any], untrained: dict[str, Any], tmp_path: Path
 ) -> None:
     """One finished model, two files of parameters, two results; what training is handed is the same in both."""
     deep = {"scales": [0.5, 1.0], "flip": True}
@@ -251,7 +251,7 @@ def test_how_a_system_predicts_changes_without_training_again(
     tables = []
     for file in files:
         before = {path: path.read_bytes() for path in Path(system).iterdir()}
-        evaluate.main(system=system, **untrained | {"model": Path(system)}, params=file)
+        evaluate.main(system=system, **dict(untrained, model=Path(system)), params=file)
         assert {path: path.read_bytes() for path in Path(system).iterdir()} == before
         tables.append(Path("out/confusion_counts.csv").read_text())
     assert tables[0] != tables[1]
@@ -263,13 +263,13 @@ def test_how_a_system_predicts_changes_without_training_again(
     assert evaluations[0] != evaluations[1]
 
 
-def test_a_model_for_other_classes_is_refused(untrained: dict[str, Path]) -> None:
+def test_a_model_for_other_classes_is_refused(untrained: dict[str, Any]) -> None:
     write_json(untrained["classes"], [*NAMES, "zebra"])
     with pytest.raises(Problem, match="was trained for .* train it again"):
         evaluate.main(system="deconvnet", **untrained, params=PARAMS)
 
 
-def test_a_system_that_does_not_exist_is_refused(untrained: dict[str, Path]) -> None:
+def test_a_system_that_does_not_exist_is_refused(untrained: dict[str, Any]) -> None:
     with pytest.raises(Problem, match="'deconvet'"):
         evaluate.main(system="deconvet", **untrained, params=PARAMS)
 

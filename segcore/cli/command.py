@@ -63,10 +63,10 @@ def _end_children() -> None:
 def _alone(arguments: dict[str, Any]) -> Iterator[None]:
     """The output folder is this run's alone, where there is one; what a kill left half written there goes.
 
-    Other processes of the same run only help.
+    Other processes of the same run only help; a shard writes elsewhere (`cli.shards`).
     """
     out = arguments.get("out")
-    if not isinstance(out, Path) or not is_main_process():
+    if not isinstance(out, Path) or not is_main_process() or arguments.get("shard") is not None:
         yield
         return
     with held.held(out, patiently=False):

@@ -1,6 +1,8 @@
 """`segcore predict`: pictures into masks."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +11,10 @@ import typer
 from segcore.cli import app, console
 
 if TYPE_CHECKING:
+    from segcore.prediction.listing import Photo
+    from segcore.prediction.model import Model
     from segcore.prediction.polygons import Polygons
+    from segcore.prediction.run import Wanted
 
 NAMED = 20
 
@@ -46,6 +51,11 @@ def predict(
     flip: Annotated[bool | None, typer.Option(help="Predict the mirrored picture, too.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts, from 1; torchrun says it by itself.")] = "1/1",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Predict nothing: see that all shards are done, and write the tables.")
+    ] = False,
+    engine: Annotated[str, typer.Option(help="local, or ray: by actors of the cluster at RAY_ADDRESS.")] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="Actors of Ray at a time; one if not told.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; a GPU if there is one.")] = None,
     how: Annotated[
         Path | None, typer.Option(help="JSON with the key prediction, for a model outside of its project.")
@@ -63,47 +73,98 @@ def predict(
     with app.told():
         from rich.progress import track
 
-        from segcore.prediction import listing, run
+        from segcore.prediction import listing, merging, run
         from segcore.prediction.model import load, model_folder
 
         place, places = _shard(shard)
-        loaded = load(model, device=device, how=how)
+        _check_engine(engine, workers, places, merge)
+        loaded = load(model, device="cpu" if engine == "ray" else device, how=how)
         _change_views(loaded, scales, flip)
         _change_tiles(loaded, tile, overlap)
         allowed = None if tags is None else _tags(tags, loaded.classes)
         photos = listing.photos(images)
         wanted = run.Wanted(overlay, confidence, batch, place, places, allowed, _polygons(outlines, per))
-        outcomes = run.predict_folder(loaded, model_folder(model) / "model.safetensors", photos, out, wanted)
+        if engine == "ray":
+            _tell(out, *_by_ray(model, how, device, loaded, photos, out, wanted, workers or 1))
+            return
+        work = merging.merge if merge else run.predict_folder
+        outcomes = work(loaded, model_folder(model) / "model.safetensors", photos, out, wanted)
         quiet = not console.console.is_terminal
-        mine = -(-len(photos) // places)
-        shown = track(outcomes, "predicting", mine, console=console.console, disable=quiet, transient=True)
-        counts = {"new": 0, "before": 0}
+        mine = len(photos) if merge else -(-len(photos) // places)
+        new = before = 0
         bad: list[str] = []
-        for outcome in shown:
+        for outcome in track(outcomes, "predicting", mine, console=console.console, disable=quiet, transient=True):
             if outcome.problem is not None:
                 bad.append(outcome.problem)
+            elif outcome.repeated:
+                before += 1
             else:
-                counts["before" if outcome.repeated else "new"] += 1
-        for problem in bad[:NAMED]:
-            console.console.print(f"left out: {problem}", markup=False)
-        if len(bad) > NAMED:
-            console.say(f"... and {len(bad) - NAMED} more")
-        before = f", {counts['before']} were there already" if counts["before"] else ""
-        console.say(f"{counts['new']} pictures predicted{before}, {len(bad)} left out: {out / run.TABLE}")
-        if bad:
-            raise typer.Exit(app.PARTLY)
+                new += 1
+        _tell(out, new, before, bad)
+
+
+def _tell(out: Path, new: int, before: int, bad: list[str]) -> None:
+    """Say what was done; end with an exit code of its own if pictures were left out."""
+    from segcore.prediction.tables import TABLE
+
+    for problem in bad[:NAMED]:
+        console.console.print(f"left out: {problem}", markup=False)
+    if len(bad) > NAMED:
+        console.say(f"... and {len(bad) - NAMED} more")
+    already = f", {before} were there already" if before else ""
+    console.say(f"{new} pictures predicted{already}, {len(bad)} left out: {out / TABLE}")
+    if bad:
+        raise typer.Exit(app.PARTLY)
+
+
+def _check_engine(engine: str, workers: int | None, places: int, merge: bool) -> None:
+    from segcore.errors import Problem, hint
+
+    if engine not in ("local", "ray"):
+        raise Problem(f"--engine: found '{engine}'; it must be local or ray{hint(engine, ('local', 'ray'))}")
+    if engine == "local" and workers is not None:
+        raise Problem("--workers: they are Ray's; give --engine ray, too")
+    if places > 1 and (merge or engine == "ray"):
+        raise Problem(f"{'--merge' if merge else '--engine ray'}: it is of all shards; leave --shard out")
+    if merge and engine == "ray":
+        raise Problem("--merge: nothing is predicted; leave --engine out")
+
+
+def _by_ray(
+    model: Path,
+    how: Path | None,
+    device: str | None,
+    loaded: "Model",
+    photos: "Sequence[Photo]",
+    out: Path,
+    wanted: "Wanted",
+    workers: int,
+) -> tuple[int, int, list[str]]:
+    """Predict by Ray: how many pictures now, how many before, and what is wrong with others."""
+    from segcore.errors import Problem
+    from segcore.prediction import ray_data
+
+    if device not in (None, "cpu", "cuda"):
+        raise Problem(f"--device: found '{device}'; with --engine ray it must be cpu or cuda, Ray chooses which")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    gpus = ray_data.connect(os.environ.get("RAY_ADDRESS"), workers)
+    on = device or ("cuda" if gpus else "cpu")
+    absolute = None if how is None else how.absolute()
+    loading = ray_data.Loading(model.absolute(), absolute, on, loaded.views, loaded.tiles)
+    told = [replace(photo, path=photo.path.absolute()) for photo in photos]
+    shards = list(ray_data.predict_folder(loading, loaded, told, out.absolute(), wanted, workers))
+    bad = [problem for shard in shards for problem in shard.problems]
+    return sum(shard.new for shard in shards), sum(shard.before for shard in shards), bad
 
 
 def _shard(text: str) -> tuple[int, int]:
     """Which part of the work is this process's, from 0, and how many there are."""
-    from segcore.errors import Problem
+    from segcore.cli import shards
 
     if text == "1/1" and "WORLD_SIZE" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise Problem(f"--shard: found '{text}'; it must be i/n, such as 2/8 for the second of eight parts")
-    return int(part) - 1, int(parts)
+    one = shards.shard(text)
+    return one.number - 1, one.of
 
 
 def _change_tiles(model: object, tile: str | None, overlap: int | None) -> None:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ FOLDER = ".journal"
 
 
 class Journal:
-    """What is done in a folder: a line of JSON a picture, in a file for each shard."""
+    """What is done in a folder: a line of JSON a picture, in a file for each shard.
 
-    def __init__(self, out: Path, shard: int, shards: int) -> None:
+    `done` are the pictures among those of this shard, if it names them.
+    """
+
+    def __init__(self, out: Path, shard: int, shards: int, among: Container[str] | None = None) -> None:
         self.folder = out / FOLDER
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.done = done_in(out)
+        self.done = done_in(out, among)
         path = self.folder / f"{shard}-of-{shards}.jsonl"
         torn = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
         self.file = path.open("a", encoding="utf-8")
@@ -31,10 +34,24 @@ class Journal:
         self.file.flush()
 
 
-def done_in(out: Path) -> dict[str, dict[str, Any]]:
-    """By picture, the rows of all shards whose files are there."""
+def done_in(out: Path, among: Container[str] | None = None) -> dict[str, dict[str, Any]]:
+    """By picture, the rows of all shards whose files are there; of some pictures only, if they are named.
+
+    To look for the files of a million pictures takes a shared disk minutes: a shard looks for its own.
+    """
     rows = (row for file in sorted((out / FOLDER).glob("*.jsonl")) for row in _rows(file))
-    return {row["image"]: row for row in rows if all((out / made).is_file() for made in row["files"])}
+    wanted = (row for row in rows if among is None or row["image"] in among)
+    return {row["image"]: row for row in wanted if all((out / made).is_file() for made in row["files"])}
+
+
+def state(out: Path) -> dict[str, int]:
+    """How long the journals are: it changes when a shard does a picture."""
+    return {file.name: file.stat().st_size for file in (out / FOLDER).glob("*.jsonl")}
+
+
+def divisions(out: Path) -> set[int]:
+    """Into how many shards the work was divided; more than one if it was divided anew."""
+    return {int(file.stem.partition("-of-")[2]) for file in (out / FOLDER).glob("*-of-*.jsonl")}
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:

@@ -29,13 +29,14 @@ from segcore.errors import Problem
 from segcore.evaluation.score_maps import ScoreMaps
 from segcore.files import write_atomically
 from segcore.prediction import polygons
-from segcore.prediction.journal import Journal, done_in, table_of
+from segcore.prediction.journal import Journal
 from segcore.prediction.listing import Photo
 from segcore.prediction.model import Model, Pixels, Predicted
 from segcore.prediction.polygons import Polygons
 from segcore.prediction.reading import Ready, ready, told
+from segcore.prediction.tables import write_shared, write_tables
 
-CARD, TABLE = "predictions.json", "predictions.csv"
+CARD = "predictions.json"
 AHEAD = 2
 """Batches that are read, or written, while another is computed."""
 
@@ -76,23 +77,29 @@ class Outcome:
 def predict_folder(
     model: Model, weights: Path, photos: Sequence[Photo], out: Path, wanted: Wanted
 ) -> Iterator[Outcome]:
-    """Predict this shard's pictures, with an outcome for each, in order of the batches.
+    """Predict this shard's pictures, with an outcome for each, in order of the batches; then write the tables of all.
 
     Raises:
         Problem: the folder holds predictions of another model, or of other options; views that the model cannot take.
     """
+    yield from predict_shard(model, weights, photos, out, wanted)
+    write_tables(model.classes, photos, out, wanted.polygons, wanted.shard, wanted.shards)
+
+
+def predict_shard(model: Model, weights: Path, photos: Sequence[Photo], out: Path, wanted: Wanted) -> Iterator[Outcome]:
+    """As `predict_folder`, without the tables."""
     model.check()
-    _claim(model, weights, out, wanted)
-    journal = Journal(out, wanted.shard, wanted.shards)
+    claim(model, weights, out, wanted)
     batches = [photos[first : first + wanted.batch_size] for first in range(0, len(photos), wanted.batch_size)]
     mine = batches[wanted.shard :: wanted.shards]
+    journal = Journal(out, wanted.shard, wanted.shards, {photo.name for batch in mine for photo in batch})
     keep = wanted.overlay or model.system.prediction.crf is not None or model.system.proposals > 0
     with _threads(model) as readers, _threads(model) as writers:
         reading: deque[tuple[Sequence[Photo], list[Future[Ready | str]] | None]] = deque()
         writing: deque[list[tuple[Photo, Future[dict[str, Any]] | str]]] = deque()
         for place in range(len(mine) + AHEAD):
             if place < len(mine):
-                fresh = any(not _is_done(photo, journal, wanted) for photo in mine[place])
+                fresh = any(not is_done(photo, journal.done, wanted) for photo in mine[place])
                 reads = [readers.submit(ready, model, photo, keep) for photo in mine[place]] if fresh else None
                 reading.append((mine[place], reads))
             if place < AHEAD:
@@ -107,12 +114,6 @@ def predict_folder(
         while writing:
             yield from _recorded(writing.popleft(), journal)
     journal.file.close()
-    # Other shards may have gone on meanwhile: the last one to end writes the table of all.
-    done = done_in(out)
-    _write_shared(out / TABLE, table_of(photos, done, model.classes).encode(), wanted)
-    if wanted.polygons is not None and wanted.polygons.format == "coco":
-        rows = [done[photo.name] for photo in photos if "polygons" in done.get(photo.name, ())]
-        _write_shared(out / polygons.WHOLE, polygons.coco_file(rows, model.classes, out).encode(), wanted)
 
 
 @contextmanager
@@ -137,7 +138,7 @@ def _threads(model: Model) -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def _claim(model: Model, weights: Path, out: Path, wanted: Wanted) -> None:
+def claim(model: Model, weights: Path, out: Path, wanted: Wanted) -> None:
     """Say in the folder whose predictions it holds."""
     card = {
         "model": model.name,
@@ -151,16 +152,9 @@ def _claim(model: Model, weights: Path, out: Path, wanted: Wanted) -> None:
     file = out / CARD
     if not file.is_file():
         out.mkdir(parents=True, exist_ok=True)
-        _write_shared(file, text.encode(), wanted)
+        write_shared(file, text.encode(), wanted.shard, wanted.shards)
     elif file.read_text() != text:
         raise Problem(f"{out} holds predictions of another model or with other options ({file}); name another folder")
-
-
-def _write_shared(path: Path, content: bytes, wanted: Wanted) -> None:
-    """Write a file that other shards may be writing at the same moment."""
-    own = path.with_name(f".{path.name}.{wanted.shard}-of-{wanted.shards}")
-    write_atomically(own, content)
-    os.replace(own, path)
 
 
 def _stamp(path: Path) -> list[int]:
@@ -172,8 +166,8 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _is_done(photo: Photo, journal: Journal, wanted: Wanted) -> bool:
-    row = journal.done.get(photo.name)
+def is_done(photo: Photo, done: Mapping[str, dict[str, Any]], wanted: Wanted) -> bool:
+    row = done.get(photo.name)
     if row is None or not ("problem" in row or {*_files(photo, wanted).values()} <= {*row["files"]}):
         return False
     if wanted.polygons is not None and row.get("per", wanted.polygons.per) != wanted.polygons.per:
