@@ -18,8 +18,9 @@ from rich.progress import track
 
 from segcore.cli import command, console, provenance
 from segcore.config import fingerprints
-from segcore.config.data import ShapesParams, VocParams
+from segcore.config.data import OnDisk, ShapesParams, ShardsParams, VocParams
 from segcore.config.plan import Prepare, prepare
+from segcore.data.addresses import Address
 from segcore.data.manifest import Record, data_set_fingerprint, write_manifest
 from segcore.errors import EXAMPLES, Problem, Problems, together
 from segcore.files import fresh_folder, write_atomically
@@ -34,6 +35,7 @@ from segcore.importers import (
     shapes,
     sixteen_bit,
     voc,
+    webdataset,
 )
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -79,7 +81,7 @@ def _inspect(plan: Prepare, files: Path) -> tuple[Listing, list[Finding]]:
         root, dataset = files, shapes.as_devkit(files)
     else:
         root, dataset = Path(plan.dataset.root).expanduser(), plan.dataset
-    listing = voc.read(root, dataset)
+    listing = webdataset.read(root, dataset) if isinstance(dataset, ShardsParams) else voc.read(root, dataset)
     wide = dataset.sixteen_bit
     wide = (sixteen_bit.measured(listing.entries) or "full") if wide == "measured" else wide
     inspected = checks.inspect_all(listing.entries, listing.classes, dataset.convert_palette, wide, files)
@@ -143,7 +145,9 @@ def _swap(building: Path, out: Path) -> None:
 def _placed(record: Record, written: Path, files: Path) -> Record:
     """The record with the paths that its files will have."""
 
-    def place(path: Path) -> Path:
+    def place(path: Address) -> Address:
+        if not isinstance(path, Path):
+            return path
         return files / path.relative_to(written) if path.is_relative_to(written) else path
 
     return replace(record, image=place(record.image), labels=record.labels and place(record.labels))
@@ -153,7 +157,7 @@ def _counts(
     records: Sequence[Record],
     classes: Sequence[str],
     findings: Sequence[Finding],
-    dataset: ShapesParams | VocParams,
+    dataset: OnDisk,
 ) -> dict[str, Any]:
     """The data set's card in numbers: per class, `images` carry the tag and `masks` show it."""
     of_split = {split: [record for record in records if record.split == split] for split in ("train", "val")}
@@ -161,7 +165,7 @@ def _counts(
     warnings = Counter(kind for finding in findings for kind, _ in finding.warnings)
     return {
         "layout": dataset.layout,
-        "tags": dataset.tags.kind if isinstance(dataset, VocParams) else "masks",
+        "tags": _source_of_tags(dataset),
         "classes": len(classes) - 1,
         "images": {split: len(members) for split, members in of_split.items()},
         "masks": {split: sum(record.labels is not None for record in members) for split, members in of_split.items()},
@@ -179,6 +183,12 @@ def _counts(
         "conversions": {name: conversions[name] for name in CONVERSIONS},
         "warnings": {kind: warnings[kind] for kind in WARNINGS},
     }
+
+
+def _source_of_tags(dataset: OnDisk) -> str:
+    if isinstance(dataset, VocParams):
+        return dataset.tags.kind
+    return "shards" if isinstance(dataset, ShardsParams) else "masks"
 
 
 def _tell(findings: Sequence[Finding], out: Path) -> None:
