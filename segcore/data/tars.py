@@ -178,11 +178,11 @@ class Writer:
         # GNU's format: names of any length in UTF-8, and no headers that carry times.
         self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8")
 
-    def add(self, name: str, content: BinaryIO, size: int) -> None:
+    def add(self, name: str, content: Stream, size: int) -> None:
         """A member, whose content is copied and not held."""
         info = tarfile.TarInfo(name)
         info.size, info.mode = size, 0o644
-        self._tar.addfile(info, content)
+        self._tar.addfile(info, content)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Write its end; the file stays open."""

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from segcore.data import remote
 from segcore.data.addresses import Address
-from segcore.data.tars import NoTar, Range, Stream, Writer, members
+from segcore.data.tars import BLOCK, NoTar, Range, Stream, Writer, members
 from segcore.errors import Problem, Problems, some, together
 from segcore.files import replacing, write_atomically
 from segcore.importers import Entry, Listing
@@ -125,7 +125,8 @@ class _Folder:
 
     def add(self, split: str, files: Sequence[tuple[str, Path | bytes]]) -> None:
         """Put an image's files into the shard, or into the next one if it is full or of the other split."""
-        size = sum(len(file) if isinstance(file, bytes) else file.stat().st_size for _, file in files)
+        sizes = (len(file) if isinstance(file, bytes) else file.stat().st_size for _, file in files)
+        size = sum(BLOCK + -(-each // BLOCK) * BLOCK for each in sizes)
         if self._tar is None or split != self._split or self._bytes + size > self.most_bytes:
             self._end(None, None, None)
             self._begin(split)
@@ -133,7 +134,7 @@ class _Folder:
         self._bytes += size
         for name, file in files:
             if isinstance(file, bytes):
-                self._tar.add(name, io.StreamIO(file), len(file))
+                self._tar.add(name, io.BytesIO(file), len(file))
             else:
                 with file.open("rb") as content:
                     self._tar.add(name, content, file.stat().st_size)
@@ -193,7 +194,7 @@ def index(addresses: Sequence[str], classes: Sequence[str], into: Path) -> Packe
         raise Problems("these shards cannot be used:", problems)
     content = {"format": FORMAT, "classes": list(classes), "shards": [asdict(shard) for shard in shards]}
     into.mkdir(parents=True, exist_ok=True)
-    buffer = io.StreamIO()
+    buffer = io.BytesIO()
     pq.write_table(pa.concat_tables(tables), buffer, write_page_checksum=True)
     write_atomically(into / INDEX, buffer.getvalue())
     write_atomically(into / SHARDS, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
@@ -216,7 +217,7 @@ def _opened(address: str) -> Any:
 
 
 class _Summed:
-    """Stream that are counted and summed up on their way."""
+    """Bytes that are counted and summed up on their way."""
 
     def __init__(self, file: Stream) -> None:
         self._file = file

@@ -19,7 +19,7 @@ from segcore.config.data import ShardsParams
 from segcore.data import remote
 from segcore.data.addresses import Member
 from segcore.data.manifest import Split, wrong_id
-from segcore.errors import About, Problem, some
+from segcore.errors import About, Problem, Problems, some
 from segcore.files import regular
 from segcore.importers import Entry, Listing
 from segcore.importers.voc import wrong_classes
@@ -68,11 +68,14 @@ def read(root: Path, params: ShardsParams) -> Listing:
     """List the images of all shards with their labels and tags; tars are looked for, not opened.
 
     Raises:
-        Problem: there is no index in `root`. Everything else that is wrong is in the listing's `problems`.
+        Problem: there is no index in `root`, or the shards are others. Everything else that is wrong is in the
+            listing's `problems`.
     """
     tars = read_tars(root / SHARDS)
     at = params.shards if params.shards is not None else str(root)
-    problems = [*wrong_classes(root / SHARDS, tars.classes), *_wrong_shards(at, tars.shards)]
+    if wrong := _wrong_shards(at, tars.shards):  # told at once, as none of their pictures could be read
+        raise Problems(f"the shards in {at} are not those of the index in {root}:", wrong)
+    problems = wrong_classes(root / SHARDS, tars.classes)
     reading = _Reading(root / INDEX, at, tars, problems)
     entries = reading.entries()
     splits = Counter(entry.split for entry in entries)

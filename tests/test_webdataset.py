@@ -1,5 +1,6 @@
 """Data sets in WebDataset tars: what is packed, what is refused, and that results are those of the folder."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -91,7 +92,7 @@ class TestPacking:
         assert len(found) > 2
         for one in found:
             path = folder / "shards" / one["name"]
-            assert path.stat().st_size == one["bytes"] < 20_000 + 20 * tars.BLOCK + tarfile.RECORDSIZE
+            assert path.stat().st_size == one["bytes"] <= 20_000 + 2 * tarfile.RECORDSIZE
             assert hashlib.sha256(path.read_bytes()).hexdigest() == one["sha256"]
 
     def test_the_index_of_shards_that_are_there_is_that_of_the_packer(self, folder: Path) -> None:
@@ -105,9 +106,8 @@ class TestPacking:
             layout="shapes", name="shapes", root="x", classes=3, train_images=2, val_images=1, size=64, max_objects=1
         )
         shapes.generate(tmp_path / "shapes", params, 0)
-        packs.pack(
-            voc.read(tmp_path / "shapes", shapes.as_devkit(tmp_path / "shapes")), tmp_path / "out", 10**9, all_of
-        )
+        listing = voc.read(tmp_path / "shapes", shapes.as_devkit(tmp_path / "shapes"))
+        packs.pack(listing, tmp_path / "out", 10**9, all_of)
         with tarfile.open(tmp_path / "out/val-00000.tar") as tar:
             assert tar.getnames() == ["val_00001.image.png", "val_00001.json", "val_00001.png"]
 
@@ -124,10 +124,7 @@ class TestPacking:
         ("damage", "said"),
         [
             (lambda root: (root / "JPEGImages/train_001.jpg").unlink(), "train_001.jpg: this file is missing"),
-            (
-                lambda root: (root / "JPEGImages/train_001.jpg").rename(root / "JPEGImages/a.b.jpg"),
-                "this file is missing",
-            ),
+            (lambda root: (root / "SegmentationClass/val_001.png").unlink(), "val_001.png: this file is missing"),
             (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text(""), "this list is empty"),
         ],
     )
@@ -220,7 +217,7 @@ class TestReadingTars:
             (archive(tarfile.GNU_FORMAT, type=tarfile.SYMTYPE, linkname="/etc/passwd"), "which is a link"),
             (archive(tarfile.GNU_FORMAT, type=tarfile.LNKTYPE, linkname="b.jpg"), "which is a hard link"),
             (archive(tarfile.GNU_FORMAT, type=tarfile.FIFOTYPE), "which is a pipe"),
-            (archive(tarfile.GNU_FORMAT, type=tarfile.DIRTYPE, name="a"), "which is a folder"),
+            (archive(tarfile.GNU_FORMAT, type=tarfile.DIRTYPE, name="a"), "without any folder"),
             (archive(tarfile.PAX_FORMAT, pax_headers={"comment": "x" * 100_000}), "has a header of 100,"),
             (archive(tarfile.PAX_FORMAT)[:700], "is cut off"),
             (archive(tarfile.PAX_FORMAT)[:1024], "has no end"),
@@ -247,10 +244,8 @@ class TestReadingTars:
         for _ in range(400):
             content = bytearray(whole)
             content[rng.integers(2048)] = rng.integers(256)
-            try:
+            with contextlib.suppress(tars.NoTar):
                 assert all(member.offset + member.size <= len(content) for member in listed(bytes(content)))
-            except tars.NoTar:
-                pass
 
 
 def tar_of(path: Path, **members: bytes) -> str:
