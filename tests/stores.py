@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 Fault = str | None
-"""What to do to a request: `500`, `cut`, `hang`, `short`, `wrong`, `whole`; None: answer it."""
+"""What to do to a request: `500`, `403`, `cut`, `hang`, `short`, `wrong`, `whole`; None: answer it."""
 
 
 class Store:
@@ -52,8 +52,8 @@ def served(root: Path) -> Iterator[Store]:
             fault = None if head else store.next(self.path, wanted)
             if fault == "hang":
                 time.sleep(3)
-            if not file.is_file() or fault == "500":
-                self.send_response(500 if fault else 404)
+            if not file.is_file() or fault in ("500", "403"):
+                self.send_response(int(fault or 404))
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return

@@ -136,6 +136,14 @@ class TestHTTP:
         with pytest.raises(Problem, match=f"{TRAIN}: this shard is missing"):
             prepared(store)
 
+    def test_what_is_forbidden_is_told_at_once(self, store: Store) -> None:
+        record = read_manifest(prepared(store))["train_000"]
+        store.requests.clear()
+        store.fault = lambda number, path: "403"
+        with pytest.raises(Problem, match=f"{TRAIN}: may not be read .*; check the credentials"):
+            read_image(record.image)
+        assert len(store.requests) == 1
+
     def test_another_shard_of_the_same_size_is_noticed(self, store: Store) -> None:
         record = read_manifest(prepared(store))["train_000"]
         content = (store.root / TRAIN).read_bytes()

@@ -23,7 +23,7 @@ from segcore.config.settings import load
 from segcore.data import tars
 from segcore.data.addresses import Member
 from segcore.data.batches import Samples, Stream
-from segcore.data.manifest import read_manifest
+from segcore.data.manifest import read_manifest, write_manifest
 from segcore.data.order import Order
 from segcore.data.samples import INDEX as CROPS
 from segcore.data.samples import CropSamples, LabelledImages, TaggedImages
@@ -298,6 +298,24 @@ class TestPreparing:
             content = Path(line["image_shard"]).read_bytes()[line["image_offset"] :][: line["image_size"]]
             assert hashlib.sha256(content).hexdigest() == line["image_sha256"]
             assert line["image"] == f"{line['image_id']}.jpg"
+
+    def test_files_and_members_may_be_mixed(self, folder: Path) -> None:
+        """What had to be converted is a file of its own."""
+        records = list(read_manifest(prepared() / "manifest.parquet").values())
+        records[1] = replace(records[1], labels=Path("files/a.png"))
+        records[2] = replace(records[2], image=Path("files/b.png"), labels=None, labels_sha256=None, label_classes=None)
+        write_manifest(Path("mixed.parquet"), records)
+        found = read_manifest(Path("mixed.parquet"))
+        assert list(found.values()) == records == [found[record.image_id] for record in records]
+        assert [*found.of_split("val")] == [record for record in records if record.split == "val"]
+
+    @pytest.mark.parametrize(("column", "value"), [("image_offset", 0), ("image_size", -1), ("image_offset", None)])
+    def test_a_manifest_with_an_odd_member_is_none(self, folder: Path, column: str, value: int | None) -> None:
+        table = pq.read_table(prepared() / "manifest.parquet")
+        place, values = table.column_names.index(column), [value, *table.column(column).to_pylist()[1:]]
+        pq.write_table(table.set_column(place, column, pa.array(values, pa.int64())), "odd.parquet")
+        with pytest.raises(Problem, match="train_000: its image is at byte"):
+            read_manifest(Path("odd.parquet"))
 
     def test_a_prepared_set_may_be_read_from_another_place(self, folder: Path) -> None:
         (folder / "elsewhere").mkdir()

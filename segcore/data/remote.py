@@ -27,6 +27,8 @@ Answer = TypeVar("Answer")
 
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, Problem)
 """What another try does not mend."""
+FORBIDDEN = (401, 403)
+"""Answers of a web server that are no other the next time."""
 
 
 def is_remote(address: str) -> bool:
@@ -165,18 +167,23 @@ def _patiently(address: str, ask: Callable[[], Answer]) -> Answer:
         try:
             return ask()
         except PermissionError as error:
-            raise Problem(
-                f"{address}: may not be read ({error}); check the credentials that its store takes from the environment"
-            ) from error
+            raise _forbidden(address, error) from error
         except _FINAL:
             raise
         except Exception as error:  # each store's client raises types of its own
+            if getattr(error, "status", None) in FORBIDDEN:
+                raise _forbidden(address, error) from error
             last = error
     what = str(last).strip() or type(last).__name__
     raise Problem(
         f"{address}: could not be read in {TRIES} tries ({what[:200]}); see whether its server answers, then run the "
         "same again: nothing is half-written"
     ) from last
+
+
+def _forbidden(address: str, error: Exception) -> Problem:
+    cure = "check the credentials that its store takes from the environment"
+    return Problem(f"{address}: may not be read ({str(error)[:200]}); {cure}")
 
 
 def is_sum_of(content: bytes, sha256: str) -> bool:

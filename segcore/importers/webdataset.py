@@ -22,6 +22,7 @@ from segcore.data.manifest import Split, wrong_id
 from segcore.errors import About, Problem, Problems, some
 from segcore.files import regular
 from segcore.importers import Entry, Listing
+from segcore.importers.folders import one_form
 from segcore.importers.voc import wrong_classes
 
 SHARDS, INDEX = "shards.json", "index.parquet"
@@ -166,7 +167,7 @@ class _Reading:
             raise Problem(
                 f"{self.index}: is no index of shards ({reason}); run `segcore index` on the shards"
             ) from None
-        counts = Counter(entry.image_id for entry in found)
+        counts = Counter(one_form(entry.image_id) for entry in found)  # some file systems take two spellings for one
         twice = [image_id for image_id, count in counts.items() if count > 1]
         if twice:
             self.problems.append(f"{self.index}: the ids {some(twice)} are listed more than once; leave one of each")
