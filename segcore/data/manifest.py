@@ -86,7 +86,7 @@ def read_manifest(path: Path) -> Records:
         raise
     except (OSError, ValueError, NotImplementedError) as error:  # what Arrow raises is one of them
         raise Problem(f"{path} is no manifest: {error}", made_by="prepare") from error
-    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    table = (pa.concat_tables(tables) if tables else schema.empty_table()).unify_dictionaries()
     del tables
     ids = table.column("image_id")
     wrong = wrong_ids(_not_plain(ids))
@@ -95,14 +95,20 @@ def read_manifest(path: Path) -> Records:
     wrong += [f"{line['image_id']}: {odd}" for line in _suspicious(table) if (odd := _odd(line)) is not None]
     if wrong:
         raise Problems(f"{path} is no manifest:", wrong, made_by="prepare")
-    return Records(table.combine_chunks())
+    columns: dict[str, pa.Array] = {}
+    for name in schema.names:  # one after the other, or everything would be in memory twice
+        columns[name] = table.column(name).combine_chunks()
+        table = table.drop_columns(name)
+    return Records(pa.table(columns))
 
 
 _ROWS = 65_536
+NARROW = {side: pa.int32() for side in ("width", "height")}
+NARROW |= {classes: pa.list_(pa.int16()) for classes in ("tags", "label_classes")}
 
 
 def _compact(table: pa.Table, path: Path) -> pa.Table:
-    """The same with repeated texts held once."""
+    """The same with repeated texts held once, and numbers no wider than they have to be."""
     splits = pc.unique(table.column("split")).to_pylist()
     if strange := {*splits} - {*get_args(Split)}:
         allowed = ", ".join(get_args(Split))
@@ -111,9 +117,13 @@ def _compact(table: pa.Table, path: Path) -> pa.Table:
             made_by="prepare",
         )
     for place, name in enumerate(table.column_names):
+        column = table.column(name).combine_chunks()
         if name in ("split", "image_shard", "labels_shard"):
-            table = table.set_column(place, name, table.column(name).combine_chunks().dictionary_encode())
-    return table.unify_dictionaries()
+            column = column.dictionary_encode()
+        elif name in NARROW:
+            column = column.cast(NARROW[name])
+        table = table.set_column(place, name, column)
+    return table
 
 
 def _not_plain(ids: pa.ChunkedArray) -> list[str | None]:
