@@ -28,6 +28,7 @@ Answer = TypeVar("Answer")
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, Problem)
 """What another try does not mend."""
 FORBIDDEN = (401, 403)
+GONE = (404, 410)
 """Answers of a web server that are no other the next time."""
 
 
@@ -168,17 +169,27 @@ def _patiently(address: str, ask: Callable[[], Answer]) -> Answer:
             return ask()
         except PermissionError as error:
             raise _forbidden(address, error) from error
-        except _FINAL:
-            raise
         except Exception as error:  # each store's client raises types of its own
-            if getattr(error, "status", None) in FORBIDDEN:
-                raise _forbidden(address, error) from error
-            last = error
+            last = _behind(error)
+            if getattr(last, "status", None) in FORBIDDEN:
+                raise _forbidden(address, last) from error
+            if isinstance(last, _FINAL):
+                raise
     what = str(last).strip() or type(last).__name__
     raise Problem(
         f"{address}: could not be read in {TRIES} tries ({what[:200]}); see whether its server answers, then run the "
         "same again: nothing is half-written"
     ) from last
+
+
+def _behind(error: Exception) -> Exception:
+    """What a web server did: fsspec says of whatever goes wrong, as it looks for a file, that the file is not there."""
+    from aiohttp import ClientError
+
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or getattr(cause, "status", None) in GONE:
+        return error
+    return cause if isinstance(cause, ClientError | TimeoutError) else error
 
 
 def _forbidden(address: str, error: Exception) -> Problem:
