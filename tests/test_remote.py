@@ -4,6 +4,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -268,11 +269,8 @@ class TestS3:
 
     @pytest.fixture
     def bucket(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-        import boto3
-        import s3fs
-        from moto.server import ThreadedMotoServer
-
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        boto3, s3fs, moto = (import_module(name) for name in ("boto3", "s3fs", "moto.server"))
+        server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
         host, port = server.get_host_and_port()
         for key, value in {
@@ -309,8 +307,6 @@ class TestS3:
             remote.listing("s3://nobodys/tiny")
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         remote._resolved.cache_clear()
-        import s3fs
-
-        s3fs.S3FileSystem.clear_instance_cache()
+        import_module("s3fs").S3FileSystem.clear_instance_cache()
         with pytest.raises(Problem, match="could not be read in 6 tries"):
             read_image(record.image)
