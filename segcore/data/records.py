@@ -1,6 +1,6 @@
 """Records of many images as columns.
 
-A manifest of a million images is a million records, which as Python's objects take gigabytes and half a minute to make.
+A manifest of a million images would be a million of Python's objects, with paths and tuples in each, in every process.
 So `Records` keeps columns, and makes a record when somebody asks for it.
 """
 
