@@ -23,6 +23,7 @@ from segcore.cli import command
 from segcore.cli.experiments import Copies
 from segcore.commands.next import seconds_of
 from segcore.config.settings import Settings
+from segcore.data.addresses import seen_from
 from segcore.data.pictures import read_image
 from segcore.errors import Problem
 from segcore.files import write_atomically
@@ -71,10 +72,10 @@ class Trial:
         """As the command chooses, with the model that was trained on the start."""
         looker = Looker(load(data / "segmenters" / self.system))
         root = data.parents[1]
-        known = [looker(read_image(root / r.image), r.tags or None).features for r in images.known]
+        known = [looker(read_image(seen_from(root, r.image)), r.tags or None).features for r in images.known]
         candidates = []
         for record in images.wanting:
-            seen = looker(read_image(root / record.image), record.tags or None)
+            seen = looker(read_image(seen_from(root, record.image)), record.tags or None)
             price = self.cost.of("masks", bool(record.tags))
             candidates.append(Candidate(record.image_id, seen.uncertainty, price, seen.features))
         return [one.candidate.image_id for one in choose(candidates, known, self.seconds)]

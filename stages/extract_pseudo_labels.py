@@ -33,6 +33,7 @@ from segcore.config.labels import LabelsFromFile, learns_from_masks
 from segcore.data import pseudo_labels, splits
 from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.pictures import labels_png, read_image, read_labels, write_png
+from segcore.data.records import ids_of
 from segcore.evaluation import labelling
 from segcore.evaluation.labelling import Extract, Source
 from segcore.evaluation.map_labels import CALIBRATION
@@ -62,13 +63,13 @@ def main(
     records = read_manifest(manifest)
     ids = listed(split / f"{plan.entry.images}.txt", records)
     seen = splits.as_training_sees(records, ids, split, names)
-    chosen = [seen[image_id] for image_id in ids]
+    chosen = seen.of(ids)
     saliency = labelling.check(chosen, plan.entry)
     lists = dict.fromkeys([split / f"{plan.entry.images}.txt"])
-    strong: list[Record] = []
+    strong: Sequence[Record] = []
     if learns_from_masks(plan.entry):
         lists[split / "strong.txt"] = None
-        strong = [records[image_id] for image_id in listed(split / "strong.txt", records)]
+        strong = records.of(listed(split / "strong.txt", records))
     device = Runtime()
     with provenance.timed(f"extract_pseudo_labels@{name}", out) if one is None else contextlib.nullcontext():
         key = files.fingerprint(
@@ -104,7 +105,7 @@ def main(
             behind = () if from_file else (cards.made_of(input / "model").get("training", ""),)
             origin = {
                 "data_set": data_set_fingerprint(records.values(), names),
-                "images": files.fingerprint([[r.image_id for r in strong], ids] if strong else ids, ()),
+                "images": files.fingerprint([ids_of(strong), ids] if strong else ids, ()),
                 "tags": made_of.tags(split),
                 "training": fingerprints.of(plan, *behind),
             }

@@ -26,6 +26,8 @@ from segcore import made_of
 from segcore.cli import command, console, provenance
 from segcore.config import fingerprints, plan
 from segcore.config.data import CropsParams
+from segcore.data import kept_shards
+from segcore.data.addresses import is_there
 from segcore.data.crops import ImageCrops, image_crops, index
 from segcore.data.manifest import Record, data_set_fingerprint, read_class_names, read_ids, read_manifest
 from segcore.data.pictures import read_image, read_labels
@@ -97,7 +99,7 @@ def _strong_records(manifest: Path, strong: Path) -> list[Record]:
         if record.labels is None:
             problems.append(f"{record.image_id}: has no labels")
         files = [file for file in (record.image, record.labels) if file is not None]
-        problems += [f"{record.image_id}: {file} is gone" for file in files if not file.is_file()]
+        problems += [f"{record.image_id}: {file} is gone" for file in files if not is_there(file)]
     if problems:
         raise Problems(f"{strong} names images that crops cannot be made of (run `dvc repro split`):", problems)
     return records
@@ -112,8 +114,13 @@ def _computed(records: Sequence[Record], params: CropsParams, seed: int, world: 
         return
     # Spawned, as OpenCV and torch hold threads that a forked child would miss.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(kept_shards.in_use(),)) as pool:
         yield from _watched(pool.map(compute, records, chunksize=4), len(records))
+
+
+def _begin(cache: kept_shards.Cache | None) -> None:
+    kept_shards.use(cache)
+    _one_thread()
 
 
 def _one_thread() -> None:

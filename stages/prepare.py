@@ -23,8 +23,9 @@ from segcore.cli import command, console, provenance, shards
 from segcore.cli.shards import Members, OneProcess, Piece, Shard, Work
 from segcore.config import fingerprints
 from segcore.config import plan as plans
-from segcore.config.data import ShapesParams, SixteenBit, VocParams
+from segcore.config.data import OnDisk, ShapesParams, ShardsParams, SixteenBit, VocParams
 from segcore.config.plan import Prepare, prepare
+from segcore.data.addresses import Address
 from segcore.data.manifest import Record, data_set_fingerprint, write_manifest
 from segcore.errors import EXAMPLES, Problem, Problems, together
 from segcore.files import fingerprint, fresh_folder, write_atomically
@@ -40,6 +41,7 @@ from segcore.importers import (
     shapes,
     sixteen_bit,
     voc,
+    webdataset,
 )
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -99,7 +101,7 @@ def _inspect(plan: Prepare, files: Path, out: Path, shard_folder: Path) -> tuple
         root, dataset = files, shapes.as_devkit(files)
     else:
         root, dataset = Path(plan.dataset.root).expanduser(), plan.dataset
-    listing = voc.read(root, dataset)
+    listing = _listing(root, dataset)
     wide = _wide(listing, dataset)
     if not isinstance(plan.dataset, ShapesParams):
         division = _division(plan, listing, wide, out, shard_folder)
@@ -119,7 +121,11 @@ def _inspect(plan: Prepare, files: Path, out: Path, shard_folder: Path) -> tuple
     return listing, findings, division
 
 
-def _wide(listing: Listing, dataset: VocParams) -> SixteenBit:
+def _listing(root: Path, dataset: VocParams | ShardsParams) -> Listing:
+    return webdataset.read(root, dataset) if isinstance(dataset, ShardsParams) else voc.read(root, dataset)
+
+
+def _wide(listing: Listing, dataset: VocParams | ShardsParams) -> SixteenBit:
     """Which values of pictures of 16 bits are black and white."""
     if dataset.sixteen_bit != "measured":
         return dataset.sixteen_bit
@@ -138,7 +144,7 @@ def _check_shard(one: Shard, plan: Prepare, out: Path, shard_folder: Path) -> No
     if isinstance(plan.dataset, ShapesParams):
         raise Problem("--shard: the embedded set is generated at once; shards are of data sets on disk")
     dataset, root = plan.dataset, Path(plan.dataset.root).expanduser()
-    listing = voc.read(root, dataset)
+    listing = _listing(root, dataset)
     if problems := together(listing.problems):
         raise Problems(f"the data set in {root} has {len(problems)} problems; no image was checked:", problems)
     wide = _wide(listing, dataset)
@@ -232,7 +238,9 @@ def _swap(building: Path, out: Path) -> None:
 def _placed(record: Record, written: Path, files: Path) -> Record:
     """The record with the paths that its files will have."""
 
-    def place(path: Path) -> Path:
+    def place(path: Address) -> Address:
+        if not isinstance(path, Path):
+            return path
         return files / path.relative_to(written) if path.is_relative_to(written) else path
 
     return replace(record, image=place(record.image), labels=record.labels and place(record.labels))
@@ -242,7 +250,7 @@ def _counts(
     records: Sequence[Record],
     classes: Sequence[str],
     findings: Sequence[Finding],
-    dataset: ShapesParams | VocParams,
+    dataset: OnDisk,
 ) -> dict[str, Any]:
     """The data set's card in numbers: per class, `images` carry the tag and `masks` show it."""
     of_split = {split: [record for record in records if record.split == split] for split in ("train", "val")}
@@ -250,7 +258,7 @@ def _counts(
     warnings = Counter(kind for finding in findings for kind, _ in finding.warnings)
     return {
         "layout": dataset.layout,
-        "tags": dataset.tags.kind if isinstance(dataset, VocParams) else "masks",
+        "tags": _source_of_tags(dataset),
         "classes": len(classes) - 1,
         "images": {split: len(members) for split, members in of_split.items()},
         "masks": {split: sum(record.labels is not None for record in members) for split, members in of_split.items()},
@@ -268,6 +276,12 @@ def _counts(
         "conversions": {name: conversions[name] for name in CONVERSIONS},
         "warnings": {kind: warnings[kind] for kind in WARNINGS},
     }
+
+
+def _source_of_tags(dataset: OnDisk) -> str:
+    if isinstance(dataset, VocParams):
+        return dataset.tags.kind
+    return "shards" if isinstance(dataset, ShardsParams) else "masks"
 
 
 def _tell(findings: Sequence[Finding], out: Path) -> None:

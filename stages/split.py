@@ -7,7 +7,7 @@ these images.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from segcore.cli import command, console, provenance
@@ -15,7 +15,8 @@ from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.data import StrongList
 from segcore.data import handed_in, splits
-from segcore.data.manifest import Record, read_class_names, read_ids, read_manifest
+from segcore.data.manifest import read_class_names, read_ids, read_manifest
+from segcore.data.records import Records
 from segcore.errors import Problem
 from segcore.files import as_cell, write_atomically
 from segcore.made_of import TAGS_FILE
@@ -33,7 +34,7 @@ def main(*, manifest: Path, classes: Path, out: Path, masks: Path, params: Path 
         listed = _read_list(Path(strong.file)) if isinstance(strong, StrongList) else None
         chosen = splits.choose(records, names, listed, plan.split, plan.seed, settings.needing_masks)
         seen = splits.tags_seen(chosen, records, len(names) - 1, plan.split.tag_noise, plan.seed)
-        lists = {name: [records[i] for i in getattr(chosen, name)] for name in ("strong", "weak")}
+        lists = {name: records.of(getattr(chosen, name)) for name in ("strong", "weak")}
         handed_in.check(settings.pseudo_labels, lists, names, out.parent)
         counts = {"parameters": fingerprints.of(plan)} | splits.counts(chosen, records, names)
         counts["tags_seen"] = splits.mistakes(seen, records)
@@ -52,9 +53,9 @@ def main(*, manifest: Path, classes: Path, out: Path, masks: Path, params: Path 
         )
 
 
-def _masks(records: Mapping[str, Record], strong: Sequence[str]) -> str:
+def _masks(records: Records, strong: Sequence[str]) -> str:
     """The masks that training may see: image_id,labels_sha256."""
-    lines = [f"{as_cell(image_id)},{records[image_id].labels_sha256}\n" for image_id in strong]
+    lines = [f"{as_cell(record.image_id)},{record.labels_sha256}\n" for record in records.of(strong)]
     return "".join(["image_id,labels_sha256\n", *lines])
 
 

@@ -5,6 +5,7 @@ Reads the manifest, the class names and the split; writes `model/`, `training/` 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from segcore.data.frequencies import tag_table, tag_weights
 from segcore.data.geometry import padded_square
 from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.pictures import read_image
+from segcore.data.records import ids_of
 from segcore.data.samples import TaggedImages, tag_vector
 from segcore.errors import Problems
 from segcore.evaluation.numbers import rounded
@@ -41,8 +43,8 @@ from segcore.training.fit import Fit
 class Images:
     """What is learned from, with its tags as training sees them, and what is measured on."""
 
-    seen: list[Record]
-    val: list[Record]
+    seen: Sequence[Record]
+    val: Sequence[Record]
     tags: list[str]
 
 
@@ -56,8 +58,8 @@ def main(
     records = read_manifest(manifest)
     ids = listed(split / f"{plan.entry.images}.txt", records)
     seen = splits.as_training_sees(records, ids, split, names)
-    val = [record for record in records.values() if record.split == "val"]
-    images = Images([seen[i] for i in ids], val, names[1:])
+    val = records.of_split("val")
+    images = Images(seen.of(ids), val, names[1:])
     with provenance.timed(f"train_classifier@{name}", out):
         torch.manual_seed(seeds.derived_seed(plan.seed, "classifier", "initial weights"))
         model = classifiers.build(plan.entry.backbone, plan.entry.head, len(images.tags))
@@ -104,7 +106,7 @@ def trained(
     samples = TaggedImages(images.seen, len(images.tags), entry.resize, entry.input_size)
     if entry.class_weights is not None:
         model.weigh(tag_weights(tag_table(samples, len(images.tags)), entry.class_weights.cap))
-    ids = [record.image_id for record in images.seen]
+    ids = ids_of(images.seen)
     run_key = [name, plan.seed, entry.model_dump(), recipe.model_dump(), ids]
     checkpoint = progress.scratch_file(f"classifier-{name}", run_key, inputs, model, device)
     fit = Fit(model, samples, recipe, seeds.derived_seed(plan.seed, "classifier"), device, checkpoint)
@@ -115,7 +117,7 @@ def trained(
 
 @torch.inference_mode()
 def measure(
-    model: Classifier, device: processes.Runtime, val: list[Record], tags: list[str], size: int
+    model: Classifier, device: processes.Runtime, val: Sequence[Record], tags: list[str], size: int
 ) -> dict[str, Any]:
     """Tag metrics of the classifier on images padded to a square, as the segmenter's inference sees them."""
     model.eval()
@@ -150,13 +152,13 @@ def fitted(
     return tag_metrics(sigmoid(logits), truth(images.val, images.tags), images.tags, head.thresholds.numpy())
 
 
-def truth(records: list[Record], tags: list[str]) -> Bool[np.ndarray, "N L"]:
+def truth(records: Sequence[Record], tags: list[str]) -> Bool[np.ndarray, "N L"]:
     """Which tags the images have."""
     return np.stack([tag_vector(record.tags, len(tags)).bool().numpy() for record in records])
 
 
 def mean_features(
-    name: str, store: FeatureStore, records: list[Record], head: PooledHead, device: processes.Runtime
+    name: str, store: FeatureStore, records: Sequence[Record], head: PooledHead, device: processes.Runtime
 ) -> tuple[Float[np.ndarray, "N D"], Float[np.ndarray, "N C"]]:
     """What the head sees of each image, and the mean of the top map, both the mean over all views.
 

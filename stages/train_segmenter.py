@@ -8,7 +8,6 @@ doubts tags leaves them beside its model, cleaned (`cleaned_tags.csv`), and how 
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +90,7 @@ def inputs_of(plan: plans.TrainSegmenter, manifest: Path, names: list[str], spli
     records = read_manifest(manifest)
     strong, weak = (listed(split / f"{name}.txt", records) for name in ("strong", "weak"))
     records = splits.as_training_sees(records, [*strong, *weak], split, names)
-    masked = {*strong}
-    seen = {i: record if i in masked else replace(record, labels=None) for i, record in records.items()}
-    return Inputs(seen, strong, weak, plan.entry.images, labels, len(names) - 1, plan.crops)
+    return Inputs(records.with_masks_of(strong), strong, weak, plan.entry.images, labels, len(names) - 1, plan.crops)
 
 
 def tell_cleaned(quality: dict[str, Any], system: str) -> None:

@@ -60,7 +60,7 @@ def predictor(records: list[Record], noise: float):
         predictions = []
         for image in images:
             record = next(order)
-            assert record.labels is not None
+            assert isinstance(record.labels, Path)
             labels = np.asarray(Image.open(record.labels)).copy()
             assert labels.shape == image.shape[:2]
             labels[labels == 255] = 0

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -27,7 +28,7 @@ from segcore.models.classifiers import save_classifier
 from segcore.models.systems import save_system
 from segcore.networks.trunk import Trunk
 from segcore.prediction import model as models
-from tests.devkit import PARAMS, make_record
+from tests.devkit import PARAMS
 from tests.invented import SHAPES, scenes, write_json
 from tests.networks import build, classifier_for, entry, tag_names, tiny_classifier
 
@@ -121,10 +122,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "data/mine"
     records = [
-        make_record(r.image_id, r.image, r.labels, r.width, r.height, r.tags, "val" if number == 10 else "train")
+        replace(r, split="val" if number == 10 else "train")
         for number, r in enumerate(scenes(tmp_path / "pictures", 11))
     ]
-    bare = [make_record(r.image_id, r.image, None, r.width, r.height, (), "train") for r in records[8:10]]
+    bare = [replace(r, labels=None, tags=(), labels_sha256=None, label_classes=None) for r in records[8:10]]
     (data / "prepared").mkdir(parents=True)
     write_manifest(data / "prepared/manifest.parquet", [*records[:8], *bare, records[10]])
     write_json(data / "prepared/classes.json", NAMES)

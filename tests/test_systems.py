@@ -1,6 +1,7 @@
 """What every system keeps to: gradients, learning, prediction, statistics, parameters."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -327,7 +328,7 @@ def test_crops_of_other_than_strong_images_are_refused_by_name(image_id: str, mo
 def test_cues_of_images_in_no_list_are_refused_by_name(image_id: str, module: str, tmp_path: Path) -> None:
     found = FOREIGN.get(image_id, FOREIGN["other"])
     given = inputs(tmp_path, tmp_path, crops=False)
-    given.records["extra"] = given.records["one"]
+    given = replace(given, records={**given.records, "extra": given.records["one"]})
     (tmp_path / "images.txt").write_text(f"one\n{image_id}\n")
     with pytest.raises(Problem, match=f"{image_id} {found}"):
         systems.load(module).samples(params_of(module), given)

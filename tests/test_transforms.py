@@ -205,7 +205,7 @@ def test_the_scale_is_drawn_from_its_range(tmp_path: Path) -> None:
 
 def test_labels_of_another_size_are_a_problem(tmp_path: Path) -> None:
     samples = labelled(tmp_path)
-    assert samples.labels[0] is not None
+    assert isinstance(samples.labels[0], Path)
     write_labels(samples.labels[0], np.zeros((60, 80), dtype=np.uint8))
     with pytest.raises(Problem, match=r"one_labels.png has \(60, 80\) pixels .*, its image has \(60, 90\)"):
         samples.sample(0, 0)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import typer
 
+from segcore.cli import shard_cache
 from segcore.cli.console import complain, say
 from segcore.errors import Problem
 
@@ -19,6 +20,7 @@ PARTLY, MISTAKE, STOPPED = 1, 2, 130
 def told() -> Iterator[None]:
     """A block whose mistakes are told to a person without a traceback."""
     try:
+        shard_cache.begin()
         yield
     except Problem as problem:
         _end(str(problem))

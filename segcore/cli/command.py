@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from segcore.cli import held, marks, scratch
+from segcore.cli import held, marks, scratch, shard_cache
 from segcore.cli.console import complain, is_main_process, say
 from segcore.config.settings import Settings, load
 from segcore.errors import Problem
@@ -30,6 +30,7 @@ def start(main: Callable[..., None]) -> None:
     @functools.wraps(main)
     def command(**arguments: Any) -> None:
         try:
+            shard_cache.begin()
             with _alone(arguments), marks.left():
                 main(**arguments)
         except Problem as problem:

@@ -2,7 +2,7 @@
 
 import typer
 
-from segcore.commands import compare, export, export_model, import_, new, next, predict, serve, stage
+from segcore.commands import compare, export, export_model, import_, new, next, pack, predict, serve, stage
 
 app = typer.Typer(
     name="segcore",
@@ -15,6 +15,8 @@ app = typer.Typer(
 app.command()(new.new)
 app.command()(new.upgrade)
 app.command(name="import")(import_.import_)
+app.command()(pack.pack)
+app.command()(pack.index)
 app.command()(predict.predict)
 app.command()(serve.serve)
 app.command()(export.export)

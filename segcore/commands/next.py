@@ -102,6 +102,7 @@ def write(out: Path, chosen: "list[Chosen]", images: "Pool", looker: "Looker", p
     import json
 
     from segcore.acquisition import sheet
+    from segcore.data.addresses import text_of
     from segcore.data.pictures import read_image, write_png
     from segcore.exchange import clean, cvat, label_studio
     from segcore.exchange.collection import Item
@@ -122,7 +123,7 @@ def write(out: Path, chosen: "list[Chosen]", images: "Pool", looker: "Looker", p
         names = [classes[tag] for tag in record.tags]
         tags = "|".join(as_cell(name) for name in names)
         numbers = (f"{candidate.seconds:.1f}", f"{candidate.uncertainty:.4f}", f"{one.distance:.4f}")
-        lines.writerow([rank, as_cell(record.image_id), as_cell(record.image.as_posix()), tags, *numbers])
+        lines.writerow([rank, as_cell(record.image_id), as_cell(text_of(record.image)), tags, *numbers])
         found = frozenset(names) or frozenset(classes[k] for k in {*labels.ravel().tolist()} if k)
         items.append(
             Item(

@@ -127,7 +127,45 @@ class VocParams(Section):
         return self
 
 
-DatasetParams = Annotated[ShapesParams | VocParams, Field(discriminator="layout")]
+class ShardsParams(Section):
+    """A data set in WebDataset tars, as `segcore pack` writes them and `segcore index` lists them."""
+
+    layout: Literal["webdataset"]
+    name: Name
+    """Everything that is made of the data set lies in `data/<name>/`."""
+    root: str
+    """The folder with the index, which DVC follows: `shards.json` and `index.parquet`, the tars, if they are here."""
+    shards: str | None
+    """Where the tars lie, if not beside the index: a folder, or an address such as s3://bucket/folder."""
+    convert_palette: bool
+    """Convert masks that hold colours instead of class indices."""
+    sixteen_bit: Annotated[SixteenBit, BeforeValidator(_range)]
+    """Which values of pictures of 16 bits are black and white."""
+    duplicates: Literal["refuse", "allow"]
+    """Whether a validation picture may be a copy of a training picture."""
+
+    @field_validator("root")
+    @classmethod
+    def _is_a_folder(cls, root: str) -> str:
+        if "://" in root:
+            raise ValueError(
+                "must be a folder of this machine, that of the index, which DVC follows; an address of tars goes to "
+                "dataset.shards"
+            )
+        return VocParams._is_spelled_out(root)
+
+    @model_validator(mode="after")
+    def _has_a_name_of_its_own(self) -> "ShardsParams":
+        if self.name == EMBEDDED:
+            raise ValueError(
+                f"name: found '{EMBEDDED}', which is the embedded data set's; give yours a name of its own"
+            )
+        return self
+
+
+OnDisk = ShapesParams | VocParams | ShardsParams
+
+DatasetParams = Annotated[OnDisk, Field(discriminator="layout")]
 
 
 class StrongPerClass(Section):

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from segcore.config.data import CropsParams, EdgeParams, ShapesParams, SplitParams, VocParams
+from segcore.config.data import CropsParams, EdgeParams, OnDisk, ShapesParams, SplitParams
 from segcore.config.labels import (
     EvaluationParams,
     LabelsFromKnownTags,
@@ -37,7 +37,7 @@ class Prepare:
     """Of `prepare`; only pictures that are generated need a seed."""
 
     seed: int | None
-    dataset: ShapesParams | VocParams
+    dataset: OnDisk
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from segcore.config.data import CropsParams, DatasetParams, ShapesParams, SplitParams, VocParams
+from segcore.config.data import CropsParams, DatasetParams, OnDisk, SplitParams
 from segcore.config.labels import (
     CueLossParams,
     EvaluationParams,
@@ -87,7 +87,7 @@ class Settings:
         self._told: set[str] = set()
         self._raw: dict[str, Any] = copy.deepcopy(self.given)
         self.seed = self._checked_seed(given["seed"])
-        self.dataset: ShapesParams | VocParams = self._checked("dataset", DatasetParams)
+        self.dataset: OnDisk = self._checked("dataset", DatasetParams)
         self.split: SplitParams = self._checked("split", SplitParams)
         self.crops: CropsParams = self._checked("crops", CropsParams)
         self.evaluation: EvaluationParams = self._checked("evaluation", EvaluationParams)

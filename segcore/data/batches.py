@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from segcore.data import kept_shards
 from segcore.data.order import Order, WithTags
 from segcore.errors import Problem
 
@@ -213,6 +215,7 @@ class Stream:
             pin_memory=torch.cuda.is_available(),
             # Not fork: OpenCV and torch hold threads that a forked child would miss.
             multiprocessing_context="spawn" if self.workers else None,
+            worker_init_fn=partial(kept_shards.use, kept_shards.in_use()),
         )
         batches = _loaded(loader)
         for _ in range(first, last):

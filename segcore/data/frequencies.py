@@ -1,7 +1,6 @@
 """How often classes are there among training samples: in their labels, and in their tags."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from segcore.data.addresses import Address
 from segcore.data.batches import Mixed, Samples
 from segcore.data.order import WithTags
 from segcore.data.pictures import IGNORE, read_labels
@@ -20,7 +20,7 @@ from segcore.errors import Problem
 class Labelled(Protocol):
     """Samples with a file of labels each."""
 
-    labels: Sequence[Path | None]
+    labels: Sequence[Address | None]
 
 
 def labelled_pixels(samples: Samples, n_classes: int) -> Int64[Tensor, " K"]:
@@ -38,7 +38,7 @@ def labelled_pixels(samples: Samples, n_classes: int) -> Int64[Tensor, " K"]:
     return torch.from_numpy(counts)
 
 
-def _files(samples: Samples) -> list[Path]:
+def _files(samples: Samples) -> list[Address]:
     if isinstance(samples, Mixed):
         return [path for one in samples.sets for path in _files(one)]
     if not isinstance(samples, Labelled):

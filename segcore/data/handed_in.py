@@ -1,6 +1,7 @@
 """What a user hands in beside the pictures and is used long after: checked before the first training."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from segcore.config.labels import LabelsFromFile, LabelsFromMaps, LabelsParams, Saliency
@@ -9,6 +10,7 @@ from segcore.data.geometry import Grid, resized_labels
 from segcore.data.manifest import Record
 from segcore.data.pictures import read_labels
 from segcore.data.pseudo_labels import STRIDE, CuesFile
+from segcore.data.records import ids_of
 from segcore.errors import Problem, Problems
 
 COMPARED = 200
@@ -34,23 +36,28 @@ def check(
     """
     problems: list[str] = []
     for name, entry in entries.items():
-        wanted = {record.image_id for record in images[entry.images]}
-        masked = [record for record in images["strong"] if record.image_id in wanted and record.labels is not None]
         try:
             if isinstance(entry, LabelsFromFile):
                 cues = CuesFile(data / entry.input)
                 cues.check(images[entry.images], names, entry.input_size)
-                _check_cues(cues, masked[:COMPARED], entry.input_size)
+                _check_cues(cues, _masked(images, entry.images), entry.input_size)
             elif isinstance(entry, LabelsFromMaps) and isinstance(entry.background, Saliency):
                 root = Path(entry.background.root).expanduser()
                 saliency_maps.check(root, images[entry.images])
-                _check_saliency(root, masked[:COMPARED])
+                _check_saliency(root, _masked(images, entry.images))
         except Problems as found:
             problems += [f"pseudo_labels.{name}: {problem}" for problem in found.problems]
         except Problem as found:
             problems.append(f"pseudo_labels.{name}: {found}")
     if problems:
         raise Problems("what was handed in for pseudo-labels does not fit the images:", problems)
+
+
+def _masked(images: Mapping[str, Sequence[Record]], chosen: str) -> list[Record]:
+    """Strong images with masks that are among the chosen ones, a few of them."""
+    wanted = {*ids_of(images[chosen])}
+    masked = (record for record in images["strong"] if record.image_id in wanted and record.labels is not None)
+    return list(islice(masked, COMPARED))
 
 
 def _check_cues(cues: CuesFile, masked: Sequence[Record], input_size: int) -> None:

@@ -1,84 +1,28 @@
-"""The images of a data set as `prepare` lists them: records, class names, lists of the split."""
+"""The files of a data set as `prepare` and `split` write them: the manifest, class names, lists of ids."""
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
+from segcore.data.record import LONGEST_ID as LONGEST_ID
+from segcore.data.record import PLAIN, Record, Split, wrong_ids
+from segcore.data.record import wrong_id as wrong_id
+from segcore.data.records import IN_SHARDS, SCHEMA, Records, splits_of, table_of
 from segcore.errors import Problem, Problems, some
-from segcore.files import fingerprint, regular, write_atomically
+from segcore.files import regular, write_atomically
 
-Split = Literal["train", "val"]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image of the data set, whose files were opened and found good: a line of the manifest.
-
-    `tags` are the indices (1..L) of the classes that the image-level annotation names; `labels` is the indexed
-    PNG with a class per pixel, or None where nobody outlined the image; `label_classes` are the classes 1..L that the
-    labels show, which the tags may exceed (None without labels), or fall short of where difficult objects do not count;
-    `width` and `height` are those of the picture as a
-    person sees it, after its EXIF rotation; the hashes are of the files' bytes, so that a stage that depends on the
-    manifest depends on the pictures.
-    """
-
-    image_id: str
-    image: Path
-    labels: Path | None
-    width: int
-    height: int
-    tags: tuple[int, ...]
-    split: Split
-    image_sha256: str
-    labels_sha256: str | None
-    label_classes: tuple[int, ...] | None
-
-
-_TEXT, _WHOLE = pa.large_string(), pa.int64()
-_TYPES = {str: _TEXT, str | None: _TEXT, Split: _TEXT, Path: _TEXT, Path | None: _TEXT, int: _WHOLE}
-_TYPES |= {tuple[int, ...]: pa.list_(_WHOLE), tuple[int, ...] | None: pa.list_(_WHOLE)}
-
-LONGEST_ID = 200
-"""Bytes of an image's id: with an ending and the marks of unfinished files it must stay a file name."""
-
-SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Record).items()])
-"""The columns of `manifest.parquet`: the fields of a record; paths are text with slashes."""
-
-
-def wrong_id(image_id: object) -> str | None:
-    """What keeps an id from naming an image: it becomes part of file names, and of lists with an id a line.
-
-    Every list and table is checked by this where it is read, so that none leads out of the data set's folders.
-    """
-    if not isinstance(image_id, str) or not image_id:
-        return "an image id is a text that is not empty"
-    if any(part in image_id for part in ("/", "\\")) or image_id.startswith("."):
-        return "an image id is a file name without its folder and ending, such as 2007_000032, and begins with no dot"
-    if any(character.isspace() for character in image_id):
-        return "an image id may not hold blanks, by which other files separate ids; rename its files, by _ say"
-    if not image_id.isprintable():
-        return "an image id may not hold characters that cannot be seen; rename its files"
-    if len(image_id.encode("utf-8", "surrogatepass")) > LONGEST_ID:
-        return f"an image id is at most {LONGEST_ID} bytes long, so that it can be part of file names"
-    return None
-
-
-def wrong_ids(image_ids: Iterable[object]) -> list[str]:
-    """A sentence for each thing that is wrong with any of the ids, with a few of those."""
-    found: dict[str, list[str]] = {}
-    for image_id in image_ids:
-        if (wrong := wrong_id(image_id)) is not None:
-            shown = image_id if isinstance(image_id, str) and image_id.isprintable() else ascii(image_id)
-            found.setdefault(wrong, []).append(str(shown))
-    return [f"found {some(ids)}; {wrong}" for wrong, ids in found.items()]
+pc: Any = pyarrow.compute  # makes its functions as it is loaded, where no type checker sees them
 
 
 def read_ids(path: Path, *, made_by: str | None = None) -> list[str]:
@@ -108,16 +52,18 @@ def write_manifest(path: Path, records: Iterable[Record]) -> None:
     Raises:
         OSError: it could not be written.
     """
-    lines = [
-        {name: value.as_posix() if isinstance(value, Path) else value for name, value in asdict(record).items()}
-        for record in records
-    ]
+    columns = table_of(list(records))
+    # By way of pandas, which tells of itself in the file: the bytes of manifests that there are stay what they are.
+    frame = pd.DataFrame({name: columns.column(name).to_pylist() for name in SCHEMA.names}, columns=SCHEMA.names)
+    table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False)
+    for name in columns.column_names[len(SCHEMA) :]:
+        table = table.append_column(columns.field(name), columns.column(name))
     buffer = BytesIO()
-    pd.DataFrame(lines, columns=SCHEMA.names).to_parquet(buffer, index=False, schema=SCHEMA, write_page_checksum=True)
+    pq.write_table(table, buffer, write_page_checksum=True)
     write_atomically(path, buffer.getvalue())
 
 
-def read_manifest(path: Path) -> dict[str, Record]:
+def read_manifest(path: Path) -> Records:
     """All records of a manifest, by image id and in its order.
 
     Raises:
@@ -125,30 +71,99 @@ def read_manifest(path: Path) -> dict[str, Record]:
         FileNotFoundError: there is no such file.
     """
     try:
-        table = pq.read_table(regular(path), page_checksum_verification=True)
-        if missing := {*SCHEMA.names} - {*table.column_names}:
-            raise Problem(f"{path} is no manifest: it lacks the columns {sorted(missing)}", made_by="prepare")
-        lines = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
+        with pq.ParquetFile(regular(path), page_checksum_verification=True) as file:
+            found = file.schema_arrow.names
+            if missing := {*SCHEMA.names} - {*found}:
+                raise Problem(f"{path} is no manifest: it lacks the columns {sorted(missing)}", made_by="prepare")
+            further = [field for field in IN_SHARDS if field.name in found]
+            if further and len(further) < len(IN_SHARDS):
+                raise Problem(f"{path} is no manifest: it lacks columns of shards", made_by="prepare")
+            schema = pa.schema([*SCHEMA, *further])
+            # Batch by batch: the whole as it is read and the whole as it is kept would be in memory at once.
+            batches = file.iter_batches(_ROWS, columns=schema.names)
+            tables = [_compact(pa.Table.from_batches([one]).select(schema.names).cast(schema), path) for one in batches]
     except FileNotFoundError:
         raise
     except (OSError, ValueError, NotImplementedError) as error:  # what Arrow raises is one of them
         raise Problem(f"{path} is no manifest: {error}", made_by="prepare") from error
-    if strange := {line["split"] for line in lines} - {*get_args(Split)}:
+    table = (pa.concat_tables(tables) if tables else schema.empty_table()).unify_dictionaries()
+    del tables
+    ids = table.column("image_id")
+    wrong = wrong_ids(_not_plain(ids))
+    if pc.count_distinct(ids).as_py() < len(ids):
+        wrong.append(f"found {some(_repeated(ids.to_pylist()))} more than once")
+    wrong += [f"{line['image_id']}: {odd}" for line in _suspicious(table) if (odd := _odd(line)) is not None]
+    if wrong:
+        raise Problems(f"{path} is no manifest:", wrong, made_by="prepare")
+    columns: dict[str, pa.Array] = {}
+    for name in schema.names:  # one after the other, or everything would be in memory twice
+        columns[name] = table.column(name).combine_chunks()
+        table = table.drop_columns(name)
+    return Records(pa.table(columns))
+
+
+_ROWS = 65_536
+NARROW = {side: pa.int32() for side in ("width", "height")}
+NARROW |= {classes: pa.list_(pa.int16()) for classes in ("tags", "label_classes")}
+
+
+def _compact(table: pa.Table, path: Path) -> pa.Table:
+    """The same with repeated texts held once, and numbers no wider than they have to be."""
+    splits = pc.unique(table.column("split")).to_pylist()
+    if strange := {*splits} - {*get_args(Split)}:
         allowed = ", ".join(get_args(Split))
         raise Problem(
             f"{path} is no manifest: it has the split {sorted(strange, key=str)[0]!r}; allowed are {allowed}",
             made_by="prepare",
         )
-    ids = [line["image_id"] for line in lines]
-    wrong = wrong_ids(ids) + [f"found {some(twice)} more than once" for twice in [_repeated(ids)] if twice]
-    wrong += [f"{line['image_id']}: {odd}" for line in lines if (odd := _odd(line)) is not None]
-    if wrong:
-        raise Problems(f"{path} is no manifest:", wrong, made_by="prepare")
-    return {line["image_id"]: _record(line) for line in lines}
+    for place, name in enumerate(table.column_names):
+        column = table.column(name).combine_chunks()
+        if name in ("split", "image_shard", "labels_shard"):
+            column = column.dictionary_encode()
+        elif name in NARROW:
+            column = column.cast(NARROW[name])
+        table = table.set_column(place, name, column)
+    return table
+
+
+def _not_plain(ids: pa.ChunkedArray) -> list[str | None]:
+    """The ids that have to be looked at one by one."""
+    plain = pc.fill_null(pc.match_substring_regex(ids, rf"^(?:{PLAIN})$"), False)
+    return ids.filter(pc.invert(plain)).to_pylist()
 
 
 def _repeated(ids: Sequence[str]) -> list[str]:
     return [image_id for image_id, count in Counter(ids).items() if count > 1]
+
+
+def _suspicious(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The lines that `_odd` has to look at: all of those that it finds odd, and hardly any others."""
+
+    def column(name: str) -> pa.ChunkedArray:
+        return table.column(name)
+
+    def less(name: str, bound: int) -> pa.ChunkedArray:
+        return pc.fill_null(pc.less(column(name), bound), True)
+
+    odd = [
+        pc.fill_null(pc.equal(pc.utf8_length(column("image")), 0), True),
+        pc.is_null(column("image_sha256")),
+        *(less(side, 1) for side in ("width", "height")),
+        pc.xor(pc.is_null(column("labels")), pc.is_null(column("label_classes"))),
+        pc.is_null(column("tags")),
+    ]
+    for name in ("tags", "label_classes"):
+        values = pc.list_flatten(column(name))
+        beyond = pc.fill_null(pc.or_(pc.less(values, 1), pc.greater(values, 254)), True)
+        lines = np.zeros(table.num_rows, dtype=bool)
+        lines[pc.list_parent_indices(column(name)).to_numpy()[beyond.to_numpy()]] = True
+        odd.append(pa.chunked_array([lines]))
+    for what in ("image", "labels") if "image_shard" in table.column_names else ():
+        offset, size, shard = (f"{what}_{part}" for part in ("offset", "size", "shard"))
+        strange = pc.or_(less(offset, 1), less(size, 0))
+        odd.append(pc.and_(pc.is_valid(column(shard)), strange))
+    some_odd = reduce(pc.or_, (one.combine_chunks() for one in odd))
+    yield from table.filter(some_odd).to_pylist()
 
 
 def _odd(line: Mapping[str, Any]) -> str | None:
@@ -164,18 +179,11 @@ def _odd(line: Mapping[str, Any]) -> str | None:
             continue
         if not all(isinstance(one, int) and 0 < one < 255 for one in line[column] or ()) or line[column] is None:
             return f"its {column} are {line[column]}; allowed are 1 to 254"
+    for what in ("image", "labels"):
+        offset, size = (line.get(f"{what}_{part}") for part in ("offset", "size"))
+        if line.get(f"{what}_shard") is not None and not (offset and size is not None and offset > 0 <= size):
+            return f"its {what} is at byte {offset} of a shard, and {size} bytes long"
     return None
-
-
-def _record(line: dict[str, Any]) -> Record:
-    labels, label_classes = line["labels"], line["label_classes"]
-    changes = {
-        "image": Path(line["image"]),
-        "labels": None if labels is None else Path(labels),
-        "tags": tuple(line["tags"]),
-        "label_classes": None if label_classes is None else tuple(label_classes),
-    }
-    return Record(**{**line, **changes})
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -197,8 +205,14 @@ def read_class_names(path: Path) -> list[str]:
 
 def data_set_fingerprint(records: Iterable[Record], names: Sequence[str]) -> str:
     """A short name for what a data set holds, wherever its files lie: equal only for the same images and classes."""
-    lines = [{**asdict(record), "image": None, "labels": None} for record in records]
-    return fingerprint([lines, list(names)], ())
+    # As `files.fingerprint` of all lines in one list, which for a million images is a text of half a gigabyte.
+    encode = json.JSONEncoder(sort_keys=True, default=str).encode
+    digest = hashlib.sha256(b"[[")
+    for number, record in enumerate(records):
+        line = encode({**vars(record), "image": None, "labels": None})
+        digest.update(f"{', ' if number else ''}{line}".encode())
+    digest.update(f"], {encode(list(names))}]".encode())
+    return digest.hexdigest()[:16]
 
 
 def listed(path: Path, records: Mapping[str, Record]) -> list[str]:
@@ -208,9 +222,10 @@ def listed(path: Path, records: Mapping[str, Record]) -> list[str]:
         Problem: it is no list; an id is not in the manifest, or that of an image which measures what was learned.
     """
     ids = read_ids(path, made_by="split")
-    if unknown := [image_id for image_id in ids if image_id not in records]:
+    splits = splits_of(records, ids)
+    if unknown := [image_id for image_id, split in zip(ids, splits, strict=True) if split is None]:
         raise Problem(f"{path}: {len(unknown)} ids are not in the manifest, {unknown[0]} first", made_by="split")
-    if measuring := [image_id for image_id in ids if records[image_id].split != "train"]:
+    if measuring := [image_id for image_id, split in zip(ids, splits, strict=True) if split != "train"]:
         raise Problem(
             f"{path}: {len(measuring)} ids are validation images, {measuring[0]} first, and those are never trained on",
             made_by="split",

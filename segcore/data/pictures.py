@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageOps
 
+from segcore.data.addresses import Address, beginning, read_bytes
 from segcore.errors import Problem
 from segcore.files import regular, write_atomically
 
@@ -37,14 +38,17 @@ Image.MAX_IMAGE_PIXELS = None  # as `opened` has bounds of its own, and words fo
 
 
 @contextmanager
-def opened(file: Path | io.BytesIO) -> Iterator[ImageFile.ImageFile]:
+def opened(file: Address | io.BytesIO) -> Iterator[ImageFile.ImageFile]:
     """A picture of one of `FORMATS` whose size every stage can hold; its pixels are not yet decoded.
 
     Raises:
         ValueError: of another size.
         any of BROKEN: no picture.
+        Problem: a store does not give it.
     """
-    with Image.open(regular(file) if isinstance(file, Path) else file, formats=FORMATS) as image:
+    content = regular(file) if isinstance(file, Path) else file
+    content = content if isinstance(content, Path | io.BytesIO) else io.BytesIO(read_bytes(content))
+    with Image.open(content, formats=FORMATS) as image:
         if (wrong := wrong_size(*image.size)) is not None:
             raise ValueError(wrong)
         yield image
@@ -122,7 +126,7 @@ def why_broken(error: BaseException, content: bytes) -> str:
     return f"cannot be decoded whole ({text})"
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+def read_image(path: Address) -> UInt8[np.ndarray, "H W 3"]:
     """The picture as a person sees it: RGB, 8 bits, turned by its EXIF orientation.
 
     Grey, palette, CMYK and 16-bit pictures are converted; transparency is laid over black.
@@ -137,10 +141,9 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: BaseException) -> Problem:
+def _unreadable(path: Address, error: BaseException) -> Problem:
     try:
-        with regular(path).open("rb") as file:
-            reason = why_broken(error, file.read(512))
+        reason = why_broken(error, beginning(path))
     except OSError as closed:
         reason = closed.strerror or str(closed)
     return Problem(f"{path} cannot be read ({reason}); mend it, then prepare the data set anew: that checks all files")
@@ -157,7 +160,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_labels(path: Path) -> UInt8[np.ndarray, "H W"]:
+def read_labels(path: Address) -> UInt8[np.ndarray, "H W"]:
     """Class indices of an indexed or grey 8-bit PNG; 255 where unknown.
 
     Raises:

@@ -1,6 +1,6 @@
 """From a file to a training sample: read, scale, cut, flip, all decided by one seed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,12 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from segcore.data import geometry
+from segcore.data.addresses import Address
 from segcore.data.batches import Sample
 from segcore.data.geometry import planes, random_square, random_window, resized, resized_labels, scaled
 from segcore.data.manifest import Record
 from segcore.data.pictures import IGNORE, read_image, read_labels
+from segcore.data.records import tags_at
 from segcore.errors import Problem
 
 INDEX = "crops.parquet"
@@ -43,7 +45,7 @@ def binary_labels(
     return table.gather(1, labels.flatten(1).long()).view_as(labels)
 
 
-def known(labels: UInt8[np.ndarray, "H W"], n_tags: int, path: Path) -> UInt8[np.ndarray, "H W"]:
+def known(labels: UInt8[np.ndarray, "H W"], n_tags: int, path: Address) -> UInt8[np.ndarray, "H W"]:
     """The labels, all of which are classes of the data set or unknown.
 
     Raises:
@@ -60,7 +62,7 @@ class TaggedImages:
     Without `resize` images are stretched to the square, so that all that their tags name is in it.
     """
 
-    def __init__(self, records: list[Record], n_tags: int, resize: int | None, input_size: int) -> None:
+    def __init__(self, records: Sequence[Record], n_tags: int, resize: int | None, input_size: int) -> None:
         self.records = records
         self.n_tags = n_tags
         self.resize = resize
@@ -71,7 +73,7 @@ class TaggedImages:
 
     def tags_of(self, index: int) -> Sequence[int]:
         """The class indices, 1..L, of a sample's tags."""
-        return self.records[index].tags
+        return tags_at(self.records, index)
 
     def sample(self, index: int, seed: int) -> Sample:
         record = self.records[index]
@@ -95,7 +97,7 @@ class CropSamples:
     """
 
     def __init__(
-        self, index: pd.DataFrame, records: dict[str, Record], n_tags: int, warp: int, input_size: int
+        self, index: pd.DataFrame, records: Mapping[str, Record], n_tags: int, warp: int, input_size: int
     ) -> None:
         self.image_ids = index["image_id"].tolist()
         self.subsets = [[int(label) for label in subset] for subset in index["labels"]]
@@ -142,8 +144,8 @@ class LabelledImages:
 
     def __init__(
         self,
-        records: list[Record],
-        labels: Sequence[Path | None],
+        records: Sequence[Record],
+        labels: Sequence[Address | None],
         n_tags: int,
         input_size: int,
         scales: tuple[float, float] | None = None,
@@ -163,7 +165,7 @@ class LabelledImages:
 
     def tags_of(self, index: int) -> Sequence[int]:
         """The class indices, 1..L, of a sample's tags."""
-        return self.records[index].tags
+        return tags_at(self.records, index)
 
     def sample(self, index: int, seed: int) -> Sample:
         record, path = self.records[index], self.labels[index]
@@ -196,7 +198,7 @@ class CueSamples:
         cues: the PNG of each record: `grid` x `grid` class indices, 255 where nothing is known.
     """
 
-    def __init__(self, records: list[Record], cues: list[Path], n_tags: int, input_size: int, grid: int) -> None:
+    def __init__(self, records: Sequence[Record], cues: list[Path], n_tags: int, input_size: int, grid: int) -> None:
         self.records = records
         self.cues = cues
         self.n_tags = n_tags
@@ -208,7 +210,7 @@ class CueSamples:
 
     def tags_of(self, index: int) -> Sequence[int]:
         """The class indices, 1..L, of a sample's tags."""
-        return self.records[index].tags
+        return tags_at(self.records, index)
 
     def sample(self, index: int, seed: int) -> Sample:
         record, path = self.records[index], self.cues[index]

@@ -9,16 +9,24 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from pyarrow.csv import ConvertOptions, read_csv
 
 from segcore.config.data import SplitParams, StrongAll, StrongList, TagNoise
 from segcore.data.manifest import Record
+from segcore.data.records import Records, of
 from segcore.errors import Problem, Problems
 from segcore.made_of import TAGS_FILE
 from segcore.seeds import derived_seed
+
+pc: Any = pyarrow.compute  # makes its functions as it is loaded, where no type checker sees them
+
 
 MASKS_FILE = "masks.csv"
 """What the folder of masks holds: the images that keep theirs, and the hash of each."""
@@ -50,8 +58,16 @@ def choose(
     Raises:
         Problem: S or W cannot be chosen as asked, or W would be empty; there are no labels, and entries need some.
     """
-    train = {image_id: record for image_id, record in records.items() if record.split == "train"}
-    shown = {image_id: record.label_classes for image_id, record in train.items() if record.label_classes is not None}
+    train: set[str] = set()
+    val: list[str] = []
+    shown: dict[str, tuple[int, ...]] = {}
+    for record in records.values():  # which are made one after the other, and not kept
+        if record.split == "val":
+            val.append(record.image_id)
+            continue
+        train.add(record.image_id)
+        if record.label_classes is not None:
+            shown[record.image_id] = record.label_classes
     how = params.strong
     if not shown and needing:
         raise Problem(
@@ -66,7 +82,7 @@ def choose(
         strong = list(shown)
     else:
         strong = [image_id for picked in per_class(shown, classes, how.images, seed) for image_id in picked]
-    weak: Collection[str] = set(train) if params.weak_includes_strong else set(train) - set(strong)
+    weak: Collection[str] = train if params.weak_includes_strong else train - set(strong)
     if not weak:
         raise Problem(
             "split.weak_includes_strong: false leaves no image to go by its tags, as every training image is strong; "
@@ -74,7 +90,6 @@ def choose(
         )
     if params.weak_images is not None:
         weak = _fewer(weak, params.weak_images, seed)
-    val = [image_id for image_id, record in records.items() if record.split == "val"]
     return Splits(tuple(sorted(strong)), tuple(sorted(weak)), tuple(sorted(val)))
 
 
@@ -189,17 +204,17 @@ def _listed(listed: Sequence[str], records: Mapping[str, Record], shown: Collect
 
 def counts(splits: Splits, records: Mapping[str, Record], classes: Sequence[str]) -> dict[str, object]:
     """How many images each set has, and of each class: strong ones whose labels show it, others whose tags name it."""
+    strong = Counter(label for record in of(records, splits.strong) for label in {*(record.label_classes or ())})
+    weak, val = (
+        Counter(tag for record in of(records, ids) for tag in {*record.tags}) for ids in (splits.weak, splits.val)
+    )
     return {
         "strong": len(splits.strong),
         "weak": len(splits.weak),
         "weak_without_mask": len({*splits.weak} - {*splits.strong}),
         "val": len(splits.val),
         "per_class": {
-            name: {
-                "strong": sum(index in (records[image_id].label_classes or ()) for image_id in splits.strong),
-                "weak": sum(index in records[image_id].tags for image_id in splits.weak),
-                "val": sum(index in records[image_id].tags for image_id in splits.val),
-            }
+            name: {"strong": strong[index], "weak": weak[index], "val": val[index]}
             for index, name in enumerate(classes)
             if index > 0
         },
@@ -244,29 +259,49 @@ def tags_table(seen: Mapping[str, tuple[int, ...]], classes: Sequence[str]) -> b
 
 def as_training_sees(
     records: Mapping[str, Record], ids: Collection[str], split: Path, classes: Sequence[str]
-) -> dict[str, Record]:
+) -> Records:
     """The records, those of the images `ids` with the tags that the folder of the split has for them.
 
     Raises:
         Problem: the table lacks some of these images, or is of other classes.
         FileNotFoundError: there is none.
     """
-    file, index = split / TAGS_FILE, {name: number for number, name in enumerate(classes)}
-    with file.open(newline="") as lines:
-        table = {line["image_id"]: line["tags"].split("|") if line["tags"] else [] for line in csv.DictReader(lines)}
-    if missing := [image_id for image_id in ids if image_id not in table]:
+    file, known = split / TAGS_FILE, Records.of_all(records)
+    text = {"image_id": pa.large_string(), "tags": pa.large_string()}
+    try:
+        with file.open("rb") as lines:
+            table = read_csv(lines, convert_options=ConvertOptions(column_types=text, include_columns=[*text]))
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise Problem(f"{file} is no table of tags ({error})", made_by="split") from None
+    ids = [*ids]
+    places = pc.index_in(pa.array(ids, text["image_id"]), value_set=table.column("image_id").combine_chunks())
+    if places.null_count:
+        missing = [image_id for image_id, place in zip(ids, places.to_pylist(), strict=True) if place is None]
         raise Problem(f"{file} lacks {len(missing)} images of the split, {missing[0]} first", made_by="split")
-    if strange := sorted({name for tags in table.values() for name in tags} - {*classes[1:]}):
+    tags = _as_indices(table.column("tags").combine_chunks(), classes, file)
+    return known.with_tags(known.rows(ids), tags.take(places))
+
+
+def _as_indices(cells: pa.Array, classes: Sequence[str], file: Path) -> pa.ListArray:
+    """Of cells with names of classes and `|` between them, the indices."""
+    names = pc.split_pattern(cells, "|")
+    each, of_line = pc.list_flatten(names), pc.list_parent_indices(names).to_numpy()
+    is_name = pc.not_equal(each, "").to_numpy(zero_copy_only=False)
+    each, of_line = each.filter(pa.array(is_name)), of_line[is_name]
+    places = pc.index_in(each, value_set=pa.array(classes[1:], each.type))
+    if places.null_count:
+        strange = sorted({*each.filter(pc.is_null(places)).to_pylist()})
         raise Problem(f"{file} has tags that are no classes of the data set, {strange[0]} first", made_by="split")
-    seen = {i: replace(records[i], tags=tuple(index[name] for name in table[i])) for i in ids}
-    return {**records, **seen}
+    ends = np.bincount(of_line, minlength=len(cells)).cumsum()
+    return pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), pc.add(places, 1).cast(pa.int64()))
 
 
 def mistakes(seen: Mapping[str, tuple[int, ...]], records: Mapping[str, Record]) -> dict[str, int]:
     """How many tags training images have, and how many of them training does not see, or sees beside them."""
-    pairs = [({*records[image_id].tags}, {*tags}) for image_id, tags in seen.items()]
-    return {
-        "tags": sum(len(true) for true, _ in pairs),
-        "dropped": sum(len(true - found) for true, found in pairs),
-        "added": sum(len(found - true) for true, found in pairs),
-    }
+    counted = {"tags": 0, "dropped": 0, "added": 0}
+    for record, tags in zip(of(records, seen), seen.values(), strict=True):
+        true, found = {*record.tags}, {*tags}
+        counted["tags"] += len(true)
+        counted["dropped"] += len(true - found)
+        counted["added"] += len(found - true)
+    return counted

@@ -6,16 +6,17 @@ is cut out, mirrored half of the time, and made a little darker or brighter.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from segcore.data.addresses import Address
 from segcore.data.batches import Sample
 from segcore.data.geometry import planes, random_window, resized, resized_labels
 from segcore.data.manifest import Record
 from segcore.data.pictures import IGNORE, read_image, read_labels
+from segcore.data.records import tags_at
 from segcore.data.samples import known, tag_vector
 from segcore.errors import Problem
 
@@ -60,7 +61,7 @@ class ZoomedImages:
     """
 
     def __init__(
-        self, records: Sequence[Record], labels: Sequence[Path], n_tags: int, zoom: Zoom, strong: bool
+        self, records: Sequence[Record], labels: Sequence[Address], n_tags: int, zoom: Zoom, strong: bool
     ) -> None:
         self.records = records
         self.labels = labels
@@ -73,7 +74,7 @@ class ZoomedImages:
         return len(self.records)
 
     def tags_of(self, index: int) -> Sequence[int]:
-        return self.records[index].tags
+        return tags_at(self.records, index)
 
     def sample(self, index: int, seed: int) -> Sample:
         image, labels, _ = self._zoomed(index, seed)
@@ -106,7 +107,7 @@ class ZoomedTagged:
         return len(self.records)
 
     def tags_of(self, index: int) -> Sequence[int]:
-        return self.records[index].tags
+        return tags_at(self.records, index)
 
     def sample(self, index: int, seed: int) -> Sample:
         record = self.records[index]
@@ -124,7 +125,7 @@ class Pairs(ZoomedImages):
     """
 
     def __init__(
-        self, records: Sequence[Record], labels: Sequence[Path], n_tags: int, zoom: Zoom, strong: bool, absent: float
+        self, records: Sequence[Record], labels: Sequence[Address], n_tags: int, zoom: Zoom, strong: bool, absent: float
     ) -> None:
         super().__init__(records, labels, n_tags, zoom, strong)
         self.absent = absent

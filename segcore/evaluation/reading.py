@@ -1,12 +1,12 @@
 """Pictures that are read when they are asked for: a batch of large ones would not fit into memory."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import overload
 
 import numpy as np
 from jaxtyping import UInt8
 
+from segcore.data.addresses import Address
 from segcore.data.pictures import read_image
 
 Image = UInt8[np.ndarray, "_ _ 3"]
@@ -15,7 +15,7 @@ Image = UInt8[np.ndarray, "_ _ 3"]
 class Pictures(Sequence[Image]):
     """The pictures in some files; nothing is kept."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Address]) -> None:
         self.files = files
 
     def __len__(self) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ class Scores:
         return alone
 
 
-def validation_records(manifest: dict[str, Record], val: Path) -> list[Record]:
+def validation_records(manifest: Mapping[str, Record], val: Path) -> list[Record]:
     """The images to score, in the order of the list; where none of them has labels, tags alone are scored.
 
     Raises:

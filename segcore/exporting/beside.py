@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from segcore import made_of, systems
 from segcore.config.reading import section
 from segcore.config.systems import PSEUDO_LABELS
+from segcore.data.addresses import Address, is_there, seen_from
 from segcore.data.manifest import read_ids, read_manifest
 from segcore.data.pictures import IGNORE, read_image, read_labels
 from segcore.errors import Problem
@@ -29,8 +30,8 @@ One = TypeVar("One")
 class Picture:
     """One to check with, and its mask, if there is one."""
 
-    image: Path
-    mask: Path | None
+    image: Address
+    mask: Address | None
 
     def pair(self, n_classes: int) -> Pair:
         """The picture and its mask.
@@ -58,7 +59,7 @@ def pictures(folder: Path, images: Sequence[str], masks: Path | None) -> list[Pi
     if images:
         photos = listing.photos(images)
         found = [Picture(photo.path, None if masks is None else masks / f"{photo.out}.png") for photo in photos]
-        if missing := [picture.mask for picture in found if picture.mask is not None and not picture.mask.is_file()]:
+        if missing := [picture.mask for picture in found if picture.mask is not None and not is_there(picture.mask)]:
             raise Problem(f"--masks: {missing[0]} is missing, as are {len(missing) - 1} others; name masks as pictures")
         return found
     data = data_folder(folder)
@@ -71,7 +72,7 @@ def pictures(folder: Path, images: Sequence[str], masks: Path | None) -> list[Pi
     records = read_manifest(manifest)
     root = data.parents[1]
     chosen = [records[image_id] for image_id in read_ids(listed) if image_id in records]
-    return [Picture(root / one.image, None if one.labels is None else root / one.labels) for one in chosen]
+    return [Picture(seen_from(root, one.image), one.labels and seen_from(root, one.labels)) for one in chosen]
 
 
 def data_folder(model: Path) -> Path:

@@ -1,8 +1,8 @@
 """Data sets on disk: one file a layout, each of which lists images; `checks` makes records of them."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from segcore.data.addresses import Address
 from segcore.data.manifest import Record, Split
 
 CONVERSIONS = (
@@ -48,8 +48,8 @@ class Entry:
 
     image_id: str
     split: Split
-    image: Path
-    labels: Path | None
+    image: Address
+    labels: Address | None
     tags: tuple[int, ...] | None
     skipped: tuple[int, ...] = ()
     annotated: tuple[int, int] | None = None

@@ -5,7 +5,7 @@ What is wrong with a file goes to the finding of its entry.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from PIL.ExifTags import Base
 
 from segcore.config.data import SixteenBit
+from segcore.data.addresses import Address, Member, read_bytes
 from segcore.data.pictures import (
     BROKEN,
     IGNORE,
@@ -36,7 +37,7 @@ _VOC_PALETTE = voc_palette()
 class Picture:
     """What is remembered of a picture that was decoded without fault."""
 
-    path: Path
+    path: Address
     """Of the converted file if there is one."""
     sha256: str
     """Of the bytes of that file."""
@@ -50,19 +51,19 @@ class Picture:
 class Labels:
     """What is remembered of labels whose every value is a class; `path` is the converted file if there is one."""
 
-    path: Path
+    path: Address
     sha256: str
     size: tuple[int, int]
     classes: tuple[int, ...]
 
 
-def _read(path: Path, finding: Finding) -> bytes | None:
+def _read(path: Address, finding: Finding) -> bytes | None:
     try:
         # A pipe or a device would be waited for without end.
-        if path.exists() and not path.is_file():
+        if isinstance(path, Path) and path.exists() and not path.is_file():
             finding.problems.append(About(path, "is no file but a folder, a pipe or a device; put the file there"))
             return None
-        return path.read_bytes()
+        return read_bytes(path)
     except FileNotFoundError:
         wanted = f"this file is missing; a {finding.entry.split} image needs it: add it, or unlist the image"
         finding.problems.append(About(path, wanted))
@@ -80,7 +81,7 @@ class _Decoded:
     """Of EXIF: 1 as stored, 2 to 8 mirrored or turned."""
 
 
-def _decode(path: Path, content: bytes, finding: Finding) -> _Decoded | None:
+def _decode(path: Address, content: bytes, finding: Finding) -> _Decoded | None:
     """The picture with every pixel decoded, so that a truncated file shows."""
     try:
         with opened(BytesIO(content)) as image:
@@ -94,7 +95,7 @@ def _decode(path: Path, content: bytes, finding: Finding) -> _Decoded | None:
     return _Decoded(image, wide, orientation if orientation in range(2, 9) else 1)
 
 
-def open_picture(path: Path, how: SixteenBit, converted: Path, finding: Finding) -> Picture | None:
+def open_picture(path: Address, how: SixteenBit, converted: Path, finding: Finding) -> Picture | None:
     """The size and hashes of the picture at `path`; how `pictures.read_image` will convert it goes to the finding.
 
     One of 16 bits is brought into 8 bits in the folder `converted`, unless `how` says that its range is the full one.
@@ -130,7 +131,7 @@ def open_picture(path: Path, how: SixteenBit, converted: Path, finding: Finding)
         return None
     fingerprint, size = _fingerprint(content, seen), (seen.shape[1], seen.shape[0])
     if finding.values is None or how == "full":
-        return Picture(path, fingerprint.sha256, fingerprint, size, orientation)
+        return Picture(_summed(path, fingerprint.sha256), fingerprint.sha256, fingerprint, size, orientation)
     path = converted / f"{finding.entry.image_id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_png(path, Image.fromarray(seen))
@@ -144,7 +145,7 @@ def _fingerprint(content: bytes, picture: UInt8[np.ndarray, "H W 3"]) -> Fingerp
 
 
 def open_labels(
-    path: Path, classes: Sequence[str], convert_palette: bool, converted: Path, finding: Finding
+    path: Address, classes: Sequence[str], convert_palette: bool, converted: Path, finding: Finding
 ) -> Labels | None:
     """The labels at `path`, brought into an indexed PNG in the folder `converted` if they are none.
 
@@ -169,10 +170,16 @@ def open_labels(
     finding.unknown = bool(counts[IGNORE])
     present = np.flatnonzero(counts[1:IGNORE]) + 1
     size = (labels.shape[1], labels.shape[0])
-    return Labels(path, hashlib.sha256(content).hexdigest(), size, tuple(present.tolist()))
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Labels(_summed(path, sha256), sha256, size, tuple(present.tolist()))
 
 
-def _from_mat(path: Path, content: bytes, finding: Finding) -> UInt8[np.ndarray, "H W"] | None:
+def _summed(address: Address, sha256: str) -> Address:
+    """The address with the sum of its bytes, by which those of a shard are checked when they come over a network."""
+    return replace(address, sha256=sha256) if isinstance(address, Member) else address
+
+
+def _from_mat(path: Address, content: bytes, finding: Finding) -> UInt8[np.ndarray, "H W"] | None:
     try:
         labels = sbd.read_mask(content)
     except ValueError as error:
@@ -183,7 +190,7 @@ def _from_mat(path: Path, content: bytes, finding: Finding) -> UInt8[np.ndarray,
 
 
 def _from_picture(
-    path: Path, content: bytes, highest: int, convert_palette: bool, finding: Finding
+    path: Address, content: bytes, highest: int, convert_palette: bool, finding: Finding
 ) -> UInt8[np.ndarray, "H W"] | None:
     decoded = _decode(path, content, finding)
     if decoded is None:
@@ -254,7 +261,7 @@ def _is_painted(image: Image.Image, highest: int) -> bool:
     return bool(is_coded and not is_ramp and len(np.unique(classes)) == len(used))
 
 
-def _values_are_classes(path: Path, labels: UInt8[np.ndarray, "H W"], highest: int, finding: Finding) -> bool:
+def _values_are_classes(path: Address, labels: UInt8[np.ndarray, "H W"], highest: int, finding: Finding) -> bool:
     counts = np.bincount(labels.ravel(), minlength=256)
     wrong = [value for value in range(highest + 1, IGNORE) if counts[value]]
     if wrong:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from segcore.config.data import SixteenBit
+from segcore.data.addresses import Address, Member
 from segcore.data.manifest import Record
 from segcore.errors import About
 from segcore.files import write_atomically
@@ -93,12 +94,14 @@ def is_good(files: Files, entries: Sequence[Entry]) -> bool:
 def _stamps(entries: Sequence[Entry]) -> bytes:
     """Size and time of every file of some images."""
 
-    def stamp(path: Path) -> list[int]:
+    def stamp(address: Address) -> list[int | str]:
+        path = address if isinstance(address, Path) else Path(address.shard)
+        where = [] if isinstance(address, Path) else [address.offset, address.size, address.sha256]
         try:
             status = path.stat()
         except OSError:
-            return []
-        return [status.st_size, status.st_mtime_ns]
+            return where  # of a shard behind a server the index alone tells
+        return [*where, status.st_size, status.st_mtime_ns]
 
     found = [[stamp(entry.image), stamp(entry.labels) if entry.labels is not None else []] for entry in entries]
     return json.dumps(found).encode()
@@ -108,6 +111,9 @@ def _plain(finding: Finding, converted: Path) -> dict[str, Any]:
     def moved(text: str) -> str:
         return text.replace(str(converted), FOLDER)
 
+    def place(address: Any) -> Any:
+        return moved(address) if isinstance(address, str) else address
+
     def sentence(text: str) -> str | list[str]:
         return [moved(text.what), moved(text.rest)] if isinstance(text, About) else moved(text)
 
@@ -115,7 +121,7 @@ def _plain(finding: Finding, converted: Path) -> dict[str, Any]:
     values = None if record is None else {key: _as_text(value) for key, value in asdict(record).items()}
     return {
         "image_id": finding.entry.image_id,
-        "record": values and values | {key: values[key] and moved(values[key]) for key in ("image", "labels")},
+        "record": values and values | {key: place(values[key]) for key in ("image", "labels")},
         "fingerprint": fingerprint
         and asdict(fingerprint) | {"looks": None if fingerprint.looks is None else fingerprint.looks.hex()},
         "problems": [sentence(text) for text in finding.problems],
@@ -134,6 +140,11 @@ def _finding(line: dict[str, Any], entry: Entry, converted: Path) -> Finding:
     def moved(text: str) -> str:
         return text.replace(FOLDER, str(converted))
 
+    def place(address: str | dict[str, Any] | None) -> Address | None:
+        if address is None:
+            return None
+        return Path(moved(address)) if isinstance(address, str) else Member(**address)
+
     def sentence(text: str | list[str]) -> str:
         return moved(text) if isinstance(text, str) else About(moved(text[0]), moved(text[1]))
 
@@ -141,10 +152,10 @@ def _finding(line: dict[str, Any], entry: Entry, converted: Path) -> Finding:
         raise ValueError(f"found {line['image_id']} in the place of {entry.image_id}")
     record, fingerprint = line["record"], line["fingerprint"]
     if record is not None:
-        classes, labels = record["label_classes"], record["labels"]
+        classes = record["label_classes"]
         record |= {
-            "image": Path(moved(record["image"])),
-            "labels": None if labels is None else Path(moved(labels)),
+            "image": place(record["image"]),
+            "labels": place(record["labels"]),
             "tags": tuple(record["tags"]),
             "label_classes": None if classes is None else tuple(classes),
         }

@@ -6,7 +6,6 @@ data set, or two numbers.
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from segcore.config.data import SixteenBit
+from segcore.data.addresses import Address, is_there, read_bytes
 from segcore.data.pictures import BROKEN, has_sixteen_bits, opened
 from segcore.importers import Entry, Finding
 
@@ -55,14 +55,14 @@ def measured(entries: Sequence[Entry]) -> tuple[int, int] | None:
     return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
-def _range_at(path: Path) -> tuple[int, int] | None:
+def _range_at(path: Address) -> tuple[int, int] | None:
     try:
-        if not path.is_file():
+        if not is_there(path):
             return None
         with opened(path) as image:
             if not has_sixteen_bits(image):
                 return None
-        return range_of(path.read_bytes())
+        return range_of(read_bytes(path))
     except BROKEN:
         return None
 
@@ -83,7 +83,7 @@ def narrowed(content: bytes, bounds: tuple[int, int], exif: Image.Exif) -> tuple
     return image, lost
 
 
-def told(path: Path, lost: float, bounds: tuple[int, int]) -> list[tuple[str, str]]:
+def told(path: Address, lost: float, bounds: tuple[int, int]) -> list[tuple[str, str]]:
     """A warning where values lie beyond the bounds."""
     if not lost:
         return []

@@ -109,19 +109,26 @@ def _read_classes(root: Path, problems: list[str]) -> list[str]:
     lines = _read_lines(path, problems)
     if len(problems) > before:
         return list(CLASSES)  # to go on with; the problem keeps them from being used
-    if not lines or lines[0] != "background":
-        problems.append(f"{path}: the first line must be 'background', found {lines[0] if lines else 'nothing'!r}")
-    if not 2 <= len(lines) <= 255:
+    problems += wrong_classes(path, lines)
+    return lines
+
+
+def wrong_classes(path: Path, names: Sequence[str]) -> list[str]:
+    """What keeps names, by class index, from being those of a data set; `path` is where they stand."""
+    problems: list[str] = []
+    if not names or names[0] != "background":
+        problems.append(f"{path}: the first line must be 'background', found {names[0] if names else 'nothing'!r}")
+    if not 2 <= len(names) <= 255:
         problems.append(
-            f"{path}: holds {len(lines)} names; allowed are 2 to 255, as labels have 8 bits and 255 is unknown"
+            f"{path}: holds {len(names)} names; allowed are 2 to 255, as labels have 8 bits and 255 is unknown"
         )
-    twice = [name for name, count in Counter(map(one_form, lines)).items() if count > 1]
+    twice = [name for name, count in Counter(map(one_form, names)).items() if count > 1]
     problems += [f"{path}: the name '{name}' stands there more than once; a class has one index" for name in twice]
-    odd = [name for name in lines if not name.isprintable() or len(name) > LONGEST_NAME]
+    odd = [name for name in names if not name.isprintable() or len(name) > LONGEST_NAME]
     if odd:
         what = f"a class name has at most {LONGEST_NAME} characters, all of which can be seen"
         problems.append(f"{path}: found {some([ascii(name)[1:60] for name in odd])}; {what}")
-    return lines
+    return problems
 
 
 def _read_ids(root: Path, name: str, problems: list[str]) -> list[str]:

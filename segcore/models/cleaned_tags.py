@@ -36,10 +36,10 @@ class Row:
     probabilities: tuple[float, ...]
 
 
-def doubted(inputs: Inputs) -> list[Record]:
+def doubted(inputs: Inputs) -> Sequence[Record]:
     """The images that have tags and no mask, with their tags as training saw them."""
     strong = {*inputs.strong}
-    return [inputs.records[image_id] for image_id in inputs.weak if image_id not in strong]
+    return inputs.of([image_id for image_id in inputs.weak if image_id not in strong])
 
 
 def table(system: System, records: Sequence[Record], n_tags: int, input_size: int, device: Runtime) -> list[Row]:

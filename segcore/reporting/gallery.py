@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 
+from segcore.data.addresses import is_there
 from segcore.data.manifest import Record, read_manifest
 from segcore.data.pictures import read_image, read_labels
 from segcore.evaluation import per_image
@@ -94,7 +95,7 @@ class _Shelf:
 
     def _is_here(self, image_id: str) -> bool:
         record = self.records.get(image_id)
-        return record is not None and record.labels is not None and record.image.is_file() and record.labels.is_file()
+        return record is not None and record.labels is not None and is_there(record.image) and is_there(record.labels)
 
     def _mean(self, image_id: str) -> float:
         means = np.array([_mean_iou(counts) for counts in self.counts[image_id].values()])

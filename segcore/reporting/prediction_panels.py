@@ -3,7 +3,7 @@
 import io
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from segcore.reporting import panels
 
 
 def write_panels(
-    images: Sequence[ScoredImage], records: dict[str, Record], names: Sequence[str], n_panels: int, out: Path
+    images: Sequence[ScoredImage], records: Mapping[str, Record], names: Sequence[str], n_panels: int, out: Path
 ) -> None:
     """out/panels/: image, truth, prediction and errors of the best, median and worst images."""
     folder, new = out / "panels", out / ".panels.partial"

@@ -112,7 +112,8 @@ class DataSet:
     def _members(self, listing: Listing) -> dict[str, Member]:
         found: dict[str, Member] = {}
         for entry in sorted(listing.entries, key=lambda entry: entry.image_id):
-            mask = entry.labels if entry.labels is not None and entry.labels.is_file() else None
+            assert isinstance(entry.image, Path), "a devkit is a folder of files"
+            mask = entry.labels if isinstance(entry.labels, Path) and entry.labels.is_file() else None
             named = None if self.params.tags.kind == "masks" else entry.tags
             if entry.image.is_file():
                 found[entry.image_id] = Member(entry.image_id, entry.image, entry.split, mask, named)

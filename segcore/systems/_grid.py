@@ -1,6 +1,6 @@
 """What the systems with DeepLab's network share: its start, the way from a grid to an image, cues and their CRF."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from segcore.config.labels import CueLossParams
 from segcore.config.networks import GridParams
 from segcore.config.systems import Training
 from segcore.data import pseudo_labels
+from segcore.data.addresses import Address
 from segcore.data.batches import Batch
 from segcore.data.geometry import Grid
 from segcore.data.manifest import Record
@@ -138,7 +139,7 @@ def network_of(params: GridParams, origin: Origin) -> tuple[DeepLab, tuple[str, 
     return network, network.borrow(weights or {})
 
 
-def masks_of(records: list[Record]) -> list[Path]:
+def masks_of(records: Sequence[Record]) -> list[Address]:
     """The masks of some images.
 
     Raises:
@@ -171,4 +172,4 @@ def cue_samples(network: GridParams, inputs: Inputs) -> CueSamples:
                     f"{file} has {image.size[0]} x {image.size[1]} cells, the network {side} x {side} at input_size "
                     f"{network.input_size} and stride {network.stride}; make both sizes equal"
                 )
-    return CueSamples([inputs.records[image_id] for image_id in ids], files, inputs.n_tags, network.input_size, side)
+    return CueSamples(inputs.of(ids), files, inputs.n_tags, network.input_size, side)

@@ -1,6 +1,6 @@
 """What the systems with a pyramid share: how they are trained, and the images with labels that they learn from."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import model_validator
@@ -9,6 +9,7 @@ from segcore.config import systems
 from segcore.config.networks import PyramidParams
 from segcore.config.section import Positive, Rate, Section
 from segcore.data import pseudo_labels
+from segcore.data.addresses import Address
 from segcore.data.batches import Mixed
 from segcore.data.manifest import Record
 from segcore.data.splits import MASKS_FILE
@@ -19,7 +20,7 @@ from segcore.networks.pyramid import PyramidNetwork
 from segcore.systems._grid import masks_of
 from segcore.systems.contract import Inputs
 
-Sources = tuple[list[Record], list[Path]]
+Sources = tuple[Sequence[Record], Sequence[Address]]
 """Images, and the PNG with the labels of each."""
 
 
@@ -92,7 +93,7 @@ def sources(params: PyramidTraining, inputs: Inputs) -> tuple[Sources | None, So
     if not ids:
         raise Problem(f"{inputs.labels} has labels of no image without a mask; extract them of the weak images")
     labels = [pseudo_labels.label_file(inputs.labels, image_id) for image_id in ids]
-    return ([inputs.records[image_id] for image_id in ids], labels), _strong(inputs) if params.masks else None
+    return (inputs.of(ids), labels), _strong(inputs) if params.masks else None
 
 
 def _strong(inputs: Inputs) -> Sources:
@@ -112,5 +113,5 @@ def tagged_and_masked(params: ZoomedTraining, inputs: Inputs) -> Mixed:
         raise Problem("this system learns from masks and tags at once; set its `images` to strong, `labels` to masks")
     if not inputs.weak:
         raise Problem("there are no weak images, whose tags this system learns from; a system such as fpn needs none")
-    weak, zoom = [inputs.records[image_id] for image_id in inputs.weak], zoom_of(params)
+    weak, zoom = inputs.of(inputs.weak), zoom_of(params)
     return Mixed(ZoomedTagged(weak, inputs.n_tags, zoom), ZoomedImages(*_strong(inputs), inputs.n_tags, zoom, True))

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from segcore.config.data import CropsParams
+from segcore.data import records
 from segcore.data.batches import Batch, SizedSamples
 from segcore.data.manifest import Record
 from segcore.errors import Problem
@@ -26,7 +27,7 @@ class Inputs:
     to give. `crops` are given to systems that learn from crops.
     """
 
-    records: dict[str, Record]
+    records: Mapping[str, Record]
     strong: list[str]
     weak: list[str]
     images: Literal["strong", "weak"]
@@ -35,9 +36,13 @@ class Inputs:
     crops: CropsParams | None
 
     @property
-    def chosen(self) -> list[Record]:
+    def chosen(self) -> Sequence[Record]:
         """The records of the entry's list."""
-        return [self.records[image_id] for image_id in (self.strong if self.images == "strong" else self.weak)]
+        return self.of(self.strong if self.images == "strong" else self.weak)
+
+    def of(self, ids: Sequence[str]) -> Sequence[Record]:
+        """The records of some images; each is made when it is asked for."""
+        return records.of(self.records, ids)
 
     def check(self, ids: Iterable[str], allowed: Iterable[str]) -> None:
         """See that labels are of images that may be learned from.
@@ -45,11 +50,11 @@ class Inputs:
         Raises:
             Problem: an image is not in the manifest, measures what was learned, or is in none of the system's lists.
         """
-        known = {*allowed}
-        for image_id in ids:
-            if image_id not in self.records:
+        ids, known = [*ids], {*allowed}
+        for image_id, split in zip(ids, records.splits_of(self.records, ids), strict=True):
+            if split is None:
                 found = "is not in the manifest"
-            elif self.records[image_id].split != "train":
+            elif split != "train":
                 found = "is a validation image, which is never trained on"
             elif image_id not in known:
                 found = "is none of the images that this system may learn from"

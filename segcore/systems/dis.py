@@ -279,7 +279,7 @@ def samples(params: Training, inputs: Inputs) -> LabelledImages | Mixed:
     if params.weak_update is None:
         return strong
     with_masks = {record.image_id for record in records}
-    weak = [inputs.records[image_id] for image_id in inputs.weak if image_id not in with_masks]
+    weak = inputs.of([image_id for image_id in inputs.weak if image_id not in with_masks])
     if not weak:
         raise Problem(
             "every image has a mask; weak_update: null learns from masks alone, or choose fewer strong images"

@@ -128,7 +128,7 @@ def samples(params: Training, inputs: Inputs) -> Mixed:
         found = "there are no weak images" if inputs.images == "strong" else f"found `images: {inputs.images}`"
         raise Problem(f"prototypes learn from the masks of strong images and the tags of weak ones; {found}")
     size = params.network.input_size
-    weak = TaggedImages([inputs.records[image_id] for image_id in inputs.weak], inputs.n_tags, None, size)
+    weak = TaggedImages(inputs.of(inputs.weak), inputs.n_tags, None, size)
     return Mixed(weak, LabelledImages(inputs.chosen, masks_of(inputs.chosen), inputs.n_tags, size))
 
 

@@ -157,7 +157,7 @@ def samples(params: Training, inputs: Inputs) -> TaggedImages | Mixed:
     An image may be both: it then teaches by its tags and by its mask.
     """
     size = params.network.input_size
-    weak = TaggedImages([inputs.records[image_id] for image_id in inputs.weak], inputs.n_tags, None, size)
+    weak = TaggedImages(inputs.of(inputs.weak), inputs.n_tags, None, size)
     if not params.strong_weight:
         return weak
     records = inputs.chosen

@@ -1,0 +1,270 @@
+"""Records of many images as columns.
+
+A manifest of a million images would be a million of Python's objects, with paths and tuples in each, in every process.
+So `Records` keeps columns, and makes a record when somebody asks for it.
+"""
+
+from bisect import bisect_left
+from collections.abc import Collection, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from pathlib import Path
+from typing import Any, get_type_hints, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from jaxtyping import Bool, Int64
+
+from segcore.data.addresses import Address, Member
+from segcore.data.record import Record, Split
+
+pc: Any = pyarrow.compute  # makes its functions as it is loaded, where no type checker sees them
+
+
+_TEXT, _WHOLE, _CLASSES = pa.large_string(), pa.int64(), pa.list_(pa.int64())
+_TYPES: dict[Any, pa.DataType] = {str: _TEXT, str | None: _TEXT, Split: _TEXT, int: _WHOLE}
+_TYPES |= {Address: _TEXT, Address | None: _TEXT, tuple[int, ...]: _CLASSES, tuple[int, ...] | None: _CLASSES}
+
+SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Record).items()])
+"""The columns of `manifest.parquet`: the fields of a record; paths are text with slashes, or names in a shard."""
+
+IN_SHARDS = pa.schema([
+    (f"{what}_{part}", kind)
+    for what in ("image", "labels")
+    for part, kind in (("shard", _TEXT), ("offset", _WHOLE), ("size", _WHOLE))
+])  # fmt: skip
+"""Further columns of a manifest whose pictures or labels lie in shards; null where they are files of their own."""
+
+_AT_ONCE = 4096
+"""Records that are made together when all are wanted."""
+
+
+class Records(Mapping[str, Record]):
+    """Records by image id, in an order; each is made when it is asked for, and holds what its line says."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """Of a table with the columns of `SCHEMA`, and those of `IN_SHARDS` where there are shards."""
+        self._table = table
+        self._order: np.ndarray | None = None
+
+    @classmethod
+    def of_all(cls, records: Iterable[Record] | Mapping[str, Record]) -> "Records":
+        """The same records as columns."""
+        if isinstance(records, Records):
+            return records
+        return cls(table_of(list(records.values() if isinstance(records, Mapping) else records)))
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), _AT_ONCE):
+            yield from self._ids[first : first + _AT_ONCE].to_pylist()
+
+    def __contains__(self, image_id: object) -> bool:
+        return isinstance(image_id, str) and self._row(image_id) is not None
+
+    def __getitem__(self, image_id: str) -> Record:
+        row = self._row(image_id)
+        if row is None:
+            raise KeyError(image_id)
+        return self.record(row)
+
+    def values(self) -> ValuesView[Record]:
+        """All records, made some thousand at once."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[str, Record]:
+        """All ids and records, likewise."""
+        return _Items(self)
+
+    @property
+    def table(self) -> pa.Table:
+        """The columns."""
+        return self._table
+
+    @property
+    def _ids(self) -> pa.ChunkedArray:
+        return self._table.column("image_id")
+
+    def record(self, row: int) -> Record:
+        """The record of a line."""
+        return _record({name: self._table.column(name)[row].as_py() for name in self._table.column_names})
+
+    def all(self) -> Iterator[Record]:
+        """Every record, in their order."""
+        return iter(Rows(self, np.arange(len(self))))
+
+    def _row(self, image_id: str) -> int | None:
+        if self._order is None:
+            self._order = pc.sort_indices(self._ids).to_numpy()
+        order: Any = self._order
+        # Arrow orders texts by their UTF-8, which is the order of Python's.
+        place = bisect_left(order, image_id, key=lambda row: self._ids[int(row)].as_py())
+        if place < len(self) and self._ids[int(order[place])].as_py() == image_id:
+            return int(order[place])
+        return None
+
+    def rows(self, image_ids: Collection[str]) -> Int64[np.ndarray, " n"]:
+        """The line of each id; -1 where there is none."""
+        if not image_ids:
+            return np.zeros(0, dtype=np.int64)
+        found = pc.index_in(pa.array(image_ids, _TEXT), value_set=self._ids.combine_chunks())
+        return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+
+    def of(self, image_ids: Collection[str]) -> "Rows":
+        """The records of these ids.
+
+        Raises:
+            KeyError: there is none of one of them.
+        """
+        rows = self.rows(image_ids)
+        if (missing := np.flatnonzero(rows < 0)).size:
+            raise KeyError([*image_ids][missing[0]])
+        return Rows(self, rows)
+
+    def of_split(self, split: Split) -> "Rows":
+        """The records of one split, in their order."""
+        return Rows(self, np.flatnonzero(self.is_of(split)))
+
+    def is_of(self, split: Split) -> Bool[np.ndarray, " N"]:
+        """Which lines are of a split."""
+        column = self._table.column("split")
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(pa.string())
+        return pc.equal(column, split).combine_chunks().to_numpy(zero_copy_only=False)
+
+    def with_tags(self, rows: Int64[np.ndarray, " n"], tags: pa.Array) -> "Records":
+        """The same, these lines with other tags, a list of class indices each."""
+        column = self._table.column("tags").combine_chunks()
+        places = np.arange(len(self))
+        places[rows] = len(self) + np.arange(len(rows))
+        both = pa.concat_arrays([column, tags.cast(column.type)])
+        return self._with("tags", both.take(pa.array(places)))
+
+    def with_masks_of(self, image_ids: Collection[str]) -> "Records":
+        """The same, all other images without labels; what is known of these stays."""
+        kept = np.zeros(len(self), dtype=bool)
+        rows = self.rows(image_ids)
+        kept[rows[rows >= 0]] = True
+        column = self._table.column("labels")
+        return self._with("labels", pc.if_else(pa.array(kept), column, pa.scalar(None, column.type)))
+
+    def _with(self, name: str, column: pa.Array | pa.ChunkedArray) -> "Records":
+        made = Records(self._table.set_column(self._table.column_names.index(name), name, column))
+        made._order = self._order
+        return made
+
+
+class _Values(ValuesView[Record]):
+    def __init__(self, records: Records) -> None:
+        super().__init__(records)
+        self._records = records
+
+    def __iter__(self) -> Iterator[Record]:
+        return self._records.all()
+
+
+class _Items(ItemsView[str, Record]):
+    def __init__(self, records: Records) -> None:
+        super().__init__(records)
+        self._records = records
+
+    def __iter__(self) -> Iterator[tuple[str, Record]]:
+        return ((record.image_id, record) for record in self._records.all())
+
+
+class Rows(Sequence[Record]):
+    """Some of the records, in an order: a list that holds numbers of lines."""
+
+    def __init__(self, records: Records, rows: Int64[np.ndarray, " n"]) -> None:
+        self.records = records
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Rows": ...
+    def __getitem__(self, index: int | slice) -> "Record | Rows":
+        if isinstance(index, slice):
+            return Rows(self.records, self.rows[index])
+        return self.records.record(int(self.rows[index]))
+
+    def __iter__(self) -> Iterator[Record]:
+        for first in range(0, len(self), _AT_ONCE):
+            some_rows = self.records.table.take(pa.array(self.rows[first : first + _AT_ONCE]))
+            yield from map(_record, some_rows.to_pylist())
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids alone."""
+        return self.records.table.column("image_id").take(pa.array(self.rows)).to_pylist()
+
+    def tags_at(self, index: int) -> Sequence[int]:
+        """The tags alone of one of them."""
+        return self.records.table.column("tags")[int(self.rows[index])].as_py()
+
+
+def of(records: Mapping[str, Record], image_ids: Collection[str]) -> Sequence[Record]:
+    """The records of these ids, not yet made where they are columns."""
+    return records.of(image_ids) if isinstance(records, Records) else [records[one] for one in image_ids]
+
+
+def splits_of(records: Mapping[str, Record], image_ids: Collection[str]) -> list[Split | None]:
+    """The split of each id; None where there is no record of it."""
+    if not isinstance(records, Records):
+        return [records[one].split if one in records else None for one in image_ids]
+    rows, trained_on = records.rows(image_ids), records.is_of("train")
+    return [None if row < 0 else "train" if trained_on[row] else "val" for row in rows.tolist()]
+
+
+def tags_at(records: Sequence[Record], index: int) -> Sequence[int]:
+    """The tags of one of them."""
+    return records.tags_at(index) if isinstance(records, Rows) else records[index].tags
+
+
+def ids_of(records: Sequence[Record]) -> list[str]:
+    """The id of each."""
+    return records.ids if isinstance(records, Rows) else [record.image_id for record in records]
+
+
+def table_of(records: Sequence[Record]) -> pa.Table:
+    """The columns of records; those of `IN_SHARDS` only if anything lies in a shard."""
+    columns = {name: [_plain(getattr(record, name)) for record in records] for name in SCHEMA.names}
+    table = pa.Table.from_pydict(columns, SCHEMA)
+    for what in ("image", "labels"):
+        places = [address if isinstance(address := getattr(record, what), Member) else None for record in records]
+        for name, part in ((f"{what}_{part}", part) for part in ("shard", "offset", "size")):
+            values = [getattr(place, part, None) for place in places]
+            table = table.append_column(IN_SHARDS.field(name), pa.array(values, IN_SHARDS.field(name).type))
+    in_shards = any(table.column(f"{what}_shard").null_count < len(records) for what in ("image", "labels"))
+    return table if in_shards else table.select(SCHEMA.names)
+
+
+def _plain(value: Any) -> Any:
+    return value.name if isinstance(value, Member) else value.as_posix() if isinstance(value, Path) else value
+
+
+def _record(line: dict[str, Any]) -> Record:
+    label_classes = line["label_classes"]
+    return Record(
+        image_id=line["image_id"],
+        image=_address(line, "image"),
+        labels=None if line["labels"] is None else _address(line, "labels"),
+        width=line["width"],
+        height=line["height"],
+        tags=tuple(line["tags"]),
+        split=line["split"],
+        image_sha256=line["image_sha256"],
+        labels_sha256=line["labels_sha256"],
+        label_classes=None if label_classes is None else tuple(label_classes),
+    )
+
+
+def _address(line: Mapping[str, Any], what: str) -> Address:
+    shard = line.get(f"{what}_shard")
+    if shard is None:
+        return Path(line[what])
+    return Member(shard, line[what], line[f"{what}_offset"], line[f"{what}_size"], line[f"{what}_sha256"] or "")
