@@ -71,6 +71,9 @@ class Fit:
     loss that is a mean over something that samples have in unequal numbers, such as known pixels: each part's mean
     weighs the same, as in Caffe.
 
+    A checkpoint whose steps another number of processes took is used within one run of `torchrun --rdzv-id` alone,
+    where processes may come and go: batches stay the same, but sums round differently.
+
     Iterating yields `Progress` for every step from the first on, those of an interrupted try replayed.
 
     Args:
@@ -100,6 +103,8 @@ class Fit:
         self.runtime = runtime
         self.checkpoint = checkpoint
         self.history: list[dict[str, float]] = []
+        self.worlds = [runtime.world]
+        """By how many processes steps were taken: more than one number where processes came or went."""
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         model.to(device=runtime.device).to(memory_format=layout)  # type: ignore[call-overload]
         model.train()
@@ -136,7 +141,11 @@ class Fit:
         self.model.eval()
 
     def finish(self) -> None:
-        """Drop the checkpoint, once the result is safe on disk."""
+        """Drop the checkpoint, once the result is safe on disk.
+
+        All processes wait for that: torchrun cannot start one again that has ended well, should the first be killed.
+        """
+        self.runtime.wait()
         if self.checkpoint is not None and self.runtime.is_main:
             self.checkpoint.unlink(missing_ok=True)
 
@@ -212,7 +221,7 @@ class Fit:
     def _save(self) -> None:
         if self.checkpoint is not None and self.runtime.is_main:
             state = {"model": self._state(), "optimiser": self.optimiser.state_dict(), "history": self.history}
-            checkpoints.save(self.checkpoint, state)
+            checkpoints.save(self.checkpoint, state | {"worlds": self.worlds, "run": self.runtime.elastic})
 
     def _resume(self) -> str | None:
         state = checkpoints.load(self.checkpoint) if self.checkpoint is not None else None
@@ -222,6 +231,10 @@ class Fit:
             return None
         if isinstance(state, checkpoints.Unreadable):
             return state.reason
+        worlds, run = state["worlds"], self.runtime.elastic
+        if worlds != self.worlds and not (run and run == state["run"]):
+            others = " and ".join(map(str, worlds))
+            return f"its {len(state['history'])} steps were taken by {others} process(es), whose sums round differently"
         own = {name: value.shape for name, value in self._state().items()}
         try:
             if own != {name: value.shape for name, value in state["model"].items()}:
@@ -233,4 +246,5 @@ class Fit:
             raise Problem(f"{self.checkpoint} is no checkpoint of this run ({error}); delete it") from error
         self.model.load_state_dict(state["model"], strict=False)
         self.history = state["history"]
+        self.worlds = sorted({*worlds, *self.worlds})
         return None
