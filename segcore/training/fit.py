@@ -47,8 +47,30 @@ class _Losses(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> dict[str, Term]:
+    def forward(self, batch: Batch | None) -> dict[str, Term]:
+        if batch is None:
+            return self._nothing()
         return cast(Trainable, self.model).losses(batch)
+
+    def _nothing(self) -> dict[str, Term]:
+        """A loss of 0, whose gradient reaches the weights in the opposite order of their layers."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        total = torch.zeros((), device=trained[0].device)
+        for parameter in trained:
+            total = total + 0 * parameter.sum()
+        return {"nothing": Term(total, torch.ones_like(total))}
+
+
+def _in_fixed_buckets(parallel: nn.Module) -> nn.Module:
+    """Data parallelism that sums gradients in the same buckets in every step.
+
+    After its first step torch lays them out anew, in the order in which gradients came. Sums of three processes or
+    more round by the place that a value has in its bucket, so a run that goes on would end otherwise than one that was
+    never stopped. Therefore all runs begin with a step without samples, in an order that is always the same.
+    """
+    parallel(None)["nothing"].total.backward()
+    parallel.zero_grad(set_to_none=True)
+    return parallel
 
 
 def _compiled(losses: nn.Module, device: torch.device) -> nn.Module:
@@ -117,6 +139,8 @@ class Fit:
         self.damage = self._resume()
         """Why an existing checkpoint was not used, or None."""
         self._losses: nn.Module = runtime.accelerator.prepare_model(_Losses(model))
+        if runtime.world > 1:
+            self._losses = _in_fixed_buckets(self._losses)
         if recipe.compile:
             self._losses = _compiled(self._losses, runtime.device)
 
