@@ -3,11 +3,14 @@
 `torchrun -m tests.test_elastic --out FOLDER ...` is one process of them.
 """
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -87,13 +90,16 @@ def test_a_killed_process_changes_nothing(processes: int, victim: int, tmp_path:
 
 def test_a_lost_node_leaves_the_others_to_go_on(tmp_path: Path) -> None:
     """Two nodes of one process, on this machine: the batches stay those of the run, sums round differently."""
-    # The store of the rendezvous is the first agent's, which must not be the one that is killed.
     more = ("--rdzv-backend=c10d", "--rdzv-id=job", "--rdzv-conf=last_call_timeout=3,keep_alive_interval=1")
-    with meeting.socket.socket() as free:
+    with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ("--nnodes=1:2", "--nproc-per-node=1", f"--rdzv-endpoint=localhost:{port}", *more)
-    agents = [torchrun(tmp_path / "run", *options, victim=1, more=("--with-agent",)) for _ in range(2)]
+    agents = []
+    for _ in range(2):
+        agents.append(torchrun(tmp_path / "run", *options, victim=1, more=("--with-agent",)))
+        # The store of the rendezvous is that of the first, which must not be the one that is killed.
+        listening(port)
     logs = [agent.communicate(timeout=120)[0] for agent in agents]
     assert sorted(agent.returncode for agent in agents) == [-signal.SIGKILL, 0], logs
     found = json.loads((tmp_path / "run/found.json").read_text())
@@ -101,6 +107,16 @@ def test_a_lost_node_leaves_the_others_to_go_on(tmp_path: Path) -> None:
     for ours, theirs in zip(found["losses"], found["expected"], strict=True):
         np.testing.assert_allclose([*ours.values()], [*theirs.values()], rtol=1e-4)
     assert any("another process of this run has ended" in log for log in logs)
+
+
+def listening(port: int) -> None:
+    """Wait until somebody answers at a port of this machine."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("localhost", port), 1):
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"nobody answers at port {port}")
 
 
 @pytest.mark.parametrize(("run", "goes_on"), [("", False), ("job", True), ("another", False)])
