@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from segcore.errors import Problem
 
 if TYPE_CHECKING:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 ADDRESS = "segcore/address"
 """Where the agent's store holds the address of the first process's own store."""
@@ -45,22 +45,21 @@ def meet() -> None:
         return
     import torch  # not at the top: every command, `--help` too, would take seconds to start
     from torch import distributed
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     if distributed.is_initialized():
         return
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    agents = distributed.TCPStore(host, port, is_master=False, timeout=PATIENCE, wait_for_workers=False)
-    store = _opened(agents, host) if rank == 0 else _found(agents, rank)
+    agents = TCPStore(host, port, is_master=False, timeout=PATIENCE, wait_for_workers=False)
+    store = PrefixStore("segcore", _opened(agents, host) if rank == 0 else _found(agents, rank))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(
-        backend, store=distributed.PrefixStore("segcore", store), rank=rank, world_size=world
-    )
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 def _opened(agents: "TCPStore", master: str) -> "TCPStore":
     """A store of this start's own, its address told to all."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     name = uuid.uuid4().hex
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
@@ -83,7 +82,7 @@ def _found(agents: "TCPStore", rank: int) -> "TCPStore":
 
 def _answering(host: str, port: str, name: str) -> "TCPStore | None":
     """The store of that name, if it is what answers there."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     # Asked first, as the store's own error comes with a page of C++ frames.
     socket.create_connection((host, int(port)), ANSWER.total_seconds()).close()
