@@ -24,9 +24,11 @@ class Runtime:
     One process on a CPU or GPU, or many started by `torchrun`: the same code. `bf16` computes in bf16 what torch's
     autocast deems safe; `auto` does so on a GPU with bf16 units only. A CPU never changes by itself, not even one
     with such units, so that the same run gives the same numbers on all of them.
+
+    `elastic` names a run whose processes may come and go; it is empty where their number stays.
     """
 
-    def __init__(self, precision: Literal["auto", "fp32", "bf16"] = "fp32") -> None:
+    def __init__(self, precision: Literal["auto", "fp32", "bf16"] = "fp32", elastic: str = "") -> None:
         has_gpu = torch.cuda.is_available()
         bf16 = precision == "bf16" or (
             precision == "auto" and has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -37,15 +39,19 @@ class Runtime:
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.precision = "bf16" if bf16 else "fp32"
+        self.elastic = elastic
         if self.world > 1:
             atexit.unregister(_leave)
             atexit.register(_leave)
 
     @property
     def arithmetic(self) -> list[str | int]:
-        """All of this machine that rounding depends on: a checkpoint goes on only where it is the same."""
+        """All of this machine that rounding depends on: a checkpoint goes on only where it is the same.
+
+        The number of processes is not among it: a checkpoint itself tells by how many its steps were taken.
+        """
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-        return [self.device.type, gpu, self.precision, self.world, torch.get_num_threads()]
+        return [self.device.type, gpu, self.precision, torch.get_num_threads()]
 
     @property
     def emulates_bf16(self) -> bool:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from segcore import files, made_of, processes, seeds
-from segcore.cli import command, console, progress, provenance, scratch
+from segcore.cli import command, console, meeting, progress, provenance, scratch
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.settings import Settings
@@ -67,7 +67,7 @@ def main(
             fit, device = None, processes.Runtime("fp32")
             measured = fitted(name, plan, model, images, device, out / "training")
         else:
-            device = processes.Runtime(plan.recipe.precision)
+            device = processes.Runtime(plan.recipe.precision, meeting.run_name())
             fit = trained(name, plan, model, images, device, [manifest, split / made_of.TAGS_FILE], out / "training")
             measured = measure(model, device, val, images.tags, plan.entry.test_size)
         if device.is_main:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from segcore import files, made_of, processes, seeds, systems
-from segcore.cli import command, console, progress, provenance
+from segcore.cli import command, console, meeting, progress, provenance
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.reading import section
@@ -47,7 +47,7 @@ def main(
     entry, recipe = plan.entry, plan.recipe
     module = systems.load(entry.module)
     training = section({"systems": {system: entry.model_dump()}}, f"systems.{system}.training", module.Training)
-    device = Runtime(recipe.precision)
+    device = Runtime(recipe.precision, meeting.run_name())
 
     def build(origin: Origin) -> System:
         torch.manual_seed(seeds.derived_seed(plan.seed, "segmenter", "initial weights"))

@@ -149,6 +149,8 @@ class Project:
             "model": {"a": torch.zeros(3)},
             "optimiser": {"state": {}, "param_groups": []},
             "history": [{"a": 1.0}],
+            "worlds": [1],
+            "run": "",
         }
         checkpoints.save(Path("state.pt"), state)
 
@@ -438,11 +440,15 @@ class Project:
         crop = pq.read_table("crops/crops.parquet")
         place = rng.choice(["x1", "y1", "x2", "y2"])
         boxes = np.full(len(crop), rng.choice([-(10**9), 10**9, 60 if place in ("x1", "y1") else -5]))
-        state = rng.choice(
-            [{"model": {}}, {"a": 1}, {"model": {}, "optimiser": {}, "history": []},
-             {"model": 3, "optimiser": {"state": {}, "param_groups": []}, "history": []},
-             {"model": {}, "optimiser": {"state": {}, "param_groups": []}, "history": [3]}]
-        )  # fmt: skip
+        whole = {
+            "model": {},
+            "optimiser": {"state": {}, "param_groups": []},
+            "history": [{"a": 1.0}],
+            "worlds": [1],
+            "run": "",
+        }
+        wrong = rng.choice([{"model": 3}, {"optimiser": {}}, {"history": [3]}, {"worlds": ["1"]}, {"run": None}])
+        state = rng.choice([{"model": {}}, {"a": 1}, whole | wrong])
         nested = rng.choice(
             [
                 {"state_dict": bare},

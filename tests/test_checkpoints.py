@@ -11,11 +11,13 @@ from segcore.errors import Problem
 from segcore.training import checkpoints
 from tests.loop import full_disk
 
-EMPTY: dict[str, Any] = {"model": {}, "optimiser": {"state": {}, "param_groups": []}, "history": []}
+OF_ONE = {"worlds": [1], "run": ""}
+EMPTY: dict[str, Any] = {"model": {}, "optimiser": {"state": {}, "param_groups": []}, "history": [], **OF_ONE}
 STATE = {
     "model": {"a": torch.arange(3000.0), "count": torch.tensor(7)},
     "optimiser": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
     "history": [{"pixels": 0.1}, {"pixels": float("inf")}],
+    **OF_ONE,
 }
 
 

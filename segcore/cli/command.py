@@ -12,10 +12,12 @@ from typing import Any
 
 import typer
 
-from segcore.cli import held, marks, scratch, shard_cache
+from segcore.cli import held, marks, meeting, scratch, shard_cache
 from segcore.cli.console import complain, is_main_process, say
 from segcore.config.settings import Settings, load
 from segcore.errors import Problem
+
+_RESTARTS = "torchrun --max-restarts N starts all again up to N times, from the last checkpoint"
 
 
 def start(main: Callable[..., None]) -> None:
@@ -32,12 +34,19 @@ def start(main: Callable[..., None]) -> None:
         try:
             shard_cache.begin()
             with _alone(arguments), marks.left():
+                meeting.meet()
                 main(**arguments)
         except Problem as problem:
             raise _ended(problem) from None
         except OSError as error:
             complain(told(error))
             raise typer.Exit(2) from None
+        except RuntimeError as error:
+            if not meeting.lost(error):
+                raise
+            complain(f"another process of this run has ended, so this one ends, too ({error}); {_RESTARTS}")
+            _end_children()
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             _end_children()
             say("stopped; no output was left half-written; a training goes on from its last checkpoint when run again")

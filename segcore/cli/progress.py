@@ -36,7 +36,8 @@ def scratch_file(name: str, run_key: object, inputs: list[Path], model: nn.Modul
     for value in model.state_dict().values():
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     run_key = [run_key, torch.__version__, weights.hexdigest(), runtime.arithmetic]
-    return scratch.FOLDER / f"{name}-{fingerprint(run_key, [*inputs, *provenance.sources()])}.pt"
+    file = scratch.FOLDER / f"{name}-{fingerprint(run_key, [*inputs, *provenance.sources()])}.pt"
+    return runtime.gather(file)[0]  # that of the first process, which writes it: nodes may differ in their cores
 
 
 def announce(name: str, model: nn.Module, recipe: RecipeParams, images: int, fit: Fit) -> None:
@@ -53,7 +54,9 @@ def announce(name: str, model: nn.Module, recipe: RecipeParams, images: int, fit
     if fit.damage:
         console.say(f"{name}: starting from the first step: {fit.damage}")
     elif fit.history:
-        console.say(f"{name}: going on from step {len(fit.history)} of an interrupted run")
+        numbers = " and ".join(map(str, fit.worlds))
+        mixed = f"; steps of {numbers} processes, whose sums round differently" if len(fit.worlds) > 1 else ""
+        console.say(f"{name}: going on from step {len(fit.history)} of an interrupted run{mixed}")
 
 
 def follow(name: str, fit: Fit, log: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from segcore.files import regular, replacing
 
 MAGIC = b"segcore2"
+PARTS = {"model", "optimiser", "history", "worlds", "run"}
 HEAD_BYTES = len(MAGIC) + hashlib.sha256().digest_size
 
 
@@ -81,7 +82,7 @@ def load(path: Path) -> dict[str, Any] | Unreadable | None:
 
 def _wrong(state: Any) -> str | None:
     """What a state lacks that was saved in the midst of a training."""
-    if not isinstance(state, dict) or {*state} != {"model", "optimiser", "history"}:
+    if not isinstance(state, dict) or {*state} != PARTS:
         return "it has other parts"
     arrays, optimiser, history = state["model"], state["optimiser"], state["history"]
     if not isinstance(arrays, dict) or not all(isinstance(value, torch.Tensor) for value in arrays.values()):
@@ -90,5 +91,8 @@ def _wrong(state: Any) -> str | None:
         return "its optimiser is none"
     if not isinstance(history, list) or not all(isinstance(losses, dict) for losses in history):
         return "its history is none"
-    numbers = [value for losses in history for value in losses.values()]
-    return None if all(isinstance(value, float) for value in numbers) else "its history is none"
+    if not all(isinstance(value, float) for losses in history for value in losses.values()):
+        return "its history is none"
+    worlds, run = state["worlds"], state["run"]
+    known = isinstance(worlds, list) and all(isinstance(world, int) for world in worlds) and isinstance(run, str)
+    return None if known else "it does not tell by how many processes"

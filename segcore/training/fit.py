@@ -47,8 +47,30 @@ class _Losses(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> dict[str, Term]:
+    def forward(self, batch: Batch | None) -> dict[str, Term]:
+        if batch is None:
+            return self._nothing()
         return cast(Trainable, self.model).losses(batch)
+
+    def _nothing(self) -> dict[str, Term]:
+        """A loss of 0, whose gradient reaches the weights in the opposite order of their layers."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        total = torch.zeros((), device=trained[0].device)
+        for parameter in trained:
+            total = total + 0 * parameter.sum()
+        return {"nothing": Term(total, torch.ones_like(total))}
+
+
+def _in_fixed_buckets(parallel: nn.Module) -> nn.Module:
+    """Data parallelism that sums gradients in the same buckets in every step.
+
+    After its first step torch lays them out anew, in the order in which gradients came. Sums of three processes or
+    more round by the place that a value has in its bucket, so a run that goes on would end otherwise than one that was
+    never stopped. Therefore all runs begin with a step without samples, in an order that is always the same.
+    """
+    parallel(None)["nothing"].total.backward()
+    parallel.zero_grad(set_to_none=True)
+    return parallel
 
 
 def _compiled(losses: nn.Module, device: torch.device) -> nn.Module:
@@ -70,6 +92,9 @@ class Fit:
     included, with two exceptions, which lie in the parts: batch normalisation sees one part at a time, and so does a
     loss that is a mean over something that samples have in unequal numbers, such as known pixels: each part's mean
     weighs the same, as in Caffe.
+
+    A checkpoint whose steps another number of processes took is used within one run of `torchrun --rdzv-id` alone,
+    where processes may come and go: batches stay the same, but sums round differently.
 
     Iterating yields `Progress` for every step from the first on, those of an interrupted try replayed.
 
@@ -100,6 +125,8 @@ class Fit:
         self.runtime = runtime
         self.checkpoint = checkpoint
         self.history: list[dict[str, float]] = []
+        self.worlds = [runtime.world]
+        """By how many processes steps were taken: more than one number where processes came or went."""
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         model.to(device=runtime.device).to(memory_format=layout)  # type: ignore[call-overload]
         model.train()
@@ -112,6 +139,8 @@ class Fit:
         self.damage = self._resume()
         """Why an existing checkpoint was not used, or None."""
         self._losses: nn.Module = runtime.accelerator.prepare_model(_Losses(model))
+        if runtime.world > 1:
+            self._losses = _in_fixed_buckets(self._losses)
         if recipe.compile:
             self._losses = _compiled(self._losses, runtime.device)
 
@@ -136,7 +165,11 @@ class Fit:
         self.model.eval()
 
     def finish(self) -> None:
-        """Drop the checkpoint, once the result is safe on disk."""
+        """Drop the checkpoint, once the result is safe on disk.
+
+        All processes wait for that: torchrun cannot start one again that has ended well, should the first be killed.
+        """
+        self.runtime.wait()
         if self.checkpoint is not None and self.runtime.is_main:
             self.checkpoint.unlink(missing_ok=True)
 
@@ -212,7 +245,7 @@ class Fit:
     def _save(self) -> None:
         if self.checkpoint is not None and self.runtime.is_main:
             state = {"model": self._state(), "optimiser": self.optimiser.state_dict(), "history": self.history}
-            checkpoints.save(self.checkpoint, state)
+            checkpoints.save(self.checkpoint, state | {"worlds": self.worlds, "run": self.runtime.elastic})
 
     def _resume(self) -> str | None:
         state = checkpoints.load(self.checkpoint) if self.checkpoint is not None else None
@@ -222,6 +255,10 @@ class Fit:
             return None
         if isinstance(state, checkpoints.Unreadable):
             return state.reason
+        worlds, run = state["worlds"], self.runtime.elastic
+        if worlds != self.worlds and not (run and run == state["run"]):
+            others = " and ".join(map(str, worlds))
+            return f"its {len(state['history'])} steps were taken by {others} process(es), whose sums round differently"
         own = {name: value.shape for name, value in self._state().items()}
         try:
             if own != {name: value.shape for name, value in state["model"].items()}:
@@ -233,4 +270,5 @@ class Fit:
             raise Problem(f"{self.checkpoint} is no checkpoint of this run ({error}); delete it") from error
         self.model.load_state_dict(state["model"], strict=False)
         self.history = state["history"]
+        self.worlds = sorted({*worlds, *self.worlds})
         return None
