@@ -1,4 +1,4 @@
-"""What the project does on a GPU, in ten minutes: `python -m benchmarks.gpu --out gpu-figures`; see docs/scale-gpu.md.
+"""What the project does on a GPU, in ten minutes: `python -m benchmarks.gpu --out gpu-figures`; see docs/gpu.md.
 
 Every part runs in a process of its own with a bound on its time, and leaves one JSON file. One that is there is not
 measured again, so a run that was cut short goes on where it stopped; a part that failed, whose file says why, is tried

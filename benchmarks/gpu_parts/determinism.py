@@ -1,7 +1,7 @@
 """Whether two runs on one GPU are equal bit for bit, of every system, where torch is told to be deterministic.
 
 torch then refuses what adds up in no fixed order; the project has other forms of what it needs of that: unpooling, the
-cross-entropy of pixels, ordered values, counts (see docs/scale-gpu.md). cuBLAS needs CUBLAS_WORKSPACE_CONFIG in its
+cross-entropy of pixels, ordered values, counts (see docs/gpu.md). cuBLAS needs CUBLAS_WORKSPACE_CONFIG in its
 environment before it starts, which `benchmarks.gpu` sets.
 """
 
