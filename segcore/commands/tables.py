@@ -1,4 +1,4 @@
-"""Fill the tables of README.md, docs/own-data.md and docs/results.md from files, so that no number in them is typed by hand.
+"""Fill the tables of README.md and of documents in docs/ from files, so that no number in them is typed by hand.
 
 A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`. `docs/tables/NAME.csv` holds it as shown,
 the header first; `embedded` and `demo` come from the report on the embedded data set, `report/voc_mini` from that on
