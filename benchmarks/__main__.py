@@ -2,8 +2,8 @@
 
 Each runs in a process of its own, so that none measures the memory or the threads that another left behind. Ends with
 exit code 1 if a benchmark failed or missed its bar. The demo under other instruction sets (`everywhere`), the kills of
-the pipeline (`kills`), the tables of trunks (`trunks`) and of exports (`exporting`) and the choice of images (`next`)
-take too long to be among them.
+the pipeline (`kills`), the tables of trunks (`trunks`) and of exports (`exporting`) and the choice of images (`next`,
+`next_frozen`) take too long to be among them.
 """
 
 import subprocess
@@ -12,7 +12,7 @@ from pkgutil import iter_modules
 
 import benchmarks
 
-TOO_LONG = ("everywhere", "exporting", "kills", "next", "trunks")
+TOO_LONG = ("everywhere", "exporting", "kills", "next", "next_frozen", "trunks")
 
 
 def main() -> int:
