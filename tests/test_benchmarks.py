@@ -83,7 +83,8 @@ class TestNextFrozen:
 
     def test_a_layer_learns_the_cells_of_other_images(self, data: next_frozen.Looked) -> None:
         layer = next_frozen.Layer(data, self.ids[:3], 3)
-        assert torch.equal(layer("7").argmax(0), torch.from_numpy(data.labels[7]))
+        right = layer("7").argmax(0) == torch.from_numpy(data.labels[7])
+        assert right.float().mean() > 0.99
 
     def test_both_arms_spend_the_same_on_images_that_are_not_known(self, data: next_frozen.Looked) -> None:
         known = self.ids[:3]
