@@ -4,7 +4,6 @@ import json
 import tomllib
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -21,10 +20,12 @@ from typer.testing import CliRunner
 
 from segcore import made_of, systems
 from segcore.commands.main import app
+from segcore.data.batches import Batch
 from segcore.data.geometry import padded_square, stretched_square
 from segcore.data.pictures import write_labels
 from segcore.errors import Problem
 from segcore.exporting import agreement, beside, graphs, int8, licences, onnx_file, pt2_file, same_padding
+from segcore.losses import Term
 from segcore.models.cards import read_card
 from segcore.models.classifiers import save_classifier
 from segcore.models.systems import save_system
@@ -191,16 +192,19 @@ def test_what_torch_rounds_as_badly_is_excused_and_nothing_else() -> None:
 def test_double_precision_shows_what_a_tie_of_pooling_does() -> None:
     """The greatest of two numbers that are equal in single precision alone: the other one is put back elsewhere."""
 
-    class Tied(nn.Module):
+    class Tied(System):
+        def losses(self, batch: Batch) -> dict[str, Term]:
+            raise NotImplementedError
+
         def predict(self, images: torch.Tensor) -> torch.Tensor:
             near = torch.stack([images * 1e8, images * 1e8 + 1], -1)
             return near.argmax(-1).to(images)
 
     images = torch.ones(1, 1, 2, 2)
     scores = Tied().predict(images)
-    tied: Any = SimpleNamespace(system=Tied())
-    assert agreement._rounding(tied, [(images, scores)]) == 1
-    assert agreement._rounding(tied, [(images / 1e8, Tied().predict(images / 1e8))]) == 0
+    assert agreement._rounding(Tied(), [(images, scores)]) == 1  # pyright: ignore[reportPrivateUsage]
+    plain = images / 1e8
+    assert agreement._rounding(Tied(), [(plain, Tied().predict(plain))]) == 0  # pyright: ignore[reportPrivateUsage]
 
 
 def test_weights_that_the_graph_turns_have_8_bits(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from segcore.errors import Problem
 from segcore.evaluation.score_maps import Mean
 from segcore.exporting.graphs import Graph
 from segcore.prediction.model import Model
+from segcore.systems.contract import System
 
 Run = Callable[[np.ndarray], np.ndarray]
 """An exported file at work: its input to its output."""
@@ -118,13 +119,13 @@ def _of_squares(run: Run, graph: Graph, model: Model, pictures: Sequence[Pixels]
     first = as_squares(model, pictures[:1], graph.side)
     times = milliseconds(run, graph, model, pictures[0]), _shortest(lambda: model.system.predict(first))
     # A traced graph is of single precision for good, so nothing is excused where it is what counts.
-    rounding = _rounding(model, off) if off and not limited else None
+    rounding = _rounding(model.system, off) if off and not limited else None
     return Agreement(len(pictures), tuple(dict.fromkeys(sizes)), same / total, worst, rounding, *times)
 
 
-def _rounding(model: Model, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
+def _rounding(system: System, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
     """Greatest difference of the scores that single precision gave for some batches from those of double."""
-    double = copy.deepcopy(model.system).double()
+    double = copy.deepcopy(system).double()
     with torch.no_grad():
         return max(float((double.predict(batch.double()) - scores).abs().max()) for batch, scores in batches)
 
