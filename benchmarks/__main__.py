@@ -2,8 +2,9 @@
 
 Each runs in a process of its own, so that none measures the memory or the threads that another left behind. Ends with
 exit code 1 if a benchmark failed or missed its bar. The demo under other instruction sets (`everywhere`), the kills of
-the pipeline (`kills`), the table of trunks (`trunks`), the choice of images (`next`) and the manifest of a million
-images (`manifest`, with its tasks) take too long to be among them, and `gpu` is for a GPU.
+the pipeline (`kills`), the tables of trunks (`trunks`) and of exports (`exporting`), the choice of images (`next`,
+`next_frozen`) and the manifest of a million images (`manifest`, with its tasks) take too long to be among them, and
+`gpu` is for a GPU.
 """
 
 import subprocess
@@ -12,7 +13,10 @@ from pkgutil import iter_modules
 
 import benchmarks
 
-TOO_LONG = ("everywhere", "gpu", "kills", "manifest", "manifest_task", "next", "trunks")
+TOO_LONG = (
+    *("everywhere", "exporting", "gpu", "kills"),
+    *("manifest", "manifest_task", "next", "next_frozen", "trunks"),
+)
 
 
 def main() -> int:

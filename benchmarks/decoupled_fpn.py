@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from segcore.config.networks import BackboneParams, PooledParams, PyramidParams
+from segcore.config.classifiers import PooledParams
+from segcore.config.networks import BackboneParams, PyramidParams
 from segcore.config.section import Views
 from segcore.networks import classifiers
 from segcore.systems._pyramid import ZoomParams

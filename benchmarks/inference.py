@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segcore.config.networks import BackboneParams, DeconvolutionParams, FullyConnectedParams
+from segcore.config.classifiers import FullyConnectedParams
+from segcore.config.networks import BackboneParams, DeconvolutionParams
 from segcore.config.section import Views
 from segcore.data.batches import Batch
 from segcore.localisation.saliency import saliency

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.config.networks import BackboneParams, StochasticParams
+from segcore.config.classifiers import StochasticParams
+from segcore.config.networks import BackboneParams
 from segcore.localisation import background
 from segcore.localisation.maps import View, localise, maps_of
 from segcore.localisation.mask_bank import MaskBank

@@ -19,7 +19,8 @@ from torch import Tensor, distributed, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.training_loop import InMemory
-from segcore.config.networks import BackboneParams, FullyConnectedParams
+from segcore.config.classifiers import FullyConnectedParams
+from segcore.config.networks import BackboneParams
 from segcore.config.settings import load
 from segcore.networks import classifiers
 from segcore.networks.deeplab import DeepLab

@@ -6,7 +6,7 @@ it is no DVC output: two runs must give the same hashes. `systems.csv` holds onl
 
 from pathlib import Path
 
-from segcore.cli import command, console, provenance
+from segcore.cli import command, console, looks, provenance
 from segcore.files import write_atomically
 from segcore.reporting.page import Run, rendered
 from segcore.reporting.results import Results
@@ -20,7 +20,8 @@ def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
     out = data / "report"
     with provenance.timed("report", out):
         results = Results(data, settings)
-        run = Run(provenance.machine(), provenance.commit(), provenance.versions(), provenance.timings(data))
+        seen = looks.curves(data, [*settings.systems])
+        run = Run(provenance.machine(), provenance.commit(), provenance.versions(), provenance.timings(data), seen)
         page = rendered(results, params.read_text("utf-8"), run)
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "systems.csv", results.table().to_csv(index=False).encode("utf-8"))

@@ -8,13 +8,14 @@ doubts tags leaves them beside its model, cleaned (`cleaned_tags.csv`), and how 
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from segcore import files, made_of, processes, seeds, systems
-from segcore.cli import command, console, meeting, progress, provenance
+from segcore.cli import command, console, looks, meeting, progress, provenance
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.reading import section
@@ -43,7 +44,8 @@ def main(
     out: Path,
     params: Path = Path("params.yaml"),
 ) -> None:
-    plan = plans.train_segmenter(command.settings(params), system)
+    settings = command.settings(params)
+    plan = plans.train_segmenter(settings, system)
     entry, recipe = plan.entry, plan.recipe
     module = systems.load(entry.module)
     training = section({"systems": {system: entry.model_dump()}}, f"systems.{system}.training", module.Training)
@@ -67,17 +69,27 @@ def main(
         trainee = regularised(model, training.regularisers, len(card["tags"]))
         fit = Fit(trainee, samples, recipe, seed, device, scratch)
         progress.announce(f"segmenter {system}", model, recipe, len(samples), fit)
-        progress.follow(f"segmenter {system}", fit, out / "training")
+        behind = [known.get("training", "") for known in (cards.made_of(start / "model"), made_of.read(labels))]
+        trained_by = fingerprints.of(plan, *behind)
+
+        look = None
+        if (wanted := looks.asked()) is not None:
+            from segcore.cli.looking import Look, Trained  # evaluation, which no training depends on
+
+            how = looks.whole(plans.evaluate(settings, system).prediction)
+            finishing = partial(finishing_batches, samples=samples, recipe=recipe, seed=seed, device=device)
+            about = Trained(model, module, how, finishing, samples.input_size, len(names), trained_by)
+            look = Look(wanted, about, read_manifest(manifest), split / "val.txt", device, out)
+        progress.follow(f"segmenter {system}", fit, out / "training", look)
         model.finish(last_batches)
         doubted = cleaned_tags.doubted(inputs) if model.cleans_tags else []
         cleaned = cleaned_tags.table(model, doubted, inputs.n_tags, samples.input_size, device)
         if device.is_main:
-            behind = [known.get("training", "") for known in (cards.made_of(start / "model"), made_of.read(labels))]
             origin = {
                 "data_set": data_set_fingerprint(read_manifest(manifest).values(), names),
                 "images": files.fingerprint([list(inputs.strong), list(inputs.weak)], ()),
                 "tags": made_of.tags(split),
-                "training": fingerprints.of(plan, *behind),
+                "training": trained_by,
             }
             if cleaned:  # before the model, whose card comes last
                 tell_cleaned(cleaned_tags.write(out / "model", cleaned, read_manifest(manifest), names), system)

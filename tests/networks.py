@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from segcore import systems
 from segcore.config import reading
+from segcore.config.classifiers import FullyConnectedParams, PooledParams
 from segcore.config.data import GradientEdges
 from segcore.config.labels import CRFParams
-from segcore.config.networks import TIMM, AnyBackbone, BackboneParams, FullyConnectedParams, PooledParams
+from segcore.config.networks import TIMM, AnyBackbone, BackboneParams
 from segcore.config.section import Views
 from segcore.data.batches import Batch, Moment
 from segcore.data.pictures import IGNORE

@@ -46,10 +46,15 @@ def make_project(folder: Path) -> Path:
         tiny_params(Path("params.yaml"), **changes)
         run_stages("check_params", data=DATA)
         prepare()
-        start = DATA / "backbones/vgg_fine"
-        places = {"labels": DATA / "masks", "start": start, "split": DATA / "split", "out": MODEL}
-        run_stages("train_segmenter", system="deeplab", **PREPARED, **places)
+        train()
     return folder
+
+
+def train() -> None:
+    """Train deeplab on the masks of the split, in the project's folder."""
+    start = DATA / "backbones/vgg_fine"
+    places = {"labels": DATA / "masks", "start": start, "split": DATA / "split", "out": MODEL}
+    run_stages("train_segmenter", system="deeplab", **PREPARED, **places)
 
 
 def prepare() -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from segcore.config import settings
-from segcore.config.networks import BackboneParams, StochasticParams
+from segcore.config.classifiers import StochasticParams
+from segcore.config.networks import BackboneParams
 from segcore.networks import classifiers, dropout
 from segcore.networks.classifiers import Classifier, FullyConnectedHead, TagScores
 from segcore.networks.stochastic_head import StochasticHead

@@ -20,10 +20,12 @@ from typer.testing import CliRunner
 
 from segcore import made_of, systems
 from segcore.commands.main import app
+from segcore.data.batches import Batch
 from segcore.data.geometry import padded_square, stretched_square
 from segcore.data.pictures import write_labels
 from segcore.errors import Problem
-from segcore.exporting import agreement, beside, graphs, licences, onnx_file, pt2_file, same_padding
+from segcore.exporting import agreement, beside, graphs, int8, licences, onnx_file, pt2_file, same_padding
+from segcore.losses import Term
 from segcore.models.cards import read_card
 from segcore.models.classifiers import save_classifier
 from segcore.models.systems import save_system
@@ -174,6 +176,48 @@ def test_proposals_are_found_outside_of_a_graph() -> None:
     model = model_of(finished("deconvnet", "vgg16"), proposals=5)
     with pytest.raises(Problem, match="5 EdgeBoxes windows, which OpenCV finds outside"):
         graphs.of_pictures(model, None)
+
+
+def test_what_torch_rounds_as_badly_is_excused_and_nothing_else() -> None:
+    def found(scores: float, rounding: float | None, same: float = 1.0) -> agreement.Agreement:
+        return agreement.Agreement(8, ("2x3x96x96",), same, scores, rounding, 1.0, 1.0)
+
+    found(0.0009, None).check("it")
+    found(0.09, 0.05).check("it")
+    for wrong in (found(0.0011, None), found(0.11, 0.05), found(0.0, None, same=0.99), found(0.09, 0.05, same=0.99)):
+        with pytest.raises(Problem, match="so it was not kept"):
+            wrong.check("it")
+
+
+def test_double_precision_shows_what_a_tie_of_pooling_does() -> None:
+    """The greatest of two numbers that are equal in single precision alone: the other one is put back elsewhere."""
+
+    class Tied(System):
+        def losses(self, batch: Batch) -> dict[str, Term]:
+            raise NotImplementedError
+
+        def predict(self, images: torch.Tensor) -> torch.Tensor:
+            near = torch.stack([images * 1e8, images * 1e8 + 1], -1)
+            return near.argmax(-1).to(images)
+
+    images = torch.ones(1, 1, 2, 2)
+    scores = Tied().predict(images)
+    assert agreement._rounding(Tied(), [(images, scores)]) == 1  # pyright: ignore[reportPrivateUsage]
+    plain = images / 1e8
+    assert agreement._rounding(Tied(), [(plain, Tied().predict(plain))]) == 0  # pyright: ignore[reportPrivateUsage]
+
+
+def test_weights_that_the_graph_turns_have_8_bits(tmp_path: Path) -> None:
+    model = model_of(finished("decouplednet", "vgg16"))
+    graph = graphs.of_network(model, None)
+    onnx_file.write(graph, tmp_path / "model.onnx")
+    int8.write(tmp_path / "model.onnx", tmp_path / "small.onnx")
+    given = agreement.as_squares(model, pictures((97, 97)), graph.side).numpy()
+    assert (
+        onnx_file.Session(tmp_path / "small.onnx")(given).shape
+        == onnx_file.Session(tmp_path / "model.onnx")(given).shape
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "small.onnx"}
 
 
 class TestResizing:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segcore.config.networks import PooledParams
+from segcore.config.classifiers import PooledParams
 from segcore.config.section import Views
 from segcore.data.manifest import Record
 from segcore.data.pictures import read_image

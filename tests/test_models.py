@@ -11,7 +11,8 @@ from torch import nn
 
 from segcore import systems
 from segcore.config import reading, settings
-from segcore.config.networks import BackboneParams, ClassifierParams, FittedParams
+from segcore.config.classifiers import ClassifierParams, FittedParams
+from segcore.config.networks import BackboneParams
 from segcore.errors import Problem
 from segcore.models.classifiers import load_classifier, save_classifier
 from segcore.models.systems import build_on, load_system, save_backbone, save_system

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from segcore.config.networks import Alike, Balanced, FitParams, FittedParams, PooledParams
+from segcore.config.classifiers import Alike, Balanced, FitParams, FittedParams, PooledParams
 from segcore.config.plan import FitClassifier, train_classifier
 from segcore.config.section import Views
 from segcore.config.settings import Settings, load

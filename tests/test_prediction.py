@@ -11,7 +11,7 @@ from PIL import Image
 
 from segcore.errors import Problem
 from segcore.prediction import journal as journals
-from segcore.prediction import listing, reading, run
+from segcore.prediction import listing, reading, run, writing
 from segcore.prediction.listing import Photo
 from segcore.prediction.model import Model
 from segcore.prediction.tiles import Tiles
@@ -57,7 +57,7 @@ def test_an_overlay_shows_objects_in_their_colours() -> None:
     picture = np.full((16, 16, 3), 100, np.uint8)
     labels = np.zeros((16, 16), np.uint8)
     labels[:, 8:] = 1
-    with Image.open(io.BytesIO(run.overlay_jpeg(picture, labels))) as image:
+    with Image.open(io.BytesIO(writing.overlay_jpeg(picture, labels))) as image:
         shown = np.asarray(image).astype(int)
     assert np.abs(shown[:, :6] - 100).max() < 12
     assert np.abs(shown[:, 10:] - [114, 50, 50]).max() < 12

@@ -12,9 +12,9 @@ from ruamel.yaml import YAML
 from segcore import files, regularisers, systems
 from segcore.commands import use_profile
 from segcore.config import profiles, reading
+from segcore.config.classifiers import FullyConnectedParams, StochasticParams, TrainedParams
 from segcore.config.data import StrongAll, StrongList, StrongPerClass, VocParams
 from segcore.config.labels import LabelsFromMaps, LabelsFromPredictions
-from segcore.config.networks import FullyConnectedParams, StochasticParams, TrainedParams
 from segcore.config.settings import Settings, load
 from segcore.config.training import Poly, RecipeParams, Steps
 from segcore.errors import Problem, Problems

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from segcore.config.classifiers import HiddenStochasticParams, StochasticParams
 from segcore.config.labels import Constant, LabelsFromMaps, Mean
-from segcore.config.networks import HiddenStochasticParams, StochasticParams
 from segcore.config.refinements import NoRefinement
 from segcore.config.section import Views
 from segcore.data import pseudo_labels, saliency_maps

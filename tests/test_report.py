@@ -15,7 +15,7 @@ from segcore import made_of
 from segcore.cli import provenance
 from segcore.commands import show
 from segcore.config import fingerprints, plan
-from segcore.config.networks import TrainedParams
+from segcore.config.classifiers import TrainedParams
 from segcore.config.settings import load
 from segcore.errors import Problem
 from segcore.reporting import charts

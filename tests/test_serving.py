@@ -27,7 +27,7 @@ from segcore.serving import local, photos, saving, tagging
 from segcore.serving.server import MODULES
 from segcore.serving.tagging import in_annotation, in_table
 from tests.devkit import PROJECT, draw
-from tests.serving import MODEL, PREPARED, SIZE, Client, make_project, page_of, prepare, running
+from tests.serving import MODEL, PREPARED, SIZE, Client, make_project, page_of, prepare, running, train
 from tests.tiny import files
 
 WIDTH, HEIGHT = SIZE
@@ -194,6 +194,20 @@ class TestSave:
         assert tags_of(project)["train_000"] == "square"
         prepare()
         assert read_manifest(PREPARED["manifest"])["train_000"].label_classes == (2,)
+
+    def test_the_next_training_learns_from_a_corrected_mask(self, client: Client, project: Path) -> None:
+        weights, mask = project / MODEL / "model/model.safetensors", project / "voc/SegmentationClass/train_000.png"
+        first, given = weights.read_bytes(), read_labels(mask)
+        photo = client.open("train_000").json
+        learned = []
+        for labels in (np.roll(given, 9, axis=1), given):
+            assert client.save(photo, labels).status == 200
+            prepare()
+            assert "train_000" in lines(project / "data/tiny/split/strong.txt")
+            train()
+            learned.append(weights.read_bytes())
+        assert learned[0] != first, "another mask, another model"
+        assert learned[1] == first, "the former mask again, and nothing else was changed"
 
     def test_a_turned_photo_has_its_mask_as_a_person_sees_it(self, client: Client, project: Path) -> None:
         exif = Image.Exif()

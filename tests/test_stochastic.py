@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from segcore.config.classifiers import StochasticParams
 from segcore.config.labels import Mean, Quantile, Union
-from segcore.config.networks import StochasticParams
 from segcore.localisation import mask_bank
 from segcore.localisation.aggregation import BINS, Aggregate, Merged, shares_of
 from segcore.localisation.maps import View, localise, maps_of

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from segcore import systems
 from segcore.config import settings
-from segcore.config.networks import BackboneParams, PooledParams, StochasticParams
+from segcore.config.classifiers import PooledParams, StochasticParams
+from segcore.config.networks import BackboneParams
 from segcore.config.systems import Prediction, SystemEntry
 from segcore.data.batches import Batch, Moment, SizedSamples
 from segcore.data.samples import INDEX

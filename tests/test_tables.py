@@ -39,7 +39,8 @@ def marked(name: str) -> str:
 def root(tmp_path: Path) -> Path:
     (tmp_path / "docs/tables").mkdir(parents=True)
     (tmp_path / "README.md").write_text(marked("small"))
-    (tmp_path / "docs/results.md").write_text("no table\n")
+    for name in ("own-data", "results"):
+        (tmp_path / f"docs/{name}.md").write_text("no table\n")
     (tmp_path / "docs/tables/small.csv").write_text('system,mIoU,learns from\na,"1,234.5",tags\nb,-,"masks | tags"\n')
     return tmp_path
 

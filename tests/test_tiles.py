@@ -47,7 +47,18 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 def in_windows(system: System, photo: np.ndarray, some: Tiles, batch: int = 4) -> Tensor:
-    return torch.cat([*tiles.bands(system, photo, some, some.size, system.prediction.views, batch)], dim=1)
+    return put_together([*tiles.blocks(system, photo, some, some.size, system.prediction.views, batch)], photo)
+
+
+def put_together(blocks: list[tiles.Block], photo: np.ndarray) -> Tensor:
+    """Scores of the whole picture; each pixel must be handed out once."""
+    scores = torch.full((len(blocks[0].scores), *photo.shape[:2]), torch.nan)
+    for block in blocks:
+        place = scores[:, block.rows, block.columns]
+        assert place.isnan().all()
+        place.copy_(block.scores)
+    assert not scores.isnan().any()
+    return scores
 
 
 def whole(system: System, photo: np.ndarray) -> Tensor:
@@ -81,13 +92,30 @@ def test_a_picture_that_fits_is_one_window() -> None:
     assert system.shown == [1, 1]
 
 
-def test_rows_come_in_bands_and_windows_in_batches() -> None:
+def test_scores_come_in_blocks_and_windows_in_batches() -> None:
     system, photo = Convolutions(), picture(300, 150)
     some = Tiles(64, 16)
-    found = [*tiles.bands(system, photo, some, 64, views(), 2)]
-    assert max(band.shape[1] for band in found) <= 64
-    assert sum(band.shape[1] for band in found) == 300
+    found = [*tiles.blocks(system, photo, some, 64, views(), 2)]
+    assert max(block.scores.shape[1] for block in found) <= 64
+    assert max(block.scores.shape[2] for block in found) <= 64
+    put_together(found, photo)
     assert max(system.shown) == 2
+
+
+@pytest.mark.parametrize("size", [(300, 150), (150, 64), (64, 150), (131, 97)])
+@pytest.mark.parametrize("overlap", [0, 13, 32])
+def test_blocks_are_bit_for_bit_what_sums_over_the_whole_picture_give(size: tuple[int, int], overlap: int) -> None:
+    system, photo, some = Convolutions(), picture(*size), Tiles(64, overlap)
+    total = torch.zeros(4, *size)
+    for top in some.starts(size[0]):
+        for left in some.starts(size[1]):
+            window = np.s_[top : top + 64, left : left + 64]
+            (maps,) = inference.score_maps(system, [photo[window]], 64, views(), None)
+            weights = np.outer(some.weights(top, size[0]), some.weights(left, size[1]))
+            total[:, *window] += (
+                torch.cat([maps.whole(), torch.ones(1, *weights.shape)]) * torch.tensor(weights).float()
+            )
+    assert torch.equal(in_windows(system, photo, some, 1), total[:-1] / total[-1])
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 7, 16, 32])

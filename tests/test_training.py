@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from segcore.config.networks import HeadParams, StochasticParams
+from segcore.config.classifiers import HeadParams, StochasticParams
 from segcore.config.training import RecipeParams
 from segcore.data.batches import Batch, Stream
 from segcore.data.order import Order

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from segcore.commands import check_params
 from segcore.config import reading
-from segcore.config.networks import AnyBackbone, BackboneParams, TimmParams, TrainedParams
+from segcore.config.classifiers import TrainedParams
+from segcore.config.networks import AnyBackbone, BackboneParams, TimmParams
 from segcore.config.settings import Settings
 from segcore.data.geometry import Grid
 from segcore.errors import Problem

@@ -21,7 +21,8 @@ from benchmarks.gpu_parts.steps import TAGS, Pictures, Steps, built, recipe, set
 from benchmarks.gpu_parts.training import Training
 from segcore import systems
 from segcore.config import reading
-from segcore.config.networks import BackboneParams, FullyConnectedParams, PooledParams
+from segcore.config.classifiers import FullyConnectedParams, PooledParams
+from segcore.config.networks import BackboneParams
 from segcore.config.section import Views
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier

@@ -10,8 +10,8 @@ from torch import Tensor
 from benchmarks import crf as crf_bench
 from benchmarks.gpu_parts.measuring import Context, Figures, bar, fingerprint, seconds
 from benchmarks.gpu_parts.steps import TAGS, Pictures, built, recipe, settings, steps_of
+from segcore.config.classifiers import TrainedParams
 from segcore.config.labels import Gradient, LabelsFromMaps
-from segcore.config.networks import TrainedParams
 from segcore.localisation import crf, region_growing
 from segcore.localisation.labeller import PseudoLabeller
 from segcore.losses import boundary_loss, floored_softmax

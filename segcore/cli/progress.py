@@ -59,8 +59,10 @@ def announce(name: str, model: nn.Module, recipe: RecipeParams, images: int, fit
         console.say(f"{name}: going on from step {len(fit.history)} of an interrupted run{mixed}")
 
 
-def follow(name: str, fit: Fit, log: Path) -> None:
+def follow(name: str, fit: Fit, log: Path, look: Callable[[int], None] | None = None) -> None:
     """Run the training to its end; every step goes to the dvclive files in `log`, which appears whole at the end.
+
+    After each new step `look` is called with the number of those that are done; it must change nothing.
 
     Raises:
         Problem: another run goes on from the same checkpoint.
@@ -71,6 +73,8 @@ def follow(name: str, fit: Fit, log: Path) -> None:
         for progress in fit:
             write(progress.step, _metrics(progress))
             display.show(progress)
+            if look is not None and not progress.replayed:
+                look(progress.step + 1)
 
 
 def finish(fit: Fit) -> None:

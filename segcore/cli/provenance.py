@@ -62,9 +62,14 @@ def timed(stage: str, out: Path = Path()) -> Iterator[None]:
 
 def timings_of(folder: Path) -> Path:
     """Where times are recorded of what lies in a folder."""
+    return beside(TIMINGS, folder)
+
+
+def beside(scratch: Path, folder: Path) -> Path:
+    """A folder's own place in a folder of the scratch folder, by where it lies."""
     absolute = folder.resolve()
     inside = absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else Path(*absolute.parts[1:])
-    return TIMINGS / inside
+    return scratch / inside
 
 
 def timings(data: Path) -> dict[str, dict[str, Any]]:

@@ -13,8 +13,8 @@ from segcore.cli import held
 
 FOLDER = Path(".scratch")
 FINGERPRINT = "[0-9a-f]{16}"
-KEPT = ("timings", "pipeline", "held", "shards")
-"""What is no run's: how long stages took, what the lock of DVC is mended by, who is at work, work of many machines."""
+KEPT = ("timings", "looks", "pipeline", "held", "shards")
+"""What is no run's: times of stages, looks at trainings, what the lock of DVC is mended by, who is at work, shards."""
 
 
 def sweep(done: Path) -> None:

@@ -16,7 +16,8 @@ from torch import nn
 from segcore import systems
 from segcore.cli import command, console
 from segcore.config import plan as plans
-from segcore.config.networks import BackboneParams, TrainedParams
+from segcore.config.classifiers import TrainedParams
+from segcore.config.networks import BackboneParams
 from segcore.config.reading import section
 from segcore.config.settings import Settings
 from segcore.config.systems import BACKBONES, CROPS

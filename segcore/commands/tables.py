@@ -1,4 +1,4 @@
-"""Fill the tables of README.md and docs/results.md from files, so that no number in them is typed by hand.
+"""Fill the tables of README.md and of documents in docs/ from files, so that no number in them is typed by hand.
 
 A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`. `docs/tables/NAME.csv` holds it as shown,
 the header first; `embedded` and `demo` come from the report on the embedded data set, `report/voc_mini` from that on
@@ -20,7 +20,7 @@ from segcore.errors import Problem, hint
 from segcore.files import write_atomically
 from segcore.reporting import rows as rows_of
 
-DOCUMENTS = ("README.md", "docs/results.md")
+DOCUMENTS = ("README.md", "docs/own-data.md", "docs/results.md")
 TABLES = "docs/tables"
 EMBEDDED, DEMO = "embedded", "demo"
 SYSTEMS = "data/shapes/report/systems.csv"

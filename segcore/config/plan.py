@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from segcore.config.classifiers import FittedParams, TrainedParams
 from segcore.config.data import CropsParams, EdgeParams, OnDisk, ShapesParams, SplitParams
 from segcore.config.labels import (
     EvaluationParams,
@@ -18,7 +19,7 @@ from segcore.config.labels import (
     LabelsFromPredictions,
     LabelsParams,
 )
-from segcore.config.networks import BackboneParams, FittedParams, TrainedParams
+from segcore.config.networks import BackboneParams
 from segcore.config.settings import Settings
 from segcore.config.systems import CROPS, SEGMENTERS, SystemEntry
 from segcore.config.training import RecipeParams

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from segcore.config.classifiers import ClassifierParams, FittedParams, FullyConnectedParams, TrainedParams
 from segcore.config.data import CropsParams, DatasetParams, OnDisk, SplitParams
 from segcore.config.labels import (
     CueLossParams,
@@ -20,15 +21,11 @@ from segcore.config.labels import (
 from segcore.config.networks import (
     AnyBackbone,
     BackboneParams,
-    ClassifierParams,
     DeconvolutionParams,
     DualParams,
-    FittedParams,
-    FullyConnectedParams,
     GridParams,
     NetworkParams,
     PyramidParams,
-    TrainedParams,
 )
 from segcore.config.reading import MISTAKE, read, section
 from segcore.config.refinements import CRFParams

@@ -36,17 +36,24 @@ class Loss:
 def write(source: Path, path: Path) -> None:
     """An ONNX file with 8-bit weights, of one with floats.
 
+    Weights that the graph computes of others (a kernel turned or scaled) are computed once before: onnxruntime
+    quantises stored ones alone.
+
     Raises:
         Problem: onnxruntime cannot quantise it.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
 
+    folded = path.with_name(f".{path.name}.folded")
     try:
         with quiet():
+            quant_pre_process(source, folded, skip_symbolic_shape=True)
             # Unsigned: onnxruntime's convolutions know no signed 8-bit weights.
-            quantize_dynamic(source, path, weight_type=QuantType.QUInt8)
+            quantize_dynamic(folded, path, weight_type=QuantType.QUInt8)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise Problem(f"--int8: onnxruntime cannot quantise {source.name} ({error}); leave it out") from error
+    finally:
+        folded.unlink(missing_ok=True)
 
 
 def measured(

@@ -22,6 +22,8 @@ def markdown(card: dict[str, Any]) -> str:
 def _checked(card: dict[str, Any]) -> list[str]:
     checked, loss = card["checked"], card["int8"]
     scores = "" if checked["scores"] is None else f", and scores within {checked['scores']:.1e}"
+    if checked["rounding"] is not None:
+        scores += f" (the model's own differ by {checked['rounding']:.1e} between single and double precision)"
     lines = [
         f"Against the model that it was made of, on {checked['pictures']} pictures, at {', '.join(checked['sizes'])}: "
         f"the same class at {checked['same_labels']:.4%} of the pixels{scores}. One input took "

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from segcore.config.networks import Alike, Balanced
+from segcore.config.classifiers import Alike, Balanced
 
 
 @dataclass(frozen=True)

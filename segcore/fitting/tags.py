@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from scipy.optimize import minimize
 from torch import Tensor
 
-from segcore.config.networks import FitParams
+from segcore.config.classifiers import FitParams
 from segcore.evaluation.tags import average_precision
 from segcore.fitting.ridge import Linear, Standard, image_weights, ridges
 from segcore.networks.pooled_head import PooledHead

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from segcore.config import reading
-from segcore.config.networks import ClassifierParams, FittedParams, TrainedParams
+from segcore.config.classifiers import ClassifierParams, FittedParams, TrainedParams
 from segcore.models.cards import fill, read_card, write
 from segcore.networks import classifiers
 from segcore.networks.classifiers import Classifier

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.config.networks import BackboneParams, FullyConnectedParams, HeadParams, PooledParams
+from segcore.config.classifiers import FullyConnectedParams, HeadParams, PooledParams
+from segcore.config.networks import BackboneParams
 from segcore.data.batches import Batch
 from segcore.losses import Term
 from segcore.networks import backbones, pretrained

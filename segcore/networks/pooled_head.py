@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segcore.config.networks import PooledParams
+from segcore.config.classifiers import PooledParams
 from segcore.networks.own_classes import OwnClasses
 from segcore.networks.trunk import Features
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from segcore.config.classifiers import FittedParams
 from segcore.config.labels import LabelsFromKnownTags, LabelsFromPredictions, MapsEntry
-from segcore.config.networks import TIMM, BackboneParams, FittedParams
+from segcore.config.networks import TIMM, BackboneParams
 from segcore.config.settings import Settings
 from segcore.config.systems import BACKBONES, CROPS, SEGMENTERS
 from segcore.errors import Problem, Problems

@@ -29,8 +29,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segcore.config.classifiers import HiddenStochasticParams, StochasticParams
 from segcore.config.labels import Selection
-from segcore.config.networks import HiddenStochasticParams, StochasticParams
 from segcore.networks.dropout import KeyedMask
 
 

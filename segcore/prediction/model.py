@@ -186,18 +186,23 @@ class Model:
             raise ValueError("no windows were asked for")
         among = None if allowed is None else [0, *allowed]
         step = max(1, min(picture.shape[:2]) // inference.SAMPLES)
-        labels, sure, most = [], [], []
-        for scores in tiling.bands(self.system, picture, self.tiles, self.card["input_size"], self.views, batch_size):
-            band = Enlarged(scores)
-            labels.append(band.winners(among))
-            sure += [self._sure(band, labels[-1])] if confidence else []
-            some = self.system.probabilities(scores[None, :, ::step, ::step])[0]
-            most.append(some.flatten(1).amax(1).cpu().numpy())
-        whole = np.concatenate(labels)
-        counts = np.bincount(whole.ravel(), minlength=len(self.classes))
-        return Predicted(
-            whole, counts / whole.size, np.stack(most).max(0), np.concatenate(sure) if confidence else None
-        )
+        # Of the whole picture from the start: pieces that are kept between large ones that go scatter the memory.
+        whole = np.zeros(picture.shape[:2], dtype=np.uint8)
+        sure = np.zeros_like(whole) if confidence else None
+        counts = np.zeros(len(self.classes), dtype=np.int64)
+        most = np.zeros(len(self.classes), dtype=np.float32)
+        given = self.tiles, self.card["input_size"], self.views, batch_size
+        for rows, columns, scores in tiling.blocks(self.system, picture, *given):
+            block, place = Enlarged(scores), (rows, columns)
+            whole[place] = block.winners(among)
+            if sure is not None:
+                sure[place] = self._sure(block, whole[place])
+            counts += np.bincount(whole[place].ravel(), minlength=len(self.classes))
+            sampled = scores[None, :, ::step, -columns.start % step :: step]
+            if sampled.numel():
+                some = self.system.probabilities(sampled)[0].flatten(1).amax(1)
+                most = np.maximum(most, some.cpu().numpy())
+        return Predicted(whole, counts / whole.size, most, sure)
 
     def _sure(self, scores: ScoreMaps, labels: Labels) -> UInt8[np.ndarray, "H W"]:
         """The probability of each pixel's class, 255 being 1."""

@@ -7,7 +7,6 @@ squares of the network's size; large photographs are in memory one by one. Each 
 files are there, so that a run which was stopped goes on.
 """
 
-import io
 import json
 import os
 import threading
@@ -19,22 +18,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image
 
-from segcore.data.pictures import labels_png, voc_palette
 from segcore.errors import Problem
-from segcore.evaluation.score_maps import ScoreMaps
-from segcore.files import write_atomically
-from segcore.prediction import polygons
 from segcore.prediction.journal import Journal
 from segcore.prediction.listing import Photo
-from segcore.prediction.model import Model, Pixels, Predicted
-from segcore.prediction.polygons import Polygons
+from segcore.prediction.model import Model
 from segcore.prediction.reading import Ready, ready, told
 from segcore.prediction.tables import write_shared, write_tables
+from segcore.prediction.writing import Wanted, allowed_to, files_of, stamp_of, written
 
 CARD = "predictions.json"
 AHEAD = 2
@@ -42,25 +34,6 @@ AHEAD = 2
 
 MOST_THREADS = 8
 """That read, and that write."""
-
-FAST = 1
-"""How hard zlib tries: half the time of its 6, for masks that are an eighth larger."""
-
-OPACITY = 0.5
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is written beside masks and the table, and how the work is done."""
-
-    overlay: bool
-    confidence: bool
-    batch_size: int
-    shard: int
-    shards: int
-    tags: Mapping[str, Sequence[int]] | None
-    """Classes 1..L that a picture may show, by its name without ending; None where all may."""
-    polygons: Polygons | None = None
 
 
 @dataclass(frozen=True)
@@ -157,31 +130,13 @@ def claim(model: Model, weights: Path, out: Path, wanted: Wanted) -> None:
         raise Problem(f"{out} holds predictions of another model or with other options ({file}); name another folder")
 
 
-def _stamp(path: Path) -> list[int]:
-    """By what a file is known to be the same; of one that is gone, nothing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return []
-    return [status.st_size, status.st_mtime_ns]
-
-
 def is_done(photo: Photo, done: Mapping[str, dict[str, Any]], wanted: Wanted) -> bool:
     row = done.get(photo.name)
-    if row is None or not ("problem" in row or {*_files(photo, wanted).values()} <= {*row["files"]}):
+    if row is None or not ("problem" in row or {*files_of(photo, wanted).values()} <= {*row["files"]}):
         return False
     if wanted.polygons is not None and row.get("per", wanted.polygons.per) != wanted.polygons.per:
         return False
-    return row["stamp"] == _stamp(photo.path)
-
-
-def _files(photo: Photo, wanted: Wanted) -> dict[str, str]:
-    """The files of a picture, by kind, from the folder of the predictions."""
-    kinds = {"masks": ".png"}
-    kinds |= {"overlays": ".jpg"} if wanted.overlay else {}
-    kinds |= {"confidence": ".png"} if wanted.confidence else {}
-    kinds |= {"polygons": polygons.ENDINGS[wanted.polygons.format]} if wanted.polygons else {}
-    return {kind: f"{kind}/{photo.out}{ending}" for kind, ending in kinds.items()}
+    return row["stamp"] == stamp_of(photo.path)
 
 
 def _predicted(
@@ -204,7 +159,7 @@ def _predicted(
             together.append((photo, one))
     maps = model.scores_of([one.squares for _, one in together if one.squares is not None]) if together else []
     for (photo, one), scores in zip(together, maps, strict=True):
-        future = writers.submit(_written, model, photo, one, scores, out, wanted)
+        future = writers.submit(written, model, photo, one, scores, out, wanted)
         if one.is_large:
             wait([future])  # what is made of many large pictures at once would fill the memory
         rows[photo] = future
@@ -222,75 +177,17 @@ def _alone(
     if model.fits(one.height, one.width):
         (means,) = model.scores([picture])
     else:
-        means = model.said_in_windows(picture, _allowed(photo, wanted), wanted.confidence, wanted.batch_size)
-    future = writers.submit(_written, model, photo, replace(one, picture=picture), means, out, wanted)
+        means = model.said_in_windows(picture, allowed_to(photo, wanted), wanted.confidence, wanted.batch_size)
+    future = writers.submit(written, model, photo, replace(one, picture=picture), means, out, wanted)
     wait([future] if one.is_large else [])
     return future
-
-
-def _allowed(photo: Photo, wanted: Wanted) -> Sequence[int] | None:
-    return None if wanted.tags is None else wanted.tags.get(Path(photo.name).stem)
 
 
 def _recorded(rows: Sequence[tuple[Photo, Future[dict[str, Any]] | str]], journal: Journal) -> Iterator[Outcome]:
     for photo, row in rows:
         if isinstance(row, str):
-            journal.add({"image": photo.name, "stamp": _stamp(photo.path), "files": [], "problem": row})
+            journal.add({"image": photo.name, "stamp": stamp_of(photo.path), "files": [], "problem": row})
             yield Outcome(photo, row, False)
         else:
             journal.add(row.result())
             yield Outcome(photo, None, False)
-
-
-def _written(
-    model: Model, photo: Photo, one: Ready, means: ScoreMaps | Predicted, out: Path, wanted: Wanted
-) -> dict[str, Any]:
-    """Write the files of one picture, of which the scores or what they mean is known; its row."""
-    needed = wanted.overlay or model.system.prediction.crf is not None
-    picture = one.pixels() if needed else None
-    allowed = _allowed(photo, wanted)
-    said = means if isinstance(means, Predicted) else model.said(means, picture, allowed, wanted.confidence)
-    files = _files(photo, wanted)
-    contents = {"masks": labels_png(said.labels, FAST)}
-    if wanted.overlay:
-        assert picture is not None
-        contents["overlays"] = overlay_jpeg(picture, said.labels)
-    if said.confidence is not None:
-        contents["confidence"] = _encoded(Image.fromarray(said.confidence), "PNG")
-    if wanted.polygons is not None:
-        write = polygons.geojson if wanted.polygons.format == "geojson" else polygons.coco
-        text = write(said.labels, model.classes, said.probabilities, wanted.polygons.per)
-        contents["polygons"] = text.encode()
-    for kind, content in contents.items():
-        file = out / files[kind]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, content)
-    found = [index for index in range(1, len(model.classes)) if said.shares[index] > 0]
-    outlined = {"polygons": files["polygons"], "per": wanted.polygons.per} if wanted.polygons is not None else {}
-    return outlined | {
-        "image": photo.name,
-        "path": str(photo.path),
-        "stamp": _stamp(photo.path),
-        "files": list(files.values()),
-        "mask": files["masks"],
-        "width": int(said.labels.shape[1]),
-        "height": int(said.labels.shape[0]),
-        "tags": found,
-        "probabilities": [round(float(value), 4) for value in said.probabilities],
-        "shares": [round(float(value), 6) for value in said.shares],
-    }
-
-
-def overlay_jpeg(picture: Pixels, labels: UInt8[np.ndarray, "H W"]) -> bytes:
-    """The picture with every found object in the colour of its class, half transparent."""
-    mixed, palette = picture.copy(), voc_palette()
-    for row, own, classes in zip(mixed, picture, labels, strict=True):  # a large one as floats would take gigabytes
-        shown = classes > 0
-        row[shown] = (own[shown] * (1 - OPACITY) + palette[classes[shown]] * OPACITY).astype(np.uint8)
-    return _encoded(Image.fromarray(mixed), "JPEG")
-
-
-def _encoded(image: Image.Image, kind: str) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format=kind, quality=90)
-    return file.getvalue()

@@ -2,12 +2,14 @@
 
 A window of the network's own size is seen at the picture's own scale, small objects with it; a whole picture is scaled
 down to that size. Windows are blended linearly in the middle half of what they share: the outer quarter of it counts
-for nothing, as a network knows least at the edge of what it sees. Scores of a band of rows are held at a time, so the
-memory does not grow with the height of the picture.
+for nothing, as a network knows least at the edge of what it sees. Scores are handed out a block at a time, and those of
+one window and of the rows that two rows of windows share are held.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -64,40 +66,68 @@ class Tiles:
         return np.clip(weights, 0, 1)
 
 
-@torch.no_grad()
-def bands(
-    system: System, picture: Pixels, tiles: Tiles, input_size: int, views: Views, batch_size: int
-) -> Iterator[Float[Tensor, "K _ W"]]:
-    """The scores of all classes at each pixel, some rows at a time, from the top down.
+class Block(NamedTuple):
+    """Final scores of all classes at some pixels of the picture."""
 
-    Windows are predicted `batch_size` at a time, those of one row of windows together.
+    rows: slice
+    columns: slice
+    scores: Float[Tensor, "K _ _"]
+
+
+@torch.no_grad()
+def blocks(
+    system: System, picture: Pixels, tiles: Tiles, input_size: int, views: Views, batch_size: int
+) -> Iterator[Block]:
+    """The scores of all classes at each pixel, a block at a time: from the top down, and from the left.
+
+    Windows are predicted `batch_size` at a time, those of one row of windows together. Held are the scores of one
+    window, and of the rows that two rows of windows share; sums have the weights' own as one class more.
     """
     height, width = picture.shape[:2]
     tops, lefts = tiles.starts(height), tiles.starts(width)
     across = [tiles.weights(left, width) for left in lefts]
-    total: Tensor | None = None  # of the rows from `top` on, with the sum of the weights as one class more
+    n = len(across[0])
+    shared: Tensor | None = None  # sums so far in the rows that the row of windows before shares with this one
+    kept = 0
     for top, following in zip(tops, [*tops[1:], height], strict=True):
         down = tiles.weights(top, height)
-        rows = len(down)
-        for first in range(0, len(lefts), batch_size):
-            some = range(first, min(first + batch_size, len(lefts)))
-            windows = [picture[top : top + tiles.size, lefts[i] : lefts[i] + tiles.size] for i in some]
-            for i, scores in zip(some, _scores(system, windows, tiles.size, input_size, views), strict=True):
-                if total is None:
-                    total = scores.new_zeros(len(scores) + 1, rows, width)
-                weights = torch.from_numpy(np.outer(down, across[i])).to(scores)
-                there = total[:, :, lefts[i] : lefts[i] + scores.shape[2]]
-                there[:-1] += scores * weights
-                there[-1] += weights
-        assert total is not None
         done = following - top
-        for first in range(0, done, ROWS):
-            some = slice(first, min(first + ROWS, done))
-            yield total[:-1, some] / total[-1, some]
-        for first in range(0, rows - done, done):  # so much at once lies in nobody's way, and needs no copy
-            last = min(first + done, rows - done)
-            total[:, first:last] = total[:, first + done : last + done]
-        total[:, rows - done :] = 0
+        scores = _of_a_row(system, picture[top : top + tiles.size], lefts, tiles.size, input_size, views, batch_size)
+        total: Tensor | None = None  # sums in the columns of the window
+        for left, next_left, weights, window in zip(lefts, [*lefts[1:], width], across, scores, strict=True):
+            if shared is None:
+                most = max((a + len(down) - b for a, b in pairwise(tops)), default=0)
+                shared = window.new_zeros(len(window) + 1, most, width)
+            fresh = window.new_zeros(len(window) + 1, len(down), n)
+            before = 0 if total is None else total.shape[2]  # columns that the windows on the left were seen at, too
+            if total is not None:
+                fresh[:, :, :before] = total
+            fresh[:, :kept, before:] = shared[:, :kept, left + before : left + n]
+            total = fresh
+            _add(total, window, torch.from_numpy(np.outer(down, weights)).to(window))
+            columns = next_left - left
+            for first in range(0, done, ROWS):
+                some = slice(first, min(first + ROWS, done))
+                means = total[:-1, some, :columns] / total[-1, some, :columns]
+                yield Block(slice(top + some.start, top + some.stop), slice(left, next_left), means)
+            shared[:, : len(down) - done, left:next_left] = total[:, done:, :columns]
+            total = total[:, :, columns:]
+        kept = len(down) - done
+
+
+def _add(total: Float[Tensor, "K1 h w"], scores: Float[Tensor, "K h w"], weights: Float[Tensor, "h w"]) -> None:
+    """Add a window's weighted scores, which are used up, and its weights as the class more."""
+    total[:-1] += scores.mul_(weights)
+    total[-1] += weights
+
+
+def _of_a_row(
+    system: System, strip: Pixels, lefts: list[int], size: int, input_size: int, views: Views, batch_size: int
+) -> Iterator[Float[Tensor, "K _ _"]]:
+    """The scores of the windows of a row, from the left, each in memory of its own."""
+    for first in range(0, len(lefts), batch_size):
+        windows = [strip[:, left : left + size] for left in lefts[first : first + batch_size]]
+        yield from _scores(system, windows, size, input_size, views)
 
 
 def _scores(

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Run:
     commit: str
     versions: dict[str, str]
     timings: dict[str, dict[str, Any]]
+    looks: dict[str, charts.Curve] = field(default_factory=dict)
+    """By system: mIoU on some validation images on the way, where trainings on this machine were looked at."""
 
 
 def mark(results: Results) -> str:
@@ -103,6 +105,7 @@ def rendered(results: Results, params_text: str, run: Run, earlier: Earlier | No
         "system_curves": _curve_charts(
             data / "segmenters", {row.system: row.colour for row in results.rows if row in shown}
         ),
+        "looks": _look_chart(run.looks, {row.system: row.colour for row in results.rows if row in shown}),
         "watched": _watched(data / "segmenters", [row.system for row in shown]),
         "classifier_curves": _curve_charts(data / "classifiers", {name: colours[name] for name in classifiers}),
         "pseudo_labels": {name: read_json(data / f"pseudo_labels/{name}/quality.json") for name in pseudo_labels},
@@ -152,6 +155,12 @@ def _curve_charts(folder: Path, colours: dict[str, int]) -> dict[str, Markup]:
             curves.setdefault(metric, {})[name] = curve
     # Our own SVG, whose every text charts.py escapes.
     return {metric: Markup(charts.line_chart(some, "step", metric, colours)) for metric, some in sorted(curves.items())}
+
+
+def _look_chart(looks: dict[str, charts.Curve], colours: dict[str, int]) -> dict[str, Markup]:
+    """A chart of the looks at systems that are shown; nothing where there were none."""
+    some = {name: curve for name, curve in looks.items() if name in colours}
+    return {"mIoU on some images": Markup(charts.line_chart(some, "step", "mIoU", colours))} if some else {}
 
 
 def _curves(run: Path) -> dict[str, charts.Curve]:

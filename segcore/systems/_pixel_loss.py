@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from segcore.config.networks import Alike
+from segcore.config.classifiers import Alike
 from segcore.config.section import NotNegative, Section
 from segcore.data.batches import SizedSamples
 from segcore.data.frequencies import labelled_pixels

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from segcore.config.networks import Alike, Balanced
+from segcore.config.classifiers import Alike, Balanced
 from segcore.config.section import NotNegative, Positive, Rate
 from segcore.config.systems import MASKS, Prediction
 from segcore.data.batches import Batch, Mixed, SizedSamples
