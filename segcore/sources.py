@@ -108,22 +108,32 @@ def _sum(content: bytes) -> str:
 
 
 class Code:
-    """The code as it is now; every file is read once."""
+    """The code as it is now; a file is read once, when it is asked for."""
 
     def __init__(self) -> None:
         self.files = files()
-        self.modules = {name: read(path) for name, path in self.files.items() if name.endswith(".py")}
+        self._read: dict[str, Module] = {}
+
+    def module(self, name: str) -> Module:
+        """What a file of Python says.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        if name not in self._read:
+            self._read[name] = read(self.files[name])
+        return self._read[name]
 
     def imported(self, name: str) -> frozenset[str]:
         """The project's files that loading `name` loads first, with the packages that they lie in."""
-        wanted = self.modules[name].imports
+        wanted = self.module(name).imports
         dotted = {module.rsplit(".", count)[0] for module in wanted for count in range(module.count(".") + 1)}
         return frozenset(found for found in map(self._file_of, dotted) if found and found != name)
 
     def _file_of(self, module: str) -> str | None:
         """The project's file of a module, without the empty roots of the packages."""
         base = module.replace(".", "/")
-        found = next((f for f in (f"{base}.py", f"{base}/__init__.py") if f in self.modules), None)
+        found = next((f for f in (f"{base}.py", f"{base}/__init__.py") if f in self.files), None)
         return None if found in ("segcore/__init__.py", "stages/__init__.py") else found
 
     def behind(self, *roots: str) -> set[str]:
@@ -134,16 +144,16 @@ class Code:
             name = left.pop()
             seen.add(name)
             left += [other for other in self.imported(name) if other not in seen and not changes_no_result(other)]
-        return {name for name in seen if self.modules[name].fingerprint}
+        return {name for name in seen if self.module(name).fingerprint}
 
     def fingerprints(self, *roots: str) -> dict[str, str]:
         """What `behind` finds, and the files of the folders beside that these name, each with its fingerprint."""
         behind = self.behind(*roots)
-        found = {name: self.modules[name].fingerprint for name in behind}
+        found = {name: self.module(name).fingerprint for name in behind}
         for name in behind:
             folder = name.rpartition("/")[0]
             for other in self._beside.get(folder, ()):
-                if other.removeprefix(f"{folder}/").partition("/")[0] in self.modules[name].words:
+                if other.removeprefix(f"{folder}/").partition("/")[0] in self.module(name).words:
                     found[other] = _sum(self.files[other].read_bytes())
         return dict(sorted(found.items()))
 

@@ -287,7 +287,7 @@ class TestRooms:
         """Only what a person starts and what DVC starts do: cli, commands and stages."""
         if self.room(file) in ("cli", "commands", "__main__"):
             return
-        roots = {name.partition(".")[0] for name in CODE.modules[file].imports}
+        roots = {name.partition(".")[0] for name in CODE.module(file).imports}
         assert roots & {"stages", "dvc", "dvclive", "typer", "rich", "click"} == set()
         for node in ast.walk(parsed(file)):
             assert not (isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"))

@@ -96,7 +96,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
         pytest.skip("the project is no Git checkout, so its sources cannot be told from its data")
     folder = tmp_path_factory.mktemp("pipeline") / "project"
     for name in filter(None, listing.stdout.decode().split("\0")):
-        is_data = name.startswith("data/") and not name.startswith("data/embedded/")
+        is_data = name.startswith("data/") and not name.startswith(("data/embedded/", "data/.gitignore"))
         if (PROJECT / name).is_file() and not is_data and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)

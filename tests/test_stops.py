@@ -46,7 +46,13 @@ def test_a_loss_that_is_not_finite_stops_with_terms_step_and_images(value: float
     assert message.startswith("step 2: the loss is not finite (pixels 0.")
     assert "extra nan" in message or "extra inf" in message or "extra -inf" in message
     assert ", ".join(ids) in message
-    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_a_step_whose_loss_is_not_finite_is_none() -> None:
+    run = fit(Failing(math.nan))
+    with pytest.raises(Problem):
+        list(run)
+    assert len(run.history) == 2
 
 
 def test_weights_that_are_not_finite_are_no_result() -> None:
