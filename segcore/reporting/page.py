@@ -174,7 +174,7 @@ def _watched(folder: Path, systems: list[str]) -> dict[str, dict[str, float]]:
     found = {}
     for system in systems:
         curves = _curves(folder / system)
-        last = {name: values[-max(1, len(values) // 8) :].mean() for name, (_, values) in curves.items()}
+        last = {name: values[-max(1, len(values) // 8) :].mean() for name, (_, values) in curves.items() if len(values)}
         found[system] = {n.removeprefix(WATCHED): v for n, v in last.items() if n.startswith(WATCHED)}
     return {system: figures for system, figures in found.items() if figures}
 
