@@ -18,7 +18,7 @@ import typer
 from segcore.config import plan as plans
 from segcore.config.labels import MapsEntry
 from segcore.config.settings import Settings, load
-from segcore.data import splits
+from segcore.data import seen_tags
 from segcore.data.manifest import Record, listed, read_class_names, read_manifest
 from segcore.data.pictures import read_labels
 from segcore.evaluation import labelling
@@ -49,7 +49,7 @@ def main(
     records = read_manifest(data / "prepared/manifest.parquet")
     strong = [records[i] for i in listed(data / "split/strong.txt", records)]
     weak = listed(data / "split/weak.txt", records)
-    seen = splits.as_training_sees(records, weak, data / "split", classes)
+    seen = seen_tags.as_training_sees(records, weak, data / "split", classes)
     apart = {record.image_id for record in strong}
     rest = [seen[i] for i in weak if i not in apart and seen[i].labels]
     places = np.linspace(0, len(rest) - 1, min(images, len(rest))).round().astype(int)

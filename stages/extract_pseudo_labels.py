@@ -30,7 +30,7 @@ from segcore.cli.shards import Members, Piece, Shard, Work
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.labels import LabelsFromFile, learns_from_masks
-from segcore.data import pseudo_labels, splits
+from segcore.data import pseudo_labels, seen_tags
 from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.pictures import labels_png, read_image, read_labels, write_png
 from segcore.data.records import ids_of
@@ -62,7 +62,7 @@ def main(
     names: list[str] = read_class_names(classes)
     records = read_manifest(manifest)
     ids = listed(split / f"{plan.entry.images}.txt", records)
-    seen = splits.as_training_sees(records, ids, split, names)
+    seen = seen_tags.as_training_sees(records, ids, split, names)
     chosen = seen.of(ids)
     saliency = labelling.check(chosen, plan.entry)
     lists = dict.fromkeys([split / f"{plan.entry.images}.txt"])

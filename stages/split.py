@@ -14,7 +14,7 @@ from segcore.cli import command, console, provenance
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.data import StrongList
-from segcore.data import handed_in, splits
+from segcore.data import handed_in, seen_tags, splits
 from segcore.data.manifest import read_class_names, read_ids, read_manifest
 from segcore.data.records import Records
 from segcore.errors import Problem
@@ -33,16 +33,16 @@ def main(*, manifest: Path, classes: Path, out: Path, masks: Path, params: Path 
         strong = plan.split.strong
         listed = _read_list(Path(strong.file)) if isinstance(strong, StrongList) else None
         chosen = splits.choose(records, names, listed, plan.split, plan.seed, settings.needing_masks)
-        seen = splits.tags_seen(chosen, records, len(names) - 1, plan.split.tag_noise, plan.seed)
+        seen = seen_tags.tags_seen(chosen, records, len(names) - 1, plan.split.tag_noise, plan.seed)
         lists = {name: records.of(getattr(chosen, name)) for name in ("strong", "weak")}
         handed_in.check(settings.pseudo_labels, lists, names, out.parent)
         counts = {"parameters": fingerprints.of(plan)} | splits.counts(chosen, records, names)
-        counts["tags_seen"] = splits.mistakes(seen, records)
+        counts["tags_seen"] = seen_tags.mistakes(seen, records)
         out.mkdir(parents=True, exist_ok=True)
         for name in ("strong", "weak", "val"):
             lines = "".join(f"{image_id}\n" for image_id in getattr(chosen, name))
             write_atomically(out / f"{name}.txt", lines.encode())
-        write_atomically(out / TAGS_FILE, splits.tags_table(seen, names))
+        write_atomically(out / TAGS_FILE, seen_tags.tags_table(seen, names))
         masks.mkdir(parents=True, exist_ok=True)
         write_atomically(masks / splits.MASKS_FILE, _masks(records, chosen.strong).encode())
         write_atomically(out / "split.json", (json.dumps(counts, indent=2) + "\n").encode())

@@ -19,7 +19,7 @@ from segcore.cli import command, console, meeting, progress, provenance, scratch
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.settings import Settings
-from segcore.data import splits
+from segcore.data import seen_tags
 from segcore.data.frequencies import tag_table, tag_weights
 from segcore.data.geometry import padded_square
 from segcore.data.manifest import Record, data_set_fingerprint, listed, read_class_names, read_manifest
@@ -57,7 +57,7 @@ def main(
     names = read_class_names(classes)
     records = read_manifest(manifest)
     ids = listed(split / f"{plan.entry.images}.txt", records)
-    seen = splits.as_training_sees(records, ids, split, names)
+    seen = seen_tags.as_training_sees(records, ids, split, names)
     val = records.of_split("val")
     images = Images(seen.of(ids), val, names[1:])
     with provenance.timed(f"train_classifier@{name}", out):

@@ -20,7 +20,7 @@ from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.reading import section
 from segcore.config.training import RecipeParams
-from segcore.data import splits
+from segcore.data import seen_tags
 from segcore.data.batches import Batch, Samples, Stream
 from segcore.data.manifest import data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.order import Order
@@ -101,7 +101,7 @@ def inputs_of(plan: plans.TrainSegmenter, manifest: Path, names: list[str], spli
     """What the system may learn from: lists and tags of the split, and masks of the strong images alone."""
     records = read_manifest(manifest)
     strong, weak = (listed(split / f"{name}.txt", records) for name in ("strong", "weak"))
-    records = splits.as_training_sees(records, [*strong, *weak], split, names)
+    records = seen_tags.as_training_sees(records, [*strong, *weak], split, names)
     return Inputs(records.with_masks_of(strong), strong, weak, plan.entry.images, labels, len(names) - 1, plan.crops)
 
 

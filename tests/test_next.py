@@ -21,7 +21,7 @@ from segcore.commands import main
 from segcore.commands.next import seconds_of
 from segcore.config.settings import load
 from segcore.data.manifest import write_manifest
-from segcore.data.splits import tags_table
+from segcore.data.seen_tags import tags_table
 from segcore.errors import Problem
 from segcore.evaluation.score_maps import Enlarged
 from segcore.models.classifiers import save_classifier

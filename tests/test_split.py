@@ -11,7 +11,7 @@ import pytest
 
 from segcore.cli import provenance
 from segcore.config.data import SplitParams, TagNoise
-from segcore.data import splits
+from segcore.data import seen_tags, splits
 from segcore.data.manifest import Record, Split, read_manifest
 from segcore.data.pictures import IGNORE, read_labels, write_labels
 from segcore.errors import Problem, Problems
@@ -261,18 +261,18 @@ def seen(
 ) -> dict[str, tuple[int, ...]]:
     train = [image_id for image_id in records if image_id != "v"]
     chosen = splits.Splits(tuple(train[:strong]), tuple(train), ("v",))
-    return splits.tags_seen(chosen, records, 20, TagNoise(drop=drop, add=add), seed)
+    return seen_tags.tags_seen(chosen, records, 20, TagNoise(drop=drop, add=add), seed)
 
 
 def test_mistakes_come_at_the_rates_asked_for() -> None:
     records = tagged()
-    found = splits.mistakes(seen(records, 0.2, 0.05), records)
+    found = seen_tags.mistakes(seen(records, 0.2, 0.05), records)
     absent = 20 * 2000 - found["tags"]
     # Of images with a single tag some keep it, so that a few less are dropped.
     assert 0.15 < found["dropped"] / found["tags"] < 0.2
     assert found["added"] / absent == pytest.approx(0.05, abs=0.005)
     many = tagged(500)
-    only = splits.mistakes(seen(many, 0.0, 0.3), many)
+    only = seen_tags.mistakes(seen(many, 0.0, 0.3), many)
     assert only["dropped"] == 0
     assert only["added"] / (20 * 500 - only["tags"]) == pytest.approx(0.3, abs=0.02)
 
@@ -313,28 +313,29 @@ def test_the_table_of_tags_comes_back(tmp_path: Path) -> None:
     """Names with blanks, images without tags; only those asked for are changed."""
     records = tagged(50, none=5)
     found = seen(records, 0.5, 0.1)
-    (tmp_path / "tags.csv").write_bytes(splits.tags_table(found, NAMES))
-    read = splits.as_training_sees(records, list(found), tmp_path, NAMES)
+    (tmp_path / "tags.csv").write_bytes(seen_tags.tags_table(found, NAMES))
+    read = seen_tags.as_training_sees(records, list(found), tmp_path, NAMES)
     assert {image_id: record.tags for image_id, record in read.items()} == found | {"v": (1, 2)}
     assert [*read] == [*records]
-    some = splits.as_training_sees(records, [*found][:10], tmp_path, NAMES)
+    some = seen_tags.as_training_sees(records, [*found][:10], tmp_path, NAMES)
     assert all(some[i].tags == (found[i] if number < 10 else records[i].tags) for number, i in enumerate(found))
     with pytest.raises(Problem, match="lacks 1 images of the split, v first"):
-        splits.as_training_sees(records, ["v"], tmp_path, NAMES)
+        seen_tags.as_training_sees(records, ["v"], tmp_path, NAMES)
     with pytest.raises(Problem, match="has tags that are no classes of the data set, tag"):
-        splits.as_training_sees(records, [], tmp_path, NAMES[:5])
+        seen_tags.as_training_sees(records, [], tmp_path, NAMES[:5])
 
 
 def test_the_stage_writes_the_tags_that_training_sees(prepared: Path) -> None:
     records, classes = read_manifest(prepared / "prepared/manifest.parquet"), ["background", "circle", "square", "star"]
-    read = splits.as_training_sees(records, [i for i in records if i.startswith("train")], split_of(prepared), classes)
+    train = [image_id for image_id in records if image_id.startswith("train")]
+    read = seen_tags.as_training_sees(records, train, split_of(prepared), classes)
     assert read == records
     before = json.loads((prepared / "split/split.json").read_text())
     assert (before["tags_seen"]["dropped"], before["tags_seen"]["added"]) == (0, 0)
     params = {"dataset": voc_section(prepared / "kit"), "split.strong.images": 2}
     write_params(prepared / "params.yaml", params | {"split.tag_noise": {"drop": 0.5, "add": 0.5}})
     out = split_of(prepared)
-    read = splits.as_training_sees(records, (out / "weak.txt").read_text().split(), out, classes)
+    read = seen_tags.as_training_sees(records, (out / "weak.txt").read_text().split(), out, classes)
     strong = (out / "strong.txt").read_text().split()
     assert all(read[image_id] == records[image_id] for image_id in strong)
     changed = [image_id for image_id in records if read[image_id].tags != records[image_id].tags]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from segcore.acquisition.choice import Kind
 from segcore.data.manifest import Record, listed, read_class_names, read_manifest
-from segcore.data.splits import as_training_sees
+from segcore.data.seen_tags import as_training_sees
 from segcore.errors import Problem
 from segcore.made_of import TAGS_FILE
 
