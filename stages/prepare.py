@@ -108,7 +108,7 @@ def _inspect(plan: Prepare, files: Path, out: Path, shard_folder: Path) -> tuple
     unseen, uncovered = coverage.judged(findings, listing.classes)
     of_files = [problem for finding in findings for problem in finding.problems]
     if problems := together([*listing.problems, *of_files, *repeated, *unseen]):
-        heading = f"the data set in {root} has {len(problems)} problems; nothing was written:"
+        heading = f"the data set in {root} has {len(problems)} problems; what was there is as it was:"
         raise Problems(heading, problems)
     findings[-1].warnings.extend([*listing.warnings, *warnings, *uncovered, *sixteen_bit.judged(findings, wide)])
     return listing, findings, division

@@ -86,20 +86,13 @@ class ShapesParams(Section):
         return self
 
 
-class VocParams(Section):
-    """A data set in the layout of the VOC devkit."""
+class OwnPictures(Section):
+    """What all data sets on disk have in common, in whatever layout."""
 
-    layout: Literal["voc"]
     name: Name
     """Everything that is made of the data set lies in `data/<name>/`."""
     root: str
-    """The folder that holds JPEGImages/."""
-    train_list: str
-    """ImageSets/Segmentation/<name>.txt"""
-    val_list: str
-    tags: TagsParams
-    sbd_root: str | None
-    """A folder with SBD's cls/*.mat, where the masks are not PNGs."""
+    """The folder that DVC follows."""
     convert_palette: bool
     """Convert masks that hold colours instead of class indices."""
     sixteen_bit: Annotated[SixteenBit, BeforeValidator(_range)]
@@ -118,7 +111,7 @@ class VocParams(Section):
         return root
 
     @model_validator(mode="after")
-    def _has_a_name_of_its_own(self) -> "VocParams":
+    def _has_a_name_of_its_own(self) -> "OwnPictures":
         if self.name == EMBEDDED:
             raise ValueError(
                 f"name: found '{EMBEDDED}', which is the embedded data set's; give yours a name of its own, "
@@ -127,22 +120,28 @@ class VocParams(Section):
         return self
 
 
-class ShardsParams(Section):
+class VocParams(OwnPictures):
+    """A data set in the layout of the VOC devkit."""
+
+    layout: Literal["voc"]
+    root: str
+    """The folder that holds JPEGImages/."""
+    train_list: str
+    """ImageSets/Segmentation/<name>.txt"""
+    val_list: str
+    tags: TagsParams
+    sbd_root: str | None
+    """A folder with SBD's cls/*.mat, where the masks are not PNGs."""
+
+
+class ShardsParams(OwnPictures):
     """A data set in WebDataset tars, as `segcore pack` writes them and `segcore index` lists them."""
 
     layout: Literal["webdataset"]
-    name: Name
-    """Everything that is made of the data set lies in `data/<name>/`."""
     root: str
     """The folder with the index, which DVC follows: `shards.json` and `index.parquet`, the tars, if they are here."""
     shards: str | None
     """Where the tars lie, if not beside the index: a folder, or an address such as s3://bucket/folder."""
-    convert_palette: bool
-    """Convert masks that hold colours instead of class indices."""
-    sixteen_bit: Annotated[SixteenBit, BeforeValidator(_range)]
-    """Which values of pictures of 16 bits are black and white."""
-    duplicates: Literal["refuse", "allow"]
-    """Whether a validation picture may be a copy of a training picture."""
 
     @field_validator("root")
     @classmethod
@@ -152,15 +151,7 @@ class ShardsParams(Section):
                 "must be a folder of this machine, that of the index, which DVC follows; an address of tars goes to "
                 "dataset.shards"
             )
-        return VocParams._is_spelled_out(root)
-
-    @model_validator(mode="after")
-    def _has_a_name_of_its_own(self) -> "ShardsParams":
-        if self.name == EMBEDDED:
-            raise ValueError(
-                f"name: found '{EMBEDDED}', which is the embedded data set's; give yours a name of its own"
-            )
-        return self
+        return root
 
 
 OnDisk = ShapesParams | VocParams | ShardsParams
