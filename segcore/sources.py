@@ -10,7 +10,7 @@ import hashlib
 import io
 import tokenize
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -65,10 +65,14 @@ def read(path: Path) -> Module:
     Raises:
         SyntaxError: it is none, or imports relatively.
     """
-    text = path.read_text()
+    return _read(path.read_text(), str(path))
+
+
+@cache
+def _read(text: str, path: str) -> Module:
     names: set[str] = set()
     words: set[str] = set()
-    for node in ast.walk(ast.parse(text, str(path))):
+    for node in ast.walk(ast.parse(text, path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -113,6 +117,7 @@ class Code:
     def __init__(self) -> None:
         self.files = files()
         self._read: dict[str, Module] = {}
+        self._imported: dict[str, frozenset[str]] = {}
 
     def module(self, name: str) -> Module:
         """What a file of Python says.
@@ -126,9 +131,11 @@ class Code:
 
     def imported(self, name: str) -> frozenset[str]:
         """The project's files that loading `name` loads first, with the packages that they lie in."""
-        wanted = self.module(name).imports
-        dotted = {module.rsplit(".", count)[0] for module in wanted for count in range(module.count(".") + 1)}
-        return frozenset(found for found in map(self._file_of, dotted) if found and found != name)
+        if name not in self._imported:
+            wanted = self.module(name).imports
+            dotted = {module.rsplit(".", count)[0] for module in wanted for count in range(module.count(".") + 1)}
+            self._imported[name] = frozenset(found for found in map(self._file_of, dotted) if found and found != name)
+        return self._imported[name]
 
     def _file_of(self, module: str) -> str | None:
         """The project's file of a module, without the empty roots of the packages."""

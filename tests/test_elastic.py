@@ -74,7 +74,7 @@ def torchrun(folder: Path, *options: str, victim: int, more: tuple[str, ...] = (
     )
 
 
-@pytest.mark.parametrize(("processes", "victim"), [(1, 0), (2, 0), (2, 1), (4, 3)])
+@pytest.mark.parametrize(("processes", "victim"), [(1, 0), (2, 0), (4, 3)])
 def test_a_killed_process_changes_nothing(processes: int, victim: int, tmp_path: Path) -> None:
     agent = torchrun(tmp_path / "run", "--standalone", f"--nproc-per-node={processes}", victim=victim)
     log, _ = agent.communicate(timeout=120)

@@ -1,25 +1,20 @@
-"""Other seeds and other splits: run once, kept at once, gone on with after a kill; by a fake, and really by DVC."""
+"""Other seeds and other splits: run once, kept at once, gone on with after a kill. `test_copies` runs them by DVC."""
 
-import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from segcore import made_of
-from segcore.cli.experiments import Copies
 from segcore.config.settings import load
 from segcore.errors import Problem
 from segcore.reporting import kept
 from segcore.reporting.results import Results
-from tests.devkit import PARAMS, make_devkit, voc_section, write_params
+from tests.devkit import PARAMS, write_params
 from tests.invented import DATA_SET, SYSTEMS, invented_results
-from tests.test_new_system import PROJECT, TINY, TOY, run
 
 A, B = SYSTEMS[:2]
-KIT = "data/VOCdevkit/VOC2012"
 
 
 @pytest.fixture(scope="module")
@@ -126,70 +121,3 @@ def test_a_kept_result_of_other_data_is_stale(data: Path) -> None:
     assert not kept.is_current(folder, settings, A, DATA_SET)
     (folder / "images.parquet").unlink()
     assert not kept.is_current(folder, kept.changed(settings, {"seed": 1}), A, DATA_SET)
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small copy of the project in Git, whose data set Git ignores, with one system that is evaluated."""
-    folder = tmp_path_factory.mktemp("experiments") / "project"
-    for name in ("segcore", "stages", "profiles"):
-        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "dvc.yaml", ".gitignore", ".dvcignore"):
-        shutil.copy(PROJECT / name, folder)
-    (folder / "segcore/systems/toy.py").write_text(TOY)
-    make_devkit(folder / KIT, n_train=9, n_val=4)
-    tiny = {key: value for key, value in TINY.items() if not key.startswith("dataset.")}
-    write_params(folder / "params.yaml", tiny | {"dataset": voc_section(KIT)})
-    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
-    run(folder, "dvc", "init", "--quiet")
-    commit = ("-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "Small")
-    for command in (("add", "--all"), commit):
-        subprocess.run(["git", *command], cwd=folder, check=True)
-    run(folder, "dvc", "repro", "evaluate@toy")
-    return folder
-
-
-def test_another_seed_runs_in_a_copy_and_leaves_the_workspace_alone(project: Path) -> None:
-    data, params = project / "data/tiny", (project / "params.yaml").read_bytes()
-    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
-    assert "toy with seed=1: kept in" in run(project, "segcore.commands.seeds", "--seeds", "1", "--systems", "toy")
-    assert (project / "params.yaml").read_bytes() == params
-    assert all(path.read_bytes() == content for path, content in before.items())
-    mine, other = (json.loads((data / "results/toy" / place / "metrics.json").read_text()) for place in ("", "seeds/1"))
-    assert not any((project / ".scratch/experiments").iterdir())
-    assert "done before" in run(project, "segcore.commands.seeds", "--seeds", "1")
-    run(project, "dvc", "repro", "report")
-    table = pd.read_csv(data / "report/systems.csv", dtype={"seeds": str})
-    assert table["seeds"].tolist() == ["0 1"]
-    assert table["mean_over_seeds"].tolist() == pytest.approx([(mine["mean_iou"] + other["mean_iou"]) / 2], abs=1e-4)
-    assert run(project, "dvc", "status", "report").strip() == "Data and pipelines are up to date."
-
-
-def test_a_point_of_the_curve_is_trained_by_its_own_split(project: Path) -> None:
-    curve = project / "data/tiny/curve"
-    said = run(project, "segcore.commands.curve", "--systems", "toy", "--masks", "1", "--masks", "0", "--tagged", "5")
-    assert "no point masks_0: it needs masks" in said
-    splits = [json.loads((curve / "toy" / point / "0/split.json").read_text()) for point in ("masks_1", "tagged_5")]
-    assert [(split["strong"], split["weak"]) for split in splits] == [(3, 9), (6, 5)]
-    assert pd.read_csv(curve / "curve.csv")["point"].tolist() == ["masks_1", "tagged_5"]
-    assert "2 points tell nothing of a law with 5 numbers" in (curve / "advice.txt").read_text()
-
-
-def test_what_failed_is_told_with_the_last_lines_of_dvc(project: Path) -> None:
-    """There are not so many masks; the copy stays, for the next try."""
-    copies = Copies(project, project / "params.yaml")
-    changes = {"seed": 0, "split.strong": {"kind": "per_class", "images": 9}}
-    wanted = kept.Experiment("toy", changes, project / "data/tiny/curve/toy/masks_9/0")
-    (failed,) = copies.perform([wanted], load(project / "params.yaml"), None, keep_copies=False)
-    assert "split.strong.images: 9 images a class" in failed
-    assert (copies.folder(changes) / "params.yaml").is_file()
-    assert not wanted.folder.exists()
-
-
-def test_paths_that_a_copy_cannot_reach_are_refused(project: Path, tmp_path: Path) -> None:
-    far = "../../../../" + str(project.relative_to(project.parents[3]).parent)
-    assert (project / far).exists()
-    copies = Copies(project, project / "params.yaml")
-    wanted = kept.Experiment("toy", {"dataset.root": far}, tmp_path)
-    with pytest.raises(Problem, match="which a copy of the project cannot reach"):
-        copies.run(wanted)

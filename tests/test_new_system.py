@@ -1,15 +1,12 @@
-"""A new system is one file and one entry: a copy of the project takes one, and no test has to be told of it."""
+"""A new system is one file and one entry: no test of the contract has to be told of it. `test_copies` trains it."""
 
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from tests.devkit import write_params
@@ -168,18 +165,3 @@ def test_no_test_of_the_contract_has_to_be_told_of_a_new_system(copy: Path) -> N
     files = [f"tests/{name}.py" for name in ("test_systems", "test_models", "test_regularisers")]
     said = run(copy, "pytest", "-v", "-p", "no:cacheprovider", "-k", "toy", *files)
     assert int(said.rpartition(" passed")[0].split()[-1]) > 20, "the new system was not found"
-
-
-def test_a_new_entry_is_trained_scored_and_reported(copy: Path) -> None:
-    """By DVC, whose stages come from the entry."""
-    run(copy, "dvc", "init", "--no-scm", "--quiet")
-    said = run(copy, "dvc", "repro")
-    stages = re.findall(r"Running stage '(.+)':", said)
-    assert {"check_params", "prepare", "split", "train_segmenter@toy", "evaluate@toy", "report"} <= {*stages}
-    data = copy / "data/shapes"
-    given = json.loads((data / "params/train_segmenter/toy.json").read_text())
-    assert given["entry"]["training"] == ENTRY["training"]
-    table = pd.read_csv(data / "report/systems.csv")
-    assert table["system"].tolist() == ["toy"]
-    score = json.loads((data / "results/toy/metrics.json").read_text())["mean_iou"]
-    assert table["mean_iou"].tolist() == pytest.approx([score], abs=1e-3)

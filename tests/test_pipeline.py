@@ -25,7 +25,9 @@ pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[1]
 DEMO = re.findall(r"\w+", re.findall(r"^DEMO := (.+)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)[0])
-FIRST = DEMO[0]
+RUN = [DEMO[0], "ficklenet"]
+"""Of the demo's systems, one of each kind: from crops of masks, from labels that tags gave."""
+FIRST = RUN[0]
 THRESHOLD = f"systems.{FIRST}.prediction.threshold"
 DATA = "data/shapes"
 
@@ -86,6 +88,11 @@ def ran(output: str) -> list[str]:
     return [name for name in re.findall(r"Running stage '(.+)':", output) if name != "outside_files"]
 
 
+def named(section: str, given: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The entries of a section that are named as `<section>/<entry>`."""
+    return {name: entry for name, entry in given[section].items() if f"{section}/{name}" in names}
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A commit of the project's sources as they are now, with tiny parameters of the demo's systems."""
@@ -105,26 +112,32 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     small = {"classes": 4, "train_images": 24, "val_images": 8, "size": 64, "max_objects": 2}
     tiny_params(folder / "params.yaml", dataset=shapes["dataset"] | small)
     clone.change({f"recipes.{name}.steps": 2 for name in shapes["recipes"] if name != "common"})
-    systems = {name: entry for name, entry in reading.read(folder / "params.yaml")["systems"].items() if name in DEMO}
-    labels = {entry["labels"] for entry in systems.values()}
-    sets = reading.read(folder / "params.yaml")["pseudo_labels"]
-    sets = {name: entry for name, entry in sets.items() if f"pseudo_labels/{name}" in labels}
-    clone.change({"systems": systems, "pseudo_labels": sets, "recipes.common.warmup_steps": 0})
+    given = reading.read(folder / "params.yaml")
+    systems = {name: given["systems"][name] for name in RUN}
+    labels = named("pseudo_labels", given, [entry["labels"] for entry in systems.values()])
+    inputs = [entry["input"] for entry in labels.values()]
+    classifiers = named("classifiers", given, [*inputs, *(entry["start"] for entry in systems.values())])
+    needed = {"systems": systems, "pseudo_labels": labels, "classifiers": classifiers}
+    clone.change(needed | {"recipes.common.warmup_steps": 0})
     clone.run("git", "init", "--quiet", "--initial-branch", "main")
     clone.dvc("remote", "add", "--default", "storage", str(folder.parent / "storage"))
     clone.commit("Tiny")
     return clone
 
 
+def test_the_demo_names_systems_that_there_are() -> None:
+    assert {*RUN} < {*DEMO} < reading.read(PARAMS)["systems"].keys()
+
+
 def test_the_demo_runs_its_systems_and_shows_them(clone: Clone) -> None:
-    said = clone.make("demo")
+    said = clone.make("demo", f"DEMO={' '.join(RUN)}")
     settings = reading.read(clone.folder / "params.yaml")
     expected = {"check_params", "prepare", "split", "make_crops", "report"}
     expected |= {f"train_classifier@{name}" for name in settings["classifiers"]}
     expected |= {f"extract_pseudo_labels@{name}" for name in settings["pseudo_labels"]}
-    expected |= {f"{stage}@{name}" for stage in ("train_segmenter", "evaluate") for name in DEMO}
+    expected |= {f"{stage}@{name}" for stage in ("train_segmenter", "evaluate") for name in RUN}
     assert set(ran(said)) == expected
-    assert all(re.search(rf"^ *{name} +current ", said, re.MULTILINE) for name in DEMO)
+    assert all(re.search(rf"^ *{name} +current ", said, re.MULTILINE) for name in RUN)
     assert f"report: {clone.data / 'report/index.html'}" in said
     assert set(clone.table()["state"]) == {"current"}
     assert "not recorded on this machine" not in (clone.data / "report/index.html").read_text()
@@ -208,7 +221,7 @@ def test_another_data_set_leaves_the_first_one_alone(clone: Clone) -> None:
     assert files(clone.data) == before
     said = clone.show()
     assert [line.split()[:2] for line in said.splitlines()[1:2]] == [[FIRST, "current"]]
-    assert not any(name in said for name in DEMO[1:] if name != FIRST)
+    assert not any(name in said for name in RUN[1:])
     assert all(name.startswith("data/mine/") for name in clone.metrics())
     # the two lines of README: what a queue or another clone shall see is DVC's or Git's
     clone.dvc("add", "data/pictures")
@@ -231,5 +244,5 @@ def test_the_first_data_set_comes_back_with_its_parameters(clone: Clone) -> None
     clone.run("git", "checkout", "HEAD~1", "--", "params.yaml")
     assert set(clone.repro()) <= {"prepare", "split", "report"}  # what takes long comes from DVC's cache
     said = clone.show()
-    assert all(re.search(rf"^ *{name} +current ", said, re.MULTILINE) for name in DEMO)
+    assert all(re.search(rf"^ *{name} +current ", said, re.MULTILINE) for name in RUN)
     assert all(name.startswith(f"{DATA}/") for name in clone.metrics())

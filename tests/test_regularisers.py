@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -228,17 +229,17 @@ def test_an_unknown_regulariser_is_a_problem() -> None:
 
 def work(file: Path) -> None:
     """Every system plain and every open one regularised, in double precision, on this process's share of a batch."""
-    runtime, content = Runtime(), {}
+    runtime, losses, states = Runtime(), {}, {}
     for module in systems.names():
         for heads in ("plain", *(("exits", *EVERY) if module in OPEN else ())):
             system = system_of(module, "timm/test_resnet")
             beside = {"plain": lambda plain: plain, "exits": regularised}.get(heads, partial(small, heads))
             model = beside(system).double()
-            losses = trained(model, Few(system))
-            state = {name: value.double().flatten().tolist() for name, value in model.state_dict().items()}
-            content[f"{module} {heads}"] = {"losses": losses, "state": state}
+            name = f"{module} {heads}"
+            losses[name] = trained(model, Few(system))
+            states |= {f"{name}: {key}": value.clone() for key, value in model.state_dict().items()}
     if runtime.is_main:
-        file.write_text(json.dumps(content))
+        save_file(states, file, {"losses": json.dumps(losses)})
     runtime.wait()
 
 
@@ -248,25 +249,30 @@ def test_two_processes_train_every_system_as_one_does(tmp_path: Path) -> None:
     results = []
     for processes in (1, 2):
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        file = tmp_path / f"{processes}.json"
+        file = tmp_path / f"{processes}.safetensors"
         command = [sys.executable, *launcher, "-m", "tests.test_regularisers", str(file)]
         done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
-        results.append(json.loads(file.read_text()))
-    one, two = results
+        with safe_open(file, "pt") as saved:
+            results.append((json.loads(saved.metadata()["losses"]), load_file(file)))
+    (one, states), (two, others) = results
     assert len(one) == len(systems.names()) + len(OPEN) * (1 + len(EVERY))
     for name, expected in one.items():
-        for mine, theirs in zip(two[name]["losses"], expected["losses"], strict=True):
+        for mine, theirs in zip(two[name], expected, strict=True):
             assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5), name
         if name.endswith(" exits"):
-            agreement = [step["exits/agreement"] for step in expected["losses"]]
+            agreement = [step["exits/agreement"] for step in expected]
             assert [value > 0 for value in agreement] == [False, False, True, True]
         if name.endswith(" self_regulation"):
             for term in ("features", "logits"):
-                values = [step[f"self_regulation/{term}"] for step in expected["losses"]]
+                values = [step[f"self_regulation/{term}"] for step in expected]
                 assert [value > 0 for value in values] == [False, False, True, True]
-        for key, values in expected["state"].items():
-            np.testing.assert_allclose(two[name]["state"][key], values, rtol=1e-3, atol=1e-4, err_msg=f"{name} {key}")
+    assert {key.partition(":")[0] for key in states} == {*one}
+    assert states.keys() == others.keys()
+    for key, values in states.items():
+        torch.testing.assert_close(
+            others[key], values, rtol=1e-3, atol=1e-4, msg=lambda said, key=key: f"{key}: {said}"
+        )
 
 
 def test_a_head_that_joins_late_stops_two_processes(tmp_path: Path) -> None:
