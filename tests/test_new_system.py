@@ -3,12 +3,12 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.devkit import write_params
 
 PROJECT = Path(__file__).parents[1]
@@ -152,10 +152,10 @@ def run(folder: Path, *command: str) -> str:
     environment = own | {
         "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1", "CUDA_VISIBLE_DEVICES": "",
         "DVC_SITE_CACHE_DIR": str(folder.parent / "site"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": warm.path(),
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        ["python", "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from segcore.config.reading import parsed
 from segcore.config.settings import Settings
 from segcore.data.pictures import read_labels
 from segcore.errors import Problem
+from tests import warm
 from tests.devkit import PROJECT, changed, draw
 
 coco_masks: Any = untyped
@@ -42,10 +42,10 @@ def run(folder: Path, *command: str, code: int = 0) -> str:
     environment = own | {
         "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "DVC_NO_ANALYTICS": "1", "CUDA_VISIBLE_DEVICES": "",
         "DVC_SITE_CACHE_DIR": str(folder / ".." / "site"), "COLUMNS": "200",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": warm.path(),
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        ["python", "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from segcore.config import reading
+from tests import warm
 from tests.devkit import PARAMS, changed, make_devkit, voc_section
 from tests.tiny import files, tiny_params
 
@@ -40,7 +40,7 @@ class Clone:
         self.data = folder / DATA
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC_", "MAKE"))},
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": warm.path(),
             "OMP_NUM_THREADS": "1",
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(folder.parent / "site"),
@@ -53,16 +53,16 @@ class Clone:
         return done.stdout + done.stderr * fails
 
     def dvc(self, *arguments: str, fails: bool = False) -> str:
-        return self.run(sys.executable, "-m", "dvc", *arguments, fails=fails)
+        return self.run("python", "-m", "dvc", *arguments, fails=fails)
 
     def repro(self, *arguments: str) -> list[str]:
         return ran(self.dvc("repro", *arguments))
 
     def make(self, *arguments: str) -> str:
-        return self.run("make", *arguments, "READY=", f"BIN={Path(sys.executable).parent}")
+        return self.run("make", *arguments, "READY=", f"BIN={warm.folder()}")
 
     def show(self, fails: bool = False) -> str:
-        return self.run(sys.executable, "-m", "segcore.commands.show", fails=fails)
+        return self.run("python", "-m", "segcore.commands.show", fails=fails)
 
     def change(self, changes: dict[str, Any]) -> None:
         YAML().dump(changed(changes, self.folder / "params.yaml"), self.folder / "params.yaml")

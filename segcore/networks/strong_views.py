@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torchvision.transforms.v2 import functional as colours
 
 AREA = (0.02, 0.4)
 """Least and greatest share of the square that a box covers, as published."""
@@ -41,6 +40,9 @@ class StrongViews:
 
     def changed(self, image: Float[Tensor, "3 H W"], seed: int) -> Float[Tensor, "3 H W"]:
         """One picture in 0..255 with other colours, maybe blurred."""
+        # Here, as its import takes longer than checking all parameters, for which every system's module is loaded.
+        from torchvision.transforms.v2 import functional as colours
+
         rng = np.random.default_rng(seed)
         # All is drawn whether it is used or not: what one share decides has no part in the rest.
         takes = rng.random(3) < (self.jitter_share, self.grey, self.blur)

@@ -1,0 +1,148 @@
+"""A Python that has imported torch already, for tests in which DVC starts many stages.
+
+Every stage is a process of its own, and importing torch is two seconds of it: of a pipeline on tiny data, nearly all.
+`folder()` has a `python` that asks a server beside it to fork: the child gets the caller's arguments, environment,
+working directory and streams, and runs the module that is named, as `python -m` does. Of this project the server has
+imported nothing, so a copy of the project runs its own code. Whatever else is asked for goes to the real Python.
+"""
+
+import atexit
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from functools import cache
+from pathlib import Path
+
+IMPORTED = (
+    "torch._dynamo", "accelerate", "cv2", "dvc.cli.command", "dvc.repo", "dvclive", "jaxtyping", "pandas",
+    "pyarrow.parquet", "pydantic", "rich.progress", "ruamel.yaml", "safetensors.torch", "scipy.stats",
+)  # fmt: skip
+LARGEST = 1 << 20
+"""Bytes of a request: arguments and environment."""
+
+ASK = """#!{python} -IS
+import os, signal, socket, sys
+if sys.argv[1:2] != ["-m"]:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+import json
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    content = json.dumps([sys.argv[2:], dict(os.environ), os.getcwd()]).encode()
+    socket.send_fds(server, [len(content).to_bytes(4, "big")], [0, 1, 2])
+    server.sendall(content)
+    child = int.from_bytes(server.recv(4), "big")
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, lambda number, _: os.kill(child, number))
+    answer = server.recv(4)
+os._exit(int.from_bytes(answer, "big") if answer else 1)
+"""
+
+
+@cache
+def folder() -> Path:
+    """Where `python` is the warm one; its server ends with this process."""
+    place = Path(tempfile.mkdtemp(prefix="warm-"))
+    address = place / "socket"
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__)), str(address)],
+        stdin=subprocess.PIPE,  # closed when this process is gone, however it went
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    atexit.register(server.kill)
+    python = place / "python"
+    python.write_text(ASK.format(python=sys.executable, address=str(address)))
+    python.chmod(0o755)
+    while not address.exists():
+        assert server.poll() is None, "the server of warm processes did not start"
+        time.sleep(0.02)
+    return place
+
+
+def path() -> str:
+    """PATH with the warm Python first, then all that is beside the real one."""
+    return os.pathsep.join((str(folder()), str(Path(sys.executable).parent), os.environ["PATH"]))
+
+
+def serve(address: Path) -> None:
+    """Fork for whoever asks, until nobody holds the other end of the standard input."""
+    for name in IMPORTED:
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(address))
+        server.listen(16)
+        while server in select.select([server, sys.stdin], [], [])[0]:
+            asking, _ = server.accept()
+            if os.fork() == 0:
+                server.close()
+                attend(asking)
+            asking.close()
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                    pass
+
+
+def attend(asking: socket.socket) -> None:
+    """Run what is asked for in a child, and tell its exit code."""
+    head, streams, _, _ = socket.recv_fds(asking, 4, 3)
+    size, content = int.from_bytes(head, "big"), b""
+    while len(content) < size:
+        content += asking.recv(LARGEST)
+    arguments, environment, here = json.loads(content)
+    child = os.fork()
+    if child == 0:
+        asking.close()
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        os.chdir(here)
+        os.environ.clear()
+        os.environ.update(environment)
+        paths = environment.get("PYTHONPATH", "")
+        sys.path[:1] = [here, *filter(None, paths.split(os.pathsep))]
+        sys.argv = arguments
+        os._exit(run(arguments[0]))
+    asking.sendall(child.to_bytes(4, "big"))
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    with contextlib.suppress(BrokenPipeError):
+        asking.sendall((code if code >= 0 else 128 - code).to_bytes(4, "big"))
+    os._exit(0)
+
+
+def run(module: str) -> int:
+    """Run a module as `python -m` does, to its exit code, but leave all that was imported as it lies.
+
+    To take apart what torch and the rest have made is three seconds, as the memory is shared until it is written to.
+    """
+    code: object = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))
