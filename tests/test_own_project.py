@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import segcore
 from segcore import projects
 from segcore.commands.main import app
+from segcore.commands.new import RECOMMENDED
 from segcore.config.reading import parsed
 from segcore.config.settings import Settings
 from segcore.data.pictures import read_labels
@@ -262,7 +263,9 @@ class TestProject:
             }
 
     @pytest.mark.parametrize("trunk", projects.TRUNKS)
-    @pytest.mark.parametrize("systems", [("deeplab",), ("decouplednet", "ficklenet_semi"), ("deconvnet",)])
+    @pytest.mark.parametrize(
+        "systems", [(RECOMMENDED,), ("deeplab",), ("decouplednet", "ficklenet_semi"), ("deconvnet",)]
+    )
     def test_what_is_asked_for_is_a_valid_params_yaml(self, trunk: str, systems: tuple[str, ...]) -> None:
         text = projects.params_yaml(projects.Wishes("mine", "pictures", trunk, True, systems))
         settings = Settings(parsed(text, "params.yaml"))
