@@ -13,6 +13,7 @@ from segcore.cli.experiments import Copies
 from segcore.config.settings import load
 from segcore.errors import Problem
 from segcore.reporting import kept
+from tests import warm
 from tests.devkit import make_devkit, voc_section, write_params
 from tests.test_new_system import ENTRY, PROJECT, TINY, TOY, run
 
@@ -82,8 +83,9 @@ def test_a_point_of_the_curve_is_trained_by_its_own_split(project: Path) -> None
     assert "one amount of annotation tells nothing of another" in (curve / "advice.txt").read_text()
 
 
-def test_what_failed_is_told_with_the_last_lines_of_dvc(project: Path) -> None:
+def test_what_failed_is_told_with_the_last_lines_of_dvc(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are not so many masks; the copy stays, for the next try."""
+    monkeypatch.setenv("PATH", warm.path())
     copies = Copies(project, project / "params.yaml")
     changes = {"seed": 0, "split.strong": {"kind": "per_class", "images": 9}}
     wanted = kept.Experiment("toy", changes, project / DATA / "curve/toy/masks_9/0")

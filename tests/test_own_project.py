@@ -84,14 +84,14 @@ def coco_data_set(folder: Path, count: int = 14) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project after `segcore new`, `segcore import` and `dvc repro`."""
+    """A project after `segcore new`, `segcore import` and `dvc repro report`."""
     top = tmp_path_factory.mktemp("own")
     coco_data_set(top)
     run(top, "segcore", "new", "cups", "--systems", "deeplab", "--name", "cups")
     folder = top / "cups"
     YAML().dump(changed(TINY, folder / "params.yaml"), folder / "params.yaml")
     run(folder, "segcore", "import", "coco", "../instances.json", "--into", "images", "--val", "0.25")
-    run(folder, "dvc", "repro")
+    run(folder, "dvc", "repro", "report")
     return folder
 
 
@@ -101,7 +101,9 @@ def test_the_pipeline_runs_to_its_end_and_not_again(project: Path) -> None:
     assert (project / DATA / "report/index.html").is_file()
     card = json.loads((project / DATA / "prepared/dataset.json").read_text())
     assert card["images"]["train"] + card["images"]["val"] == 13
-    assert re.findall(r"Running stage '(.+)':", run(project, "dvc", "repro")) == ["outside_files"]  # which always runs
+    assert re.findall(r"Running stage '(.+)':", run(project, "dvc", "repro", "report")) == [
+        "outside_files"
+    ]  # which always runs
     ignored = subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True).stdout
     assert not re.search(r"images/|\.safetensors|\.parquet", ignored)
 
