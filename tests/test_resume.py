@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.tiny import arguments, files, run_stages, tiny_dataset, train_stochastic
 
 PROJECT = Path(__file__).parents[1]
@@ -22,12 +23,14 @@ def command(stage: str, out: Path) -> list[str]:
     return [sys.executable, "-m", f"stages.{stage}", *(f"--{name}={value}" for name, value in options.items())]
 
 
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
+
+
 def start(stage: str, folder: Path, out: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         command(stage, out),
         cwd=folder,
-        env=environment,
+        env=os.environ | ENVIRONMENT,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -37,10 +40,12 @@ def start(stage: str, folder: Path, out: Path) -> subprocess.Popen[str]:
 
 
 def finished(stage: str, folder: Path, out: Path) -> str:
-    process = start(stage, folder, out)
-    log, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, log
-    return log
+    own = os.environ | ENVIRONMENT | {"PATH": warm.path()}  # nothing stops it, so it need not be a Python of its own
+    words = ["python", *command(stage, out)[1:]]
+    pipe, same = subprocess.PIPE, subprocess.STDOUT
+    done = subprocess.run(words, cwd=folder, env=own, text=True, stdout=pipe, stderr=same, timeout=120)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def stopped(stage: str, folder: Path, out: Path, sign: signal.Signals, kept: str = CHECKPOINTS) -> tuple[int, str]:

@@ -15,6 +15,7 @@ import pytest
 from segcore.cli import held, scratch
 from segcore.commands import clean_scratch
 from segcore.errors import Problem
+from tests import warm
 from tests.devkit import PROJECT
 from tests.tiny import arguments, files, run_stages, tiny_dataset
 
@@ -146,13 +147,14 @@ def test_two_runs_of_a_stage_do_not_meet(inside: Path) -> None:
     run_stages("prepare", "split")
     options = [f"--{name}={value}" for name, value in arguments("train_classifier").items() if name != "out"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
+    environment["PATH"] = warm.path()
 
-    def start(out: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "stages.train_classifier", *options, f"--out={out}"]
+    def start(out: str, python: str = "python") -> subprocess.Popen[str]:
+        command = [python, "-m", "stages.train_classifier", *options, f"--out={out}"]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     assert start("alone").wait(timeout=120) == 0
-    first = start("out")
+    first = start("out", sys.executable)
     end = time.monotonic() + 60
     while not list(scratch.FOLDER.glob("classifier-*.pt")) and time.monotonic() < end:
         time.sleep(0.002)
