@@ -65,11 +65,11 @@ def read(path: Path) -> Module:
     Raises:
         SyntaxError: it is none, or imports relatively.
     """
-    return _read(path.read_text(), str(path))
+    return _said(path.read_text(), str(path))
 
 
 @cache
-def _read(text: str, path: str) -> Module:
+def _said(text: str, path: str) -> Module:
     names: set[str] = set()
     words: set[str] = set()
     for node in ast.walk(ast.parse(text, path)):

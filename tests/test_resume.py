@@ -14,6 +14,7 @@ from tests import warm
 from tests.tiny import arguments, files, run_stages, tiny_dataset, train_stochastic
 
 PROJECT = Path(__file__).parents[1]
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
 CHECKPOINTS, LABELS = "*.pt", "pseudo-labels-*/labels/*.png"
 """What a stage keeps in its scratch folder."""
 
@@ -21,9 +22,6 @@ CHECKPOINTS, LABELS = "*.pt", "pseudo-labels-*/labels/*.png"
 def command(stage: str, out: Path) -> list[str]:
     options = arguments(stage) | {"out": out}
     return [sys.executable, "-m", f"stages.{stage}", *(f"--{name}={value}" for name, value in options.items())]
-
-
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
 
 
 def start(stage: str, folder: Path, out: Path) -> subprocess.Popen[str]:

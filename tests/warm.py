@@ -13,7 +13,7 @@ import json
 import os
 import runpy
 import select
-import signal
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,8 +28,8 @@ IMPORTED = (
     "torch._dynamo", "accelerate", "cv2", "dvc.cli.command", "dvc.repo", "dvclive", "jaxtyping", "pandas",
     "pyarrow.parquet", "pydantic", "rich.progress", "ruamel.yaml", "safetensors.torch", "scipy.stats",
 )  # fmt: skip
-LARGEST = 1 << 20
-"""Bytes of a request: arguments and environment."""
+PIECE = 1 << 20
+"""Bytes of a request that are read at a time."""
 
 ASK = """#!{python} -IS
 import os, signal, socket, sys
@@ -56,10 +56,11 @@ def folder() -> Path:
     address = place / "socket"
     server = subprocess.Popen(
         [sys.executable, str(Path(__file__)), str(address)],
-        stdin=subprocess.PIPE,  # closed when this process is gone, however it went
+        stdin=subprocess.PIPE,  # closed when this process is gone, however it went, and with it the server
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
-    atexit.register(server.kill)
+    assert server.stdin is not None
+    atexit.register(server.stdin.close)
     python = place / "python"
     python.write_text(ASK.format(python=sys.executable, address=str(address)))
     python.chmod(0o755)
@@ -75,13 +76,13 @@ def path() -> str:
 
 
 def serve(address: Path) -> None:
-    """Fork for whoever asks, until nobody holds the other end of the standard input."""
+    """Fork for whoever asks, until nobody holds the other end of the standard input; then the folder goes, too."""
     for name in IMPORTED:
         importlib.import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(address))
+        server.bind(f"{address}.new")
         server.listen(16)
+        Path(f"{address}.new").rename(address)  # who finds it is answered
         while server in select.select([server, sys.stdin], [], [])[0]:
             asking, _ = server.accept()
             if os.fork() == 0:
@@ -91,14 +92,15 @@ def serve(address: Path) -> None:
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG) != (0, 0):
                     pass
+    shutil.rmtree(address.parent)
 
 
 def attend(asking: socket.socket) -> None:
     """Run what is asked for in a child, and tell its exit code."""
     head, streams, _, _ = socket.recv_fds(asking, 4, 3)
     size, content = int.from_bytes(head, "big"), b""
-    while len(content) < size:
-        content += asking.recv(LARGEST)
+    while len(content) < size and (more := asking.recv(PIECE)):
+        content += more
     arguments, environment, here = json.loads(content)
     child = os.fork()
     if child == 0:

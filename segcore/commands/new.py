@@ -12,7 +12,7 @@ import typer
 from segcore.cli import app, console
 
 RECOMMENDED = "decoupled_fpn"
-"""By far the best of all systems on photographs with few masks: docs/results.md."""
+"""By far the best of the systems that were tried on photographs with few masks: docs/results.md."""
 
 
 def new(
