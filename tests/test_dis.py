@@ -31,6 +31,7 @@ from segcore.networks.deeplab import at_cells, enlarged
 from segcore.networks.dual import Dual, Responses
 from segcore.networks.dual_inference import Objective, infer
 from segcore.systems import dis
+from segcore.systems._weak_update import cleaned, shown, with_background
 from segcore.systems.contract import Inputs
 from segcore.systems.dis import DIS
 from stages import train_classifier
@@ -76,7 +77,7 @@ def explanation(net: Dual, count: int = 3, with_tags: bool = False) -> tuple[Ten
     with torch.no_grad():
         u1 = net.trunk(batch.images).top
         v1, seen = net.vector_of(u1), net.seen(batch.images, (u1.shape[2], u1.shape[3]))
-    tags = dis.with_background(batch.tags)
+    tags = with_background(batch.tags)
 
     def objective(responses: Responses) -> Tensor:
         value = reconstruction_costs(net.reconstructed(responses.labelmap), seen)
@@ -170,7 +171,7 @@ def test_images_together_are_inferred_as_one_by_one() -> None:
     net = network()
     u1, v1, objective = explanation(net, 3, with_tags=True)
     u1[1] *= 30
-    tags = dis.with_background(squares(3).tags)
+    tags = with_background(squares(3).tags)
     seen = net.seen(squares(3).images, (u1.shape[2], u1.shape[3]))
     together = infer(net, u1, v1, objective, 5, 0.4)
     assert (together.values[1:] == together.values[:-1]).any()
@@ -240,8 +241,8 @@ def test_strong_samples_teach_by_their_masks_whatever_the_update() -> None:
         labels, tags = targets(made, batch)
         assert torch.equal(labels[[0, 2]], at_cells(batch.labels, 8)[[0, 2]])
         for i in (0, 2):
-            shown = {*batch.labels[i].unique().tolist()} - {IGNORE} | {0}
-            assert {*tags[i].nonzero().flatten().tolist()} == shown
+            seen = {*batch.labels[i].unique().tolist()} - {IGNORE} | {0}
+            assert {*tags[i].nonzero().flatten().tolist()} == seen
 
 
 def test_ways_to_fill_in_what_a_weak_image_lacks() -> None:
@@ -253,9 +254,9 @@ def test_ways_to_fill_in_what_a_weak_image_lacks() -> None:
         found[name] = (made, *targets(made, batch))
     made, labels, tags = found["none"]
     assert (labels[1:] == IGNORE).all()
-    assert torch.equal(tags[1:], dis.with_background(batch.tags)[1:])
+    assert torch.equal(tags[1:], with_background(batch.tags)[1:])
     made, labels, tags = found["predicted"]
-    scores, given = made(batch).scores, dis.with_background(batch.tags)
+    scores, given = made(batch).scores, with_background(batch.tags)
     assert torch.equal(tags[1:], given[1:])
     for i in (1, 2):
         allowed = given[i].nonzero().flatten()
@@ -282,8 +283,8 @@ def test_losses_are_means_and_weighted() -> None:
     batch = replace(squares(2), strong=torch.tensor([True, False]))
     made = system(weak_update={"kind": "none"}).eval()
     outputs, terms = made(batch), made.losses(batch)
-    given = dis.with_background(batch.tags)
-    given[0] = dis.with_background(dis.shown(batch.labels, N_TAGS))[0]
+    given = with_background(batch.tags)
+    given[0] = with_background(shown(batch.labels, N_TAGS))[0]
     expected = torch.nn.functional.binary_cross_entropy_with_logits(outputs.responses.tags, given)
     torch.testing.assert_close(terms["tags"].over(terms["tags"].weight), expected)
     image = made.network.reconstructed(outputs.responses.labelmap)
@@ -310,9 +311,9 @@ def test_the_small_image_is_the_mean_colour_around_each_cell() -> None:
 def test_tags_are_cleaned_by_what_is_probable() -> None:
     given = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1]]).float()
     likely = torch.tensor([[0.0, 0.6, 0.7, 0.1], [0.9, 0.2, 0.3, 0.1], [0.9, 0.1, 0.2, 0.3], [0.9, 0.4, 0.1, 0.2]])
-    even = dis.cleaned(likely, given, keep=0.5, add=0.5)
+    even = cleaned(likely, given, keep=0.5, add=0.5)
     assert even.tolist() == [[1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1]]
-    trusting = dis.cleaned(likely, given, keep=0.2, add=0.9)
+    trusting = cleaned(likely, given, keep=0.2, add=0.9)
     assert trusting.tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1]]
 
 

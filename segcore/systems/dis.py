@@ -24,7 +24,7 @@ Departures: images are mirrored at random, as everywhere here; batch normalisati
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from segcore.config import systems
 from segcore.config.networks import DualParams
-from segcore.config.section import Count, Fraction, NotNegative, Positive, Section
+from segcore.config.section import NotNegative, Positive, Section
 from segcore.config.systems import MASKS
 from segcore.data.batches import Batch, Mixed
 from segcore.data.pictures import IGNORE
@@ -54,6 +54,16 @@ from segcore.networks.dual_unrolled import Unrolled
 from segcore.networks.origin import Origin
 from segcore.networks.trunk import Trunk
 from segcore.systems._grid import SMALLEST_PREDICTION, masks_of
+from segcore.systems._weak_update import (
+    InferredUpdate,
+    NoUpdate,
+    Predicted,
+    Update,
+    cleaned,
+    shown,
+    winners,
+    with_background,
+)
 from segcore.systems.contract import CleanedTags, Inputs, OpenSystem, Outputs, Supervision
 
 
@@ -65,32 +75,6 @@ class Weights(Section):
     tags: NotNegative
 
 
-class NoUpdate(Section):
-    """Figure 1 (a): a weak image teaches its tags and its colours, and no labelmap."""
-
-    kind: Literal["none"]
-
-
-class Predicted(Section):
-    """Figure 1 (b): its labelmap is what the network scores highest among its tags and the background."""
-
-    kind: Literal["predicted"]
-
-
-class InferredUpdate(Section):
-    """Figure 1 (c): its labelmap and its tags are inferred from its colours and the tags that it was given."""
-
-    kind: Literal["inferred"]
-    iterations: Count
-    """Steps of inference, t; independent of those of prediction."""
-    step: Positive
-    """Length of a step over that of the features."""
-    keep: Fraction
-    """Least probability at which a tag that was given stays."""
-    add: Fraction
-    """Least probability at which a tag that was not given is added."""
-
-
 class Training(systems.Training):
     """What training a system with `module: dis` depends on."""
 
@@ -98,7 +82,7 @@ class Training(systems.Training):
     scales: tuple[Positive, Positive] | None
     """Images are scaled by a random factor in this range, and a random square is cut out; null stretches them."""
     weights: Weights
-    weak_update: Annotated[NoUpdate | Predicted | InferredUpdate, Field(discriminator="kind")] | None
+    weak_update: Update | None
     """How the labelmap of a weak image is filled in; null learns from masks alone, which is the first stage."""
 
     @model_validator(mode="after")
@@ -228,38 +212,6 @@ class DIS(OpenSystem):
         seen = self.network.seen(images, _size(u1))
         inferred, kept = self.explained(u1, self.network.vector_of(u1), seen, given, update)
         return CleanedTags(kept[:, 1:], inferred.responses.tags.sigmoid()[:, 1:].float())
-
-
-def cleaned(
-    probabilities: Float[Tensor, "B K"], given: Float[Tensor, "B K"], keep: float, add: float
-) -> Float[Tensor, "B K"]:
-    """Tags by what is probable after inference, 0 or 1; the background is one always.
-
-    An image of which no tag is left keeps the likeliest of those that it was given, if it was given any.
-    """
-    kept = torch.where(given > 0, probabilities >= keep, probabilities >= add)
-    kept[:, 0] = True
-    tagged = given[:, 1:] > 0
-    lost = tagged.any(1) & ~kept[:, 1:].any(1)
-    likeliest = probabilities[:, 1:].masked_fill(~tagged, -1).argmax(1) + 1
-    kept[lost, likeliest[lost]] = True
-    return kept.to(given.dtype)
-
-
-def winners(scores: Float[Tensor, "B K h w"], tags: Float[Tensor, "B K"]) -> Int64[Tensor, "B h w"]:
-    """The class of the greatest score at each cell, among the tags of its image."""
-    return scores.masked_fill(tags[:, :, None, None] == 0, -torch.inf).argmax(1)
-
-
-def shown(labels: Int64[Tensor, "B H W"], n_tags: int) -> Float[Tensor, "B L"]:
-    """Which of the classes 1..L the labels show."""
-    classes = torch.arange(1, n_tags + 1, device=labels.device)
-    return (labels.flatten(1)[:, :, None] == classes).any(1).float()
-
-
-def with_background(tags: Float[Tensor, "B L"]) -> Float[Tensor, "B K"]:
-    """Tags with that of the background before them, which every image has."""
-    return torch.cat([torch.ones_like(tags[:, :1]), tags], 1)
 
 
 def _size(x: Tensor) -> tuple[int, int]:
