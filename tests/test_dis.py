@@ -17,7 +17,7 @@ from torch import Tensor
 from segcore import made_of
 from segcore.commands import iterations
 from segcore.config.reading import section
-from segcore.data.batches import Batch, Mixed
+from segcore.data.batches import Batch, Mixed, Moment
 from segcore.data.manifest import Record, read_manifest
 from segcore.data.pictures import IGNORE
 from segcore.data.samples import LabelledImages, TaggedImages
@@ -40,7 +40,8 @@ from tests.networks import N_TAGS, backbone, batch_of, origin, params_of, predic
 from tests.tiny import run_stages, tiny_dataset, tiny_params
 
 K = N_TAGS + 1
-INFERRED = {"kind": "inferred", "iterations": 3, "step": 0.02, "keep": 0.5, "add": 0.5}
+INFERRED = {"kind": "inferred", "iterations": 3, "step": 0.02, "keep": 0.5, "add": 0.5, "shares": None}
+PREDICTED = {"kind": "predicted", "shares": None}
 
 
 def network(trunk: str = "timm/test_resnet", seed: int = 0) -> Dual:
@@ -234,7 +235,7 @@ def targets(made: DIS, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def test_strong_samples_teach_by_their_masks_whatever_the_update() -> None:
-    for update in (None, {"kind": "none"}, {"kind": "predicted"}, INFERRED):
+    for update in (None, {"kind": "none"}, PREDICTED, INFERRED):
         made = system(weak_update=update).eval()
         batch = replace(squares(3), strong=torch.tensor([True, False, True]))
         batch.tags[0] = 1  # of what the mask does not show
@@ -249,7 +250,7 @@ def test_ways_to_fill_in_what_a_weak_image_lacks() -> None:
     """Figure 1: (a) nothing, (b) what is predicted among its tags, (c) what is inferred from its colours and tags."""
     batch = replace(squares(3), strong=torch.tensor([True, False, False]))
     found = {}
-    for name, update in {"none": {"kind": "none"}, "predicted": {"kind": "predicted"}, "inferred": INFERRED}.items():
+    for name, update in {"none": {"kind": "none"}, "predicted": PREDICTED, "inferred": INFERRED}.items():
         made = system(weak_update=update).eval()
         found[name] = (made, *targets(made, batch))
     made, labels, tags = found["none"]
@@ -266,6 +267,43 @@ def test_ways_to_fill_in_what_a_weak_image_lacks() -> None:
         assert {*labels[i].unique().tolist()} <= {*tags[i].nonzero().flatten().tolist()}
         assert tags[i, 0] == 1
     assert not torch.equal(labels, found["predicted"][1])
+
+
+@pytest.mark.parametrize("update", [PREDICTED, INFERRED | {"keep": 0.0, "add": 1.0}], ids=["predicted", "inferred"])
+def test_with_shares_every_tag_is_shown(update: dict[str, Any]) -> None:
+    """Also those that score below the background everywhere, of which the published update shows nothing."""
+    shares = {"background": 0.3, "foreground": 0.2, "rounds": 3}
+    batch = replace(squares(4), strong=torch.tensor([True, False, False, False]))
+    batch.tags[1:] = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]).float()
+    shown_by = {}
+    for name, chosen in (("published", None), ("shares", shares)):
+        made = system(weak_update=update | {"shares": chosen}).eval()
+        with torch.no_grad():
+            made.network.labelmap.bias[0] += 1000  # type: ignore[index]
+        labels, tags = targets(made, batch.at(Moment(3, 9)))
+        assert torch.equal(tags[1:], with_background(batch.tags)[1:])
+        assert torch.equal(labels[0], at_cells(batch.labels, 8)[0])
+        shown_by[name] = [image.flatten().bincount(minlength=K) / image.numel() for image in labels[1:]]
+    assert all(share[0] == 1 for share in shown_by["published"])
+    for share, given in zip(shown_by["shares"], batch.tags[1:], strict=True):
+        assert (share[1:][given == 1] > 0.1).all()
+        assert (share[1:][given == 0] == 0).all()
+        assert share[0] > 0.2
+
+
+def test_shares_are_won_by_each_image_alone() -> None:
+    """Whatever other images are in the batch: their order is drawn by image and step."""
+    made = system(weak_update=PREDICTED | {"shares": {"background": 0.3, "foreground": 0.2, "rounds": 2}}).eval()
+    batch = replace(squares(3), strong=torch.tensor([False, False, False])).at(Moment(0, 9))
+    batch.tags[:, :3] = 1
+    together = targets(made, batch)[0]
+    for i in range(3):
+        alone = replace(
+            batch,
+            ids=batch.ids[i : i + 1],
+            **{k: getattr(batch, k)[i : i + 1] for k in ("images", "tags", "labels", "strong")},
+        )
+        assert torch.equal(targets(made, alone)[0][0], together[i])
 
 
 def test_a_weak_label_is_never_looked_at() -> None:

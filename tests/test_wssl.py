@@ -17,7 +17,7 @@ from segcore.data.batches import Batch, Mixed, Moment, Stream
 from segcore.data.order import Order
 from segcore.data.samples import TaggedImages
 from segcore.errors import Problem, Problems
-from segcore.localisation.expectation import adaptive_bias, fixed_bias
+from segcore.localisation.expectation import adaptive_bias, fixed_bias, visiting_order
 from segcore.networks.deeplab import LargeFov, at_cells
 from segcore.processes import Runtime
 from segcore.systems import wssl
@@ -174,10 +174,10 @@ def test_images_together_are_labelled_as_one_by_one(step: Fixed | Adapt) -> None
 
 
 def test_the_order_of_the_tags_changes_with_image_and_step() -> None:
-    batch = squares(2)
-    now, later = (wssl._random_order(batch.at(Moment(step, 9)), 3) for step in (0, 1))
+    ids = squares(2).ids
+    now, later = (visiting_order("wssl", ids, step, rounds=3, n_tags=5) for step in (0, 1))
     assert now.shape == (2, 3, 5)
-    assert torch.equal(now, wssl._random_order(batch.at(Moment(0, 9)), 3))
+    assert torch.equal(now, visiting_order("wssl", ids, 0, rounds=3, n_tags=5))
     assert not torch.equal(now, later)
     assert not torch.equal(now[0], now[1])
 

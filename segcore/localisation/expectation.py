@@ -8,9 +8,24 @@ image. Where the paper is silent, the layers `BiasChannel` and `AdaptiveBiasChan
 Nothing here carries a gradient, and no image's result depends on the others of its batch.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from segcore.seeds import derived_seed
+
+
+def visiting_order(name: str, ids: Sequence[str], step: int, rounds: int, n_tags: int) -> Float[Tensor, "B n L"]:
+    """In which order EM-Adapt visits the tags of each image: a function of the system, the image and the step alone."""
+    random = torch.Generator()
+
+    def of(image_id: str) -> Tensor:
+        random.manual_seed(derived_seed(name, image_id, step))
+        return torch.rand(rounds, n_tags, generator=random)
+
+    return torch.stack([of(image_id) for image_id in ids])
 
 
 @torch.no_grad()

@@ -11,7 +11,9 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
-from segcore.config.section import Count, Fraction, Positive, Section
+from segcore.config.section import Count, Fraction, Positive, Section, Threshold
+from segcore.data.batches import Batch
+from segcore.localisation.expectation import adaptive_bias, visiting_order
 
 
 class NoUpdate(Section):
@@ -20,10 +22,21 @@ class NoUpdate(Section):
     kind: Literal["none"]
 
 
+class Shares(Section):
+    """How much of an image its labelmap shows of each of its tags at least, roughly, as EM-Adapt of WSSL sees to it."""
+
+    background: Threshold
+    foreground: Threshold
+    rounds: Count
+    """How often every class is visited."""
+
+
 class Predicted(Section):
     """Figure 1 (b): its labelmap is what the network scores highest among its tags and the background."""
 
     kind: Literal["predicted"]
+    shares: Shares | None
+    """Null, as published: a tag that scores less than the background everywhere is nowhere in the labelmap."""
 
 
 class InferredUpdate(Section):
@@ -38,6 +51,8 @@ class InferredUpdate(Section):
     """Least probability at which a tag that was given stays."""
     add: Fraction
     """Least probability at which a tag that was not given is added."""
+    shares: Shares | None
+    """As in `predicted`; of the tags that were kept or added."""
 
 
 Update = Annotated[NoUpdate | Predicted | InferredUpdate, Field(discriminator="kind")]
@@ -59,8 +74,22 @@ def cleaned(
     return kept.to(given.dtype)
 
 
-def winners(scores: Float[Tensor, "B K h w"], tags: Float[Tensor, "B K"]) -> Int64[Tensor, "B h w"]:
-    """The class of the greatest score at each cell, among the tags of its image."""
+def labelmaps(
+    batch: Batch,
+    which: Int64[Tensor, " W"],
+    scores: Float[Tensor, "W K h w"],
+    tags: Float[Tensor, "W K"],
+    shares: Shares | None,
+) -> Int64[Tensor, "W h w"]:
+    """The class of the greatest score at each cell of these samples of a batch, among the tags of each, 0 or 1.
+
+    With shares, scores are raised first until every tag wins its share of the cells (`localisation.expectation`), in an
+    order drawn by the image and the step.
+    """
+    if shares is not None:
+        ids = [batch.ids[i] for i in which.tolist()]
+        order = visiting_order("dis", ids, batch.moment.step, shares.rounds, tags.shape[1] - 1).to(scores.device)
+        scores = adaptive_bias(scores.float(), tags[:, 1:], order, shares.background, shares.foreground, None)
     return scores.masked_fill(tags[:, :, None, None] == 0, -torch.inf).argmax(1)
 
 

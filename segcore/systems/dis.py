@@ -19,6 +19,10 @@ Where the source is silent, we chose:
 * the tags of a strong sample are the classes that its mask shows, after cutting;
 * weak images are those of W that have no mask.
 
+The labelmap of an update may be pushed until it shows every tag (`shares`): the published update takes away what the
+tags do not name, and nothing makes a given tag appear, so a first stage that is shy of objects teaches the second one
+background (docs/results.md).
+
 Departures: images are mirrored at random, as everywhere here; batch normalisation is frozen if the backbone says so.
 """
 
@@ -60,8 +64,8 @@ from segcore.systems._weak_update import (
     Predicted,
     Update,
     cleaned,
+    labelmaps,
     shown,
-    winners,
     with_background,
 )
 from segcore.systems.contract import CleanedTags, Inputs, OpenSystem, Outputs, Supervision
@@ -162,11 +166,12 @@ class DIS(OpenSystem):
         if len(weak) == 0 or update is None or isinstance(update, NoUpdate):
             return labels, tags
         if isinstance(update, Predicted):
-            labels[weak] = winners(found.scores[weak], tags[weak])
+            labels[weak] = labelmaps(batch, weak, found.scores[weak], tags[weak], update.shares)
             return labels, tags
         u1, v1, given = found.levels[-1][weak], found.vector[weak], tags[weak]
         inferred, cleaned = self.explained(u1, v1, seen[weak], given, update)
-        labels[weak] = winners(self.network.fused(inferred.responses), cleaned).to(labels.dtype)
+        scores = self.network.fused(inferred.responses)
+        labels[weak] = labelmaps(batch, weak, scores, cleaned, update.shares).to(labels.dtype)
         tags[weak] = cleaned
         return labels, tags
 
@@ -251,7 +256,7 @@ def smallest() -> dict[str, Any]:
         "network": {"kind": "dual", "stride": 8, "fusion_kernel": 1, "input_size": 97},
         "scales": None,
         "weights": {"labelmap": 1.0, "image": 1.0, "tags": 1.0},
-        "weak_update": {"kind": "inferred", "iterations": 2, "step": 0.02, "keep": 0.5, "add": 0.5},
+        "weak_update": {"kind": "inferred", "iterations": 2, "step": 0.02, "keep": 0.5, "add": 0.5, "shares": None},
     }
     sources = {"start": "classifiers/any", "images": "strong", "labels": MASKS}
     prediction = SMALLEST_PREDICTION | {"iterations": 2, "step": 0.02}

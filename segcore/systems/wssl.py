@@ -24,11 +24,10 @@ from segcore.data.batches import Batch, Mixed
 from segcore.data.pictures import IGNORE
 from segcore.data.samples import LabelledImages, TaggedImages
 from segcore.errors import Problem
-from segcore.localisation.expectation import adaptive_bias, fixed_bias
+from segcore.localisation.expectation import adaptive_bias, fixed_bias, visiting_order
 from segcore.losses import Term, pixel_cross_entropy
 from segcore.networks.deeplab import at_cells
 from segcore.networks.origin import Origin
-from segcore.seeds import derived_seed
 from segcore.systems._grid import SMALLEST_PREDICTION, SMALLEST_TRAINING, GridSystem, GridTraining, masks_of, network_of
 from segcore.systems.contract import Inputs, Outputs, Supervision
 
@@ -119,21 +118,11 @@ class WSSL(GridSystem):
         if isinstance(step, Fixed):
             pushed = fixed_bias(scores, tags, step.background, step.foreground, step.exclude_absent)
         else:
-            order = _random_order(batch, step.rounds).to(scores.device)[weak]
+            order = visiting_order("wssl", batch.ids, batch.moment.step, step.rounds, tags.shape[1])
+            order = order.to(scores.device)[weak]
             shares = step.background_share, step.foreground_share
             pushed = adaptive_bias(scores, tags, order, *shares, step.suppress_margin)
         return pushed.argmax(1)
-
-
-def _random_order(batch: Batch, rounds: int) -> Float[Tensor, "B n L"]:
-    """In which order the tags of each image are visited: a function of the image and the step alone."""
-    random = torch.Generator()
-
-    def of(image_id: str) -> Tensor:
-        random.manual_seed(derived_seed("wssl", image_id, batch.moment.step))
-        return torch.rand(rounds, batch.tags.shape[1], generator=random)
-
-    return torch.stack([of(image_id) for image_id in batch.ids])
 
 
 def _weighted(term: Term, factor: float) -> Term:
