@@ -15,6 +15,7 @@ import os
 import runpy
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +31,9 @@ IMPORTED = (
     "jaxtyping", "pandas", "PIL.Image", "pyarrow.parquet", "pydantic.main", "pytest", "rich.progress", "ruamel.yaml",
     "safetensors.torch", "scipy.stats", "timm", "typer",
 )  # fmt: skip
+KILL = signal.SIGUSR1
+"""What a warm Python must be sent for its child to be killed: SIGKILL itself would reach the one that asked alone."""
+
 PIECE = 1 << 20
 """Bytes of a request that are read at a time."""
 
@@ -47,6 +51,7 @@ with socket.socket(socket.AF_UNIX) as server:
     child = int.from_bytes(server.recv(4), "big")
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, lambda number, _: os.kill(child, number))
+    signal.signal({kill}, lambda *_: os.kill(child, signal.SIGKILL))
     answer = server.recv(4)
 code = int.from_bytes(answer, "big", signed=True) if answer else 1
 if code < 0:  # as it died
@@ -70,7 +75,7 @@ def folder() -> Path:
     assert server.stdin is not None
     atexit.register(server.stdin.close)
     python = place / "python"
-    python.write_text(ASK.format(python=sys.executable, address=str(address)))
+    python.write_text(ASK.format(python=sys.executable, address=str(address), kill=int(KILL)))
     python.chmod(0o755)
     while not address.exists():
         assert server.poll() is None, "the server of warm processes did not start"
@@ -105,7 +110,7 @@ def serve(address: Path) -> None:
             asking, _ = server.accept()
             if os.fork() == 0:
                 server.close()
-                attend(asking)
+                attend(asking, address.parent / "python")
             asking.close()
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG) != (0, 0):
@@ -113,7 +118,7 @@ def serve(address: Path) -> None:
     shutil.rmtree(address.parent)
 
 
-def attend(asking: socket.socket) -> None:
+def attend(asking: socket.socket, warm: Path) -> None:
     """Run what is asked for in a child, and tell its exit code."""
     head, streams, _, _ = socket.recv_fds(asking, 4, 3)
     size, content = int.from_bytes(head, "big"), b""
@@ -132,6 +137,7 @@ def attend(asking: socket.socket) -> None:
         paths = environment.get("PYTHONPATH", "")
         sys.path[:1] = [here, *filter(None, paths.split(os.pathsep))]
         sys.argv = arguments
+        sys.executable = str(warm)  # what it starts is warm, too
         os._exit(run(arguments[0]))
     asking.sendall(child.to_bytes(4, "big"))
     _, status = os.waitpid(child, 0)
