@@ -46,8 +46,9 @@ use: $(READY)             ## make use PROFILE=voc-mini: put a profile in place o
 check-params: $(READY)    ## check every value of params.yaml, and make nothing
 	$(REPRO) check_params
 
+# What Python compiles is kept, whatever the environment says: reading the tests is 10 s otherwise.
 test: $(READY)            ## every test, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)           ## format, lint, types
 	$(BIN)/ruff format --check .

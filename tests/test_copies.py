@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -85,7 +86,7 @@ def test_a_point_of_the_curve_is_trained_by_its_own_split(project: Path) -> None
 
 def test_what_failed_is_told_with_the_last_lines_of_dvc(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are not so many masks; the copy stays, for the next try."""
-    monkeypatch.setenv("PATH", warm.path())
+    monkeypatch.setattr(sys, "executable", str(warm.folder() / "python"))
     copies = Copies(project, project / "params.yaml")
     changes = {"seed": 0, "split.strong": {"kind": "per_class", "images": 9}}
     wanted = kept.Experiment("toy", changes, project / DATA / "curve/toy/masks_9/0")

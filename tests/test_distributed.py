@@ -22,6 +22,7 @@ from segcore.losses import Term
 from segcore.networks import classifiers
 from segcore.processes import Runtime
 from segcore.training.fit import Fit
+from tests import warm
 from tests.loop import Net, Pictures, recipe
 from tests.networks import backbone, fully_connected
 from tests.tiny import NAME, arguments, files, run_stages, tiny_dataset, train_stochastic
@@ -114,12 +115,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         finally:
             os.chdir(here)
         made.append(folder)
-        command = [sys.executable, "-m", "tests.test_distributed"]
+        command = ["python", "-m", "tests.test_distributed"]
         if processes > 1:
             command[1:] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *command[1:]]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(
-            [*command, str(folder)], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300
+            [*command, str(folder)], cwd=PROJECT, env=warm.environment(), capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stdout + done.stderr
         (folder / "log").write_text(done.stdout)

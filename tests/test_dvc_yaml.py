@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,14 @@ def parsed(file: str) -> ast.Module:
 
 
 CODE = Code()
-USED = {
-    name: CODE.fingerprints(*check_params.roots(TODAY, name.replace("@", "/")))
-    for name in STAGES
-    if name not in BEFORE_ALL
-}
-"""The files of code that each stage's results come from, as it is handed them."""
+MAKING = [name for name in STAGES if name not in BEFORE_ALL]
+"""The stages that make something."""
+
+
+@cache
+def handed() -> dict[str, dict[str, str]]:
+    """The files of code that each stage's results come from, as it is handed them."""
+    return {name: CODE.fingerprints(*check_params.roots(TODAY, name.replace("@", "/"))) for name in MAKING}
 
 
 def test_no_stage_lists_code_but_the_check() -> None:
@@ -65,11 +68,11 @@ def test_no_stage_lists_code_but_the_check() -> None:
     assert {name: code for name, code in listed.items() if code} == {CHECK: {"segcore", "stages"}}
 
 
-@pytest.mark.parametrize("name", USED)
+@pytest.mark.parametrize("name", MAKING)
 def test_a_stage_is_handed_its_script_and_its_module(name: str) -> None:
     script, _, entry = name.partition("@")
-    assert f"stages/{script}.py" in USED[name]
-    modules = {file for file in USED[name] if re.match(r"segcore/systems/[a-z]", file)} - {CONTRACT}
+    assert f"stages/{script}.py" in handed()[name]
+    modules = {file for file in handed()[name] if re.match(r"segcore/systems/[a-z]", file)} - {CONTRACT}
     if script in check_params.OF_A_SYSTEM:
         assert f"segcore/systems/{TODAY.systems[entry].module}.py" in modules
     else:
@@ -78,13 +81,13 @@ def test_a_stage_is_handed_its_script_and_its_module(name: str) -> None:
 
 def test_what_changes_no_result_is_there_and_handed_to_nobody() -> None:
     assert all((PROJECT / place).exists() for place in sources.CHANGES_NO_RESULT)
-    assert not any(sources.changes_no_result(file) for used in USED.values() for file in used)
+    assert not any(sources.changes_no_result(file) for used in handed().values() for file in used)
 
 
 def test_the_page_is_made_of_its_templates() -> None:
     templates = {file.relative_to(PROJECT).as_posix() for file in (PROJECT / "segcore/reporting/templates").iterdir()}
-    assert templates <= USED["report"].keys()
-    assert not templates & {file for name, used in USED.items() if name != "report" for file in used}
+    assert templates <= handed()["report"].keys()
+    assert not templates & {file for name, used in handed().items() if name != "report" for file in used}
 
 
 def test_git_ignores_what_dvc_keeps_and_nothing_else() -> None:
@@ -103,7 +106,7 @@ def test_what_params_yaml_names_is_summed_up_always() -> None:
     assert not any(stage.always_changed for name, stage in STAGES.items() if name != OUTSIDE)
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name not in BEFORE_ALL])
+@pytest.mark.parametrize("name", MAKING)
 def test_a_stage_depends_on_the_values_that_it_is_handed(name: str) -> None:
     """And on no parameters beside: DVC's own `params` are those of check_params alone."""
     written = {file for file, _ in plan.files(TODAY)}
@@ -210,10 +213,10 @@ def f(a):
         text = file.read_text()
         roots = check_params.roots(TODAY, "train_segmenter/deeplab")
         file.write_text(f"# Another remark.\n{text}")
-        assert Code().fingerprints(*roots) == USED["train_segmenter@deeplab"]
+        assert Code().fingerprints(*roots) == handed()["train_segmenter@deeplab"]
         file.write_text(f"{text}\nOTHER = 1\n")
         after = Code().fingerprints(*roots)
-        assert {name for name in after if after[name] != USED["train_segmenter@deeplab"][name]} == {
+        assert {name for name in after if after[name] != handed()["train_segmenter@deeplab"][name]} == {
             "segcore/data/order.py"
         }
 
@@ -305,7 +308,7 @@ class TestWhatRunsAgain:
     def starts(file: str) -> set[str]:
         """The stages that run because of the file, not because of what others make."""
         assert file in CODE.files
-        return {name for name, used in USED.items() if file in used}
+        return {name for name, used in handed().items() if file in used}
 
     @staticmethod
     def follows(names: set[str]) -> set[str]:
@@ -343,7 +346,9 @@ class TestWhatRunsAgain:
         monkeypatch.setattr(sources, "PACKAGE", tmp_path / "segcore")
         code = Code()
         assert place in code.files
-        assert {name: code.fingerprints(*check_params.roots(TODAY, name.replace("@", "/"))) for name in USED} == USED
+        assert {
+            name: code.fingerprints(*check_params.roots(TODAY, name.replace("@", "/"))) for name in MAKING
+        } == handed()
 
     def test_background_cues_retrain_nothing_by_themselves(self) -> None:
         """Those that learn from cues, once other cues were extracted; never DeepLab on masks, nor a classifier."""
@@ -362,4 +367,4 @@ class TestWhatRunsAgain:
 
     @pytest.mark.parametrize("place", sources.CHANGES_NO_RESULT)
     def test_words_and_checks_run_nothing_but_the_check(self, place: str) -> None:
-        assert not any(covers(place, file) for used in USED.values() for file in used)
+        assert not any(covers(place, file) for used in handed().values() for file in used)

@@ -22,6 +22,7 @@ from segcore.files import write_atomically
 from segcore.processes import Runtime
 from segcore.training import checkpoints
 from segcore.training.fit import Fit
+from tests import warm
 from tests.loop import Net, Pictures, fit, net, recipe, same
 
 PROJECT = Path(__file__).parents[1]
@@ -60,14 +61,20 @@ def network() -> Net:
     return model
 
 
-def torchrun(folder: Path, *options: str, victim: int, more: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """An agent of torchrun at work in `folder`."""
+def torchrun(
+    folder: Path, *options: str, victim: int, forked: bool, more: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    """An agent of torchrun at work in `folder`; `forked`: it and its processes import nothing, but are nobody's child.
+
+    Who is killed by its own process id dies as any other; whom its child would kill as its parent must be that.
+    """
     folder.mkdir(exist_ok=True)
     worker = ["-m", "--", "tests.test_elastic", f"--out={folder}", f"--victim={victim}", *more]
+    python, environment = ("python", warm.environment()) if forked else (sys.executable, dict(os.environ))
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--max-restarts=2", *options, *worker],
+        [python, "-m", "torch.distributed.run", "--max-restarts=2", *options, *worker],
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""},
+        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -76,7 +83,8 @@ def torchrun(folder: Path, *options: str, victim: int, more: tuple[str, ...] = (
 
 @pytest.mark.parametrize(("processes", "victim"), [(1, 0), (2, 0), (4, 3)])
 def test_a_killed_process_changes_nothing(processes: int, victim: int, tmp_path: Path) -> None:
-    agent = torchrun(tmp_path / "run", "--standalone", f"--nproc-per-node={processes}", victim=victim)
+    one_node = ("--standalone", f"--nproc-per-node={processes}")
+    agent = torchrun(tmp_path / "run", *one_node, victim=victim, forked=True)
     log, _ = agent.communicate(timeout=120)
     assert agent.returncode == 0, log
     assert "exitcode: -9" in log
@@ -97,7 +105,7 @@ def test_a_lost_node_leaves_the_others_to_go_on(tmp_path: Path) -> None:
     options = ("--nnodes=1:2", "--nproc-per-node=1", f"--rdzv-endpoint=localhost:{port}", *more)
     agents = []
     for _ in range(2):
-        agents.append(torchrun(tmp_path / "run", *options, victim=1, more=("--with-agent",)))
+        agents.append(torchrun(tmp_path / "run", *options, victim=1, forked=False, more=("--with-agent",)))
         # The store of the rendezvous is that of the first, which must not be the one that is killed.
         listening(port)
     logs = [agent.communicate(timeout=120)[0] for agent in agents]

@@ -1,8 +1,10 @@
 """Exported files: every system exports and agrees with its model, or says exactly why not; nothing wrong is kept."""
 
 import json
+import tempfile
 import tomllib
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,19 @@ def finished(module: str, trunk: str) -> System:
     return system
 
 
+@cache
+def written(module: str, trunk: str) -> tuple[Model, graphs.Graph, bytes]:
+    """A finished system, its bare network traced, and what its file says: of ONNX, but of TIMM of torch's own form.
+
+    It takes what could be traced; writing and loading it is most of the time.
+    """
+    model = model_of(finished(module, trunk))
+    graph = graphs.of_network(model, None)
+    with tempfile.TemporaryDirectory() as folder:
+        (pt2_file if trunk == TIMM else onnx_file).write(graph, path := Path(folder) / "model")
+        return model, graph, path.read_bytes()
+
+
 def pictures(*sizes: tuple[int, int]) -> list[np.ndarray]:
     """Smooth noise of these heights and widths."""
     random = np.random.default_rng(0)
@@ -82,17 +97,15 @@ def pictures(*sizes: tuple[int, int]) -> list[np.ndarray]:
     [*((module, "vgg16") for module in systems.names()), ("deeplab", TIMM), ("decouplednet", TIMM), ("dis", TIMM)],
 )
 def test_every_system_exports_and_agrees_or_says_why_not(module: str, trunk: str, tmp_path: Path) -> None:
-    model = model_of(finished(module, trunk))
     if module in WHY_NOT:
         with pytest.raises(Problem, match=WHY_NOT[module]):
-            graphs.of_network(model, None)
+            graphs.of_network(model_of(finished(module, trunk)), None)
         return
-    graph = graphs.of_network(model, None)
+    model, graph, content = written(module, trunk)
     assert (graph.any_batch, graph.any_size, graph.why_fixed) == (True, module not in FIXED, FIXED.get(module))
     some = pictures((60, 90), (130, 40), (97, 97))
-    # torch's own form takes what could be traced; writing and loading it is most of the time
-    kind, path = (pt2_file, tmp_path / "model.pt2") if trunk == TIMM else (onnx_file, tmp_path / "model.onnx")
-    kind.write(graph, path)
+    path = tmp_path / ("model.pt2" if trunk == TIMM else "model.onnx")
+    path.write_bytes(content)
     found = agreement.measured(_runner(path), graph, model, some, limited=False)
     found.check(path.name)
     assert found.same_labels == 1
@@ -208,9 +221,8 @@ def test_double_precision_shows_what_a_tie_of_pooling_does() -> None:
 
 
 def test_weights_that_the_graph_turns_have_8_bits(tmp_path: Path) -> None:
-    model = model_of(finished("decouplednet", "vgg16"))
-    graph = graphs.of_network(model, None)
-    onnx_file.write(graph, tmp_path / "model.onnx")
+    model, graph, content = written("decouplednet", "vgg16")
+    (tmp_path / "model.onnx").write_bytes(content)
     int8.write(tmp_path / "model.onnx", tmp_path / "small.onnx")
     given = agreement.as_squares(model, pictures((97, 97)), graph.side).numpy()
     assert (
@@ -362,7 +374,7 @@ class TestCommand:
         out.mkdir()
         (out / "card.json").write_text("{}")
         monkeypatch.setattr(agreement, "SAME_LABELS", 1.1)
-        export(trained, "--images", str(tmp_path / "photos"), code=2)
+        export(trained, "--images", str(tmp_path / "photos"), "--format", "pt2", code=2)
         assert [path.name for path in out.iterdir()] == ["card.json"]
         assert not [*tmp_path.glob(".out.*")]
 

@@ -5,8 +5,10 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -54,7 +56,7 @@ def run(folder: Path, *command: str, code: int = 0) -> str:
 
 def cli(folder: Path, *arguments: str, code: int = 0) -> str:
     """What a command of segcore says in the folder, in this process: torch is imported once."""
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), patch.object(sys, "executable", str(warm.folder() / "python")):
         result = CliRunner().invoke(app, arguments)
     assert result.exit_code == code, result.output
     return result.output

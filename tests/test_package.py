@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 from segcore import sources
+from tests import warm
 from tests.devkit import PROJECT
 
 
@@ -50,8 +50,8 @@ def test_it_holds_all_code_once_and_what_projects_are_made_of(unpacked: Path) ->
 def test_it_works_where_the_project_is_not(unpacked: Path, tmp_path: Path) -> None:
     def run(folder: Path, *command: str) -> str:
         own = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC_"))}
-        environment = own | {"PYTHONPATH": str(unpacked), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+        environment = own | {"PYTHONPATH": str(unpacked), "OMP_NUM_THREADS": "1", "PATH": warm.path()}
+        done = subprocess.run(["python", *command], cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -1,9 +1,7 @@
 """The pooled head: what it computes, what is fitted into it, and the stage that fits it."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from segcore.networks.classifiers import Classifier
 from segcore.networks.own_classes import OwnClasses
 from segcore.networks.pooled_head import PooledHead
 from segcore.networks.trunk import Features
+from tests import warm
 from tests.devkit import PARAMS, PROJECT, changed
 from tests.networks import backbone, squares
 from tests.tiny import files, run_stages, tiny_dataset
@@ -321,12 +320,12 @@ class TestStage:
         monkeypatch.chdir(tmp_path)
         run_stages("prepare", "split")
         for processes in (1, 2):
-            command = [sys.executable, "-m", "stages.train_classifier", "--name", "tags", "--manifest"]
+            command = ["python", "-m", "stages.train_classifier", "--name", "tags", "--manifest"]
             command += ["data/manifest.parquet", "--classes", "data/classes.json", "--split", "split"]
             command += ["--out", f"out{processes}"]
             torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
             command[2:2] = torchrun if processes > 1 else []
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
+            environment = warm.environment() | {"PYTHONPATH": str(PROJECT)}
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
             assert done.returncode == 0, done.stdout + done.stderr
             Path(".scratch/features").rename(f"features{processes}")

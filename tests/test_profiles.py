@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def trained(settings: Settings) -> dict[str, TrainedParams]:
     return {name: one for name, one in settings.classifiers.items() if isinstance(one, TrainedParams)}
 
 
+@cache
 def composed(name: str) -> Settings:
     settings = Settings(plain(profiles.compose(FOLDER, name)))
     systems.check(settings.systems)

@@ -1,7 +1,6 @@
 """Regularisers on every open system, in one process and two. `torchrun -m tests.test_regularisers FILE` is the two."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from segcore.regularisers import contract
 from segcore.regularisers.contract import Regularised, Regulariser, weighted
 from segcore.systems.contract import OpenSystem, Outputs, System
 from segcore.training.fit import Fit
+from tests import warm
 from tests.loop import recipe, same
 from tests.networks import N_TAGS, SIZE, batch_of, squares, system_of
 from tests.test_models import card_in, load, save, saved_system
@@ -243,15 +243,18 @@ def work(file: Path) -> None:
     runtime.wait()
 
 
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    command = ["python", *words]
+    return subprocess.run(command, cwd=PROJECT, env=warm.environment(), capture_output=True, text=True, timeout=300)
+
+
 def test_two_processes_train_every_system_as_one_does(tmp_path: Path) -> None:
     """A warm-up ends on the way: "Expected to have finished reduction" stops who joins a term late."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     results = []
     for processes in (1, 2):
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] * (processes > 1)
         file = tmp_path / f"{processes}.safetensors"
-        command = [sys.executable, *launcher, "-m", "tests.test_regularisers", str(file)]
-        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300)
+        done = python(*launcher, "-m", "tests.test_regularisers", str(file))
         assert done.returncode == 0, done.stdout + done.stderr
         with safe_open(file, "pt") as saved:
             results.append((json.loads(saved.metadata()["losses"]), load_file(file)))
@@ -277,12 +280,8 @@ def test_two_processes_train_every_system_as_one_does(tmp_path: Path) -> None:
 
 def test_a_head_that_joins_late_stops_two_processes(tmp_path: Path) -> None:
     """What the contract forbids, so that the test above is known to see it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, "-m", "tests.test_regularisers", "late"],
-        cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = python(*two, "-m", "tests.test_regularisers", "late")
     assert done.returncode != 0
     assert "Expected to have finished reduction" in done.stderr + done.stdout
 

@@ -1,7 +1,9 @@
 """Shards behind a web server and in an object store, which are slow, fail, and cut connections."""
 
+import contextlib
 import importlib.util
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from importlib import import_module
@@ -35,15 +37,24 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kept_shards._without_room.clear()
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """The tiny data set: a folder `voc`, shards behind a web server, their index in `index`."""
-    monkeypatch.chdir(tmp_path)
-    tiny_dataset(tmp_path)
-    packed(Path("voc"), Path("there"))
-    Path("index").mkdir()
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny data set: a folder `voc`, its shards in `there`, their index in `index`."""
+    folder = tmp_path_factory.mktemp("given")
+    tiny_dataset(folder)
+    with contextlib.chdir(folder):
+        packed(Path("voc"), Path("there"))
+    (folder / "index").mkdir()
     for name in ("shards.json", "index.parquet"):
-        (Path("there") / name).rename(Path("index") / name)
+        (folder / "there" / name).rename(folder / "index" / name)
+    return folder
+
+
+@pytest.fixture
+def store(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A copy of it to work in, the shards behind a web server."""
+    shutil.copytree(given, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     with served(tmp_path / "there") as server:
         yield server
 

@@ -13,6 +13,7 @@ import pytest
 
 from segcore.cli import marks
 from segcore.commands import repro
+from tests import warm
 from tests.devkit import PROJECT
 
 STAGE = """
@@ -57,7 +58,7 @@ class Project:
         self.lock = folder / "dvc.lock"
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "DVC_", "MAKE"))},
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": warm.path(),
             "PYTHONPATH": str(PROJECT),
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(folder.parent / "site"),
@@ -70,7 +71,7 @@ class Project:
         }.items():
             (folder / name).write_text(text)
         self.run("git", "init", "--quiet")
-        self.run(sys.executable, "-m", "dvc", "init", "--quiet")
+        self.run("python", "-m", "dvc", "init", "--quiet")
 
     def run(self, *command: str, fails: bool = False, **environment: str) -> str:
         done = subprocess.run(
@@ -80,7 +81,7 @@ class Project:
         return done.stdout + done.stderr
 
     def repro(self, *arguments: str, fails: bool = False) -> str:
-        return self.run(sys.executable, "-m", "segcore.commands.repro", *arguments, fails=fails)
+        return self.run("python", "-m", "segcore.commands.repro", *arguments, fails=fails)
 
     def stage_ends(self, name: str) -> None:
         """What a stage does whose DVC is killed before it notes that it ended."""
@@ -279,7 +280,7 @@ def test_a_plain_dvc_does_not_spoil_the_copy(finished: tuple[Project, str]) -> N
     project, whole = finished
     project.run("git", "rm", "--quiet", "--cached", "--ignore-unmatch", "dvc.lock")
     project.lock.write_text(whole[: whole.index("  second@a:\n")])
-    project.run(sys.executable, "-m", "dvc", "repro", "--force", "--single-item", "first")
+    project.run("python", "-m", "dvc", "repro", "--force", "--single-item", "first")
     assert (project.folder / marks.COPY).read_text() == whole
     assert ran(project.repro()) == []
     assert project.lock.read_text() == whole

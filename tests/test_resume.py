@@ -19,16 +19,17 @@ CHECKPOINTS, LABELS = "*.pt", "pseudo-labels-*/labels/*.png"
 """What a stage keeps in its scratch folder."""
 
 
-def command(stage: str, out: Path) -> list[str]:
+def command(stage: str, out: Path, python: str = sys.executable) -> list[str]:
     options = arguments(stage) | {"out": out}
-    return [sys.executable, "-m", f"stages.{stage}", *(f"--{name}={value}" for name, value in options.items())]
+    return [python, "-m", f"stages.{stage}", *(f"--{name}={value}" for name, value in options.items())]
 
 
-def start(stage: str, folder: Path, out: Path) -> subprocess.Popen[str]:
+def start(stage: str, folder: Path, out: Path, forked: bool) -> subprocess.Popen[str]:
+    """A stage at work; a forked one imports nothing, and dies of `warm.KILL` as any other of SIGKILL."""
     return subprocess.Popen(
-        command(stage, out),
+        command(stage, out, "python") if forked else command(stage, out),
         cwd=folder,
-        env=os.environ | ENVIRONMENT,
+        env=(warm.environment() if forked else os.environ) | ENVIRONMENT,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -38,22 +39,21 @@ def start(stage: str, folder: Path, out: Path) -> subprocess.Popen[str]:
 
 
 def finished(stage: str, folder: Path, out: Path) -> str:
-    own = os.environ | ENVIRONMENT | {"PATH": warm.path()}  # nothing stops it, so it need not be a Python of its own
-    words = ["python", *command(stage, out)[1:]]
-    pipe, same = subprocess.PIPE, subprocess.STDOUT
-    done = subprocess.run(words, cwd=folder, env=own, text=True, stdout=pipe, stderr=same, timeout=120)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    process = start(stage, folder, out, forked=True)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    return said
 
 
 def stopped(stage: str, folder: Path, out: Path, sign: signal.Signals, kept: str = CHECKPOINTS) -> tuple[int, str]:
     """The exit code and the log of a stage that got a signal as soon as it had kept something for its next start."""
     before = saved(folder, kept)
-    process = start(stage, folder, out)
+    killed = sign == signal.SIGKILL
+    process = start(stage, folder, out, forked=killed)
     end = time.monotonic() + 120
     while saved(folder, kept) == before and process.poll() is None and time.monotonic() < end:
         time.sleep(0.001)
-    process.send_signal(sign)
+    process.send_signal(warm.KILL if killed else sign)
     log, _ = process.communicate(timeout=120)
     return process.returncode, log
 

@@ -15,6 +15,7 @@ import torch
 from segcore.cli import command
 from segcore.data.batches import Sample, Stream
 from segcore.data.order import Order
+from tests import warm
 from tests.devkit import PROJECT
 
 
@@ -45,10 +46,10 @@ def load(*, how: str) -> None:
     print("all loaded")
 
 
-def started(*before: str, how: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
+def started(*before: str, how: str, python: str = sys.executable) -> subprocess.Popen[str]:
+    environment = warm.environment() | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
-        [*before, sys.executable, "-m", "tests.test_workers", "--how", how],
+        [*before, python, "-m", "tests.test_workers", "--how", how],
         cwd=PROJECT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -66,7 +67,7 @@ def test_no_room_in_shared_memory_is_told() -> None:
 
 
 def test_a_worker_that_dies_is_told() -> None:
-    process = started(how="dies")
+    process = started(how="dies", python="python")  # of its own, it need not be: what dies is its child
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "error: workers: a process that loads images died (" in said

@@ -1,7 +1,6 @@
 """WSSL: both E-steps by hand, what the losses see, samples. `torchrun -m tests.test_wssl FILE` is two processes."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from segcore.systems import wssl
 from segcore.systems.contract import Supervision
 from segcore.systems.wssl import WSSL, Adapt, Fixed
 from segcore.training.fit import Fit
+from tests import warm
 from tests.devkit import PROJECT
 from tests.loop import recipe
 from tests.networks import batch_of, laid, params_of, squares, system_of
@@ -302,10 +302,9 @@ def trained(runtime: Runtime) -> list[dict[str, float]]:
 def test_two_processes_learn_and_watch_what_one_does(tmp_path: Path) -> None:
     file = tmp_path / "two.json"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.test_wssl", str(file)],
-        cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300,
+        ["python", *launcher, "-m", "tests.test_wssl", str(file)],
+        cwd=PROJECT, env=warm.environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = trained(Runtime()), json.loads(file.read_text())

@@ -8,12 +8,14 @@ imported nothing, so a copy of the project runs its own code. Whatever else is a
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
 import runpy
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,27 +27,38 @@ from functools import cache
 from pathlib import Path
 
 IMPORTED = (
-    "torch._dynamo", "accelerate", "cv2", "dvc.cli.command", "dvc.repo", "dvclive", "jaxtyping", "pandas",
-    "pyarrow.parquet", "pydantic", "rich.progress", "ruamel.yaml", "safetensors.torch", "scipy.stats",
+    "torch._dynamo", "torch.distributed.launcher.api", "accelerate", "cv2", "dvc.cli.command", "dvc.repo", "dvclive",
+    "jaxtyping", "pandas", "PIL.Image", "pyarrow.parquet", "pydantic.main", "pytest", "rich.progress", "ruamel.yaml",
+    "safetensors.torch", "scipy.stats", "timm", "typer",
 )  # fmt: skip
+KILL = signal.SIGUSR1
+"""What a warm Python must be sent for its child to be killed: SIGKILL itself would reach the one that asked alone."""
+
 PIECE = 1 << 20
 """Bytes of a request that are read at a time."""
 
 ASK = """#!{python} -IS
 import os, signal, socket, sys
-if sys.argv[1:2] != ["-m"]:
-    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+words = sys.argv[2 if sys.argv[1:3] == ["-u", "-m"] else 1 :]
+if words[:1] != ["-m"]:
+    os.execv({python!r}, [{python!r}, *words])
 import json
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    content = json.dumps([sys.argv[2:], dict(os.environ), os.getcwd()]).encode()
+    content = json.dumps([words[1:], dict(os.environ), os.getcwd()]).encode()
     socket.send_fds(server, [len(content).to_bytes(4, "big")], [0, 1, 2])
     server.sendall(content)
     child = int.from_bytes(server.recv(4), "big")
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, lambda number, _: os.kill(child, number))
+    signal.signal({kill}, lambda *_: os.kill(child, signal.SIGKILL))
     answer = server.recv(4)
-os._exit(int.from_bytes(answer, "big") if answer else 1)
+code = int.from_bytes(answer, "big", signed=True) if answer else 1
+if code < 0:  # as it died
+    if -code != signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+os._exit(code)
 """
 
 
@@ -62,7 +75,7 @@ def folder() -> Path:
     assert server.stdin is not None
     atexit.register(server.stdin.close)
     python = place / "python"
-    python.write_text(ASK.format(python=sys.executable, address=str(address)))
+    python.write_text(ASK.format(python=sys.executable, address=str(address), kill=int(KILL)))
     python.chmod(0o755)
     while not address.exists():
         assert server.poll() is None, "the server of warm processes did not start"
@@ -75,10 +88,20 @@ def path() -> str:
     return os.pathsep.join((str(folder()), str(Path(sys.executable).parent), os.environ["PATH"]))
 
 
+def environment() -> dict[str, str]:
+    """Of a process that starts the warm Python, and of torchrun, whose processes are of it, too."""
+    threads = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return os.environ | threads | {"PATH": path(), "PYTHON_EXEC": str(folder() / "python")}
+
+
 def serve(address: Path) -> None:
     """Fork for whoever asks, until nobody holds the other end of the standard input; then the folder goes, too."""
+    gc.disable()
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a child that looked at all of it for garbage would copy all of it
+    gc.enable()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{address}.new")
         server.listen(16)
@@ -87,7 +110,7 @@ def serve(address: Path) -> None:
             asking, _ = server.accept()
             if os.fork() == 0:
                 server.close()
-                attend(asking)
+                attend(asking, address.parent / "python")
             asking.close()
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG) != (0, 0):
@@ -95,7 +118,7 @@ def serve(address: Path) -> None:
     shutil.rmtree(address.parent)
 
 
-def attend(asking: socket.socket) -> None:
+def attend(asking: socket.socket, warm: Path) -> None:
     """Run what is asked for in a child, and tell its exit code."""
     head, streams, _, _ = socket.recv_fds(asking, 4, 3)
     size, content = int.from_bytes(head, "big"), b""
@@ -114,12 +137,13 @@ def attend(asking: socket.socket) -> None:
         paths = environment.get("PYTHONPATH", "")
         sys.path[:1] = [here, *filter(None, paths.split(os.pathsep))]
         sys.argv = arguments
+        sys.executable = str(warm)  # what it starts is warm, too
         os._exit(run(arguments[0]))
     asking.sendall(child.to_bytes(4, "big"))
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     with contextlib.suppress(BrokenPipeError):
-        asking.sendall((code if code >= 0 else 128 - code).to_bytes(4, "big"))
+        asking.sendall(code.to_bytes(4, "big", signed=True))
     os._exit(0)
 
 
