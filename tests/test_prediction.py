@@ -11,7 +11,7 @@ from PIL import Image
 
 from segcore.errors import Problem
 from segcore.prediction import journal as journals
-from segcore.prediction import listing, reading, run, writing
+from segcore.prediction import listing, reading, run, threads, writing
 from segcore.prediction.listing import Photo
 from segcore.prediction.model import Model
 from segcore.prediction.tiles import Tiles
@@ -99,8 +99,8 @@ def test_threads_compute_on_one_core_and_leave_the_others_theirs() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with run._threads(model()) as pool:  # pyright: ignore[reportPrivateUsage]
-            inside = pool.submit(lambda: (torch.ones(10).sum(), torch.get_num_threads())[1]).result()
+        with threads.helpers(torch.device("cpu")) as beside:
+            inside = beside.compute(lambda: (torch.ones(10).sum(), torch.get_num_threads())[1]).result()
             assert (inside, torch.get_num_threads()) == (1, 3)
         found: list[int] = []
         other = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
