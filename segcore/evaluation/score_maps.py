@@ -84,7 +84,7 @@ class ScoreMaps(ABC):
 
     @property
     def one_by_one(self) -> bool:
-        """Whether classes cost no more one by one than together, even if all have to be looked at."""
+        """Whether classes that win nowhere are looked for in a small image, too, and the others enlarged one by one."""
         return False
 
     def contenders(self, among: list[int]) -> list[int]:
@@ -135,7 +135,8 @@ class Mean(ScoreMaps):
 
     @property
     def one_by_one(self) -> bool:
-        """Scores whose channels lie side by side are enlarged together, by other instructions that round otherwise."""
+        """Where scores lie in planes. Channels side by side are enlarged together, by instructions that round otherwise
+        for some classes than for all."""
         some = self.sums.values()
         planes = all(one.is_contiguous() and one.device.type == "cpu" for one in some)
         return planes and len(some) == 1 and self.height * self.width >= WORTHWHILE

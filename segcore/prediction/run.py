@@ -1,10 +1,10 @@
 """Many pictures into a folder: masks, a table, and on demand overlays and maps of confidence.
 
 Pictures are read, and what scores mean is found, by threads of one core each, while the network computes or in turns
-with it; files are written all the while. A batch always holds the same pictures, whatever was
-done before and however the work is shared out, as a network may round otherwise in another batch. It holds them as
-squares of the network's size; large photographs are in memory one by one. Each result is a line of a journal once its
-files are there, so that a run which was stopped goes on.
+with it; files are written all the while. A batch always holds the same pictures, whatever was done before and however
+the work is shared out, as a network may round otherwise in another batch. It holds them as squares of the network's
+size; large photographs are in memory one by one. Each result is a line of a journal once its files are there, so that a
+run which was stopped goes on.
 """
 
 import json
