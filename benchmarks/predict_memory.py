@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.prediction import random_model
-from segcore.prediction import listing, run
+from segcore.prediction import listing, memory, run
 from segcore.prediction.model import load
 from segcore.prediction.tiles import Tiles
 
@@ -57,6 +57,7 @@ def measured(folder: Path, batch: int, pictures: int, how: str) -> float:
 
 
 def predict(folder: Path, batch: int, pictures: int, in_windows: bool) -> None:
+    memory.keep()
     model = load(folder / "model")
     if in_windows:
         model.in_windows(WINDOWS)

@@ -365,3 +365,33 @@ def test_classes_that_win_nowhere_are_left_out_and_no_other(
     among = [0, 3, 5, 8]
     limited = np.stack([maps.of(slice(k, k + 1))[0].numpy() for k in among]).argmax(0)
     assert np.array_equal(maps.winners(among), np.asarray(among, dtype=np.uint8)[limited])
+
+
+@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_labels_of_few_planes_are_those_of_all_bit_for_bit(
+    seed: int, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where scores lie in planes, only classes that may win are enlarged: random scores, ties, near ties, constants."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = torch.randn(1, 9, 40, 40, generator=generator) * torch.tensor(10.0) ** (seed % 5 - 2)
+    if seed % 2:  # smooth, as scores are
+        small = grid[:, :, :4, :4]
+        grid = torch.nn.functional.interpolate(small, (40, 40), mode="bilinear", align_corners=True)
+    if seed % 3 == 0:
+        grid[:, 3:] = grid[:, 3:].clamp(max=0) - grid.abs().max()  # few classes win
+    if seed % 4 == 0:
+        grid = grid.round()
+    if seed % 4 == 1:
+        grid[:, 1] = grid[:, 0] * (1 + 2**-23)  # apart by a rounding
+    if seed % 6 == 5:
+        grid[:, 2:] = grid[:, 2:3]
+    monkeypatch.setattr(score_maps, "WORTHWHILE", 0)
+    maps = score_maps.Mean(110, 90, (110, 90) if seed % 2 else (110, 110), 9, passes)
+    maps.add(grid)
+    assert maps.small
+    assert maps.one_by_one
+    assert np.array_equal(maps.winners(), winners(maps.ranked(slice(0, 9))))
+    among = [7, 0, 3, 1]
+    whole = winners(maps.ranked(slice(0, 9))[among])
+    assert np.array_equal(maps.winners(among), np.asarray(among, dtype=np.uint8)[whole])

@@ -1,19 +1,21 @@
 """Which pictures are meant, and how many are predicted together."""
 
 import io
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from segcore.errors import Problem
 from segcore.prediction import journal as journals
-from segcore.prediction import listing, reading, run, writing
+from segcore.prediction import listing, reading, run, threads, writing
 from segcore.prediction.listing import Photo
-from segcore.prediction.model import Model
+from segcore.prediction.model import Model, counted
 from segcore.prediction.tiles import Tiles
 from tests.test_tiles import Convolutions
 
@@ -99,8 +101,8 @@ def test_threads_compute_on_one_core_and_leave_the_others_theirs() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with run._threads(model()) as pool:  # pyright: ignore[reportPrivateUsage]
-            inside = pool.submit(lambda: (torch.ones(10).sum(), torch.get_num_threads())[1]).result()
+        with threads.helpers(torch.device("cpu")) as beside:
+            inside = beside.compute(lambda: (torch.ones(10).sum(), torch.get_num_threads())[1]).result()
             assert (inside, torch.get_num_threads()) == (1, 3)
         found: list[int] = []
         other = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
@@ -109,6 +111,71 @@ def test_threads_compute_on_one_core_and_leave_the_others_theirs() -> None:
         assert found == [3]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("cores", "in_turns"), [(1, True), (2, False)])
+def test_a_network_on_all_cores_takes_turns_with_its_helpers(
+    cores: int, in_turns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "cores_here", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    go_on = threading.Event()
+    with threads.helpers(torch.device("cpu")) as beside:
+        assert beside.in_turns == in_turns
+        slow = beside.compute(go_on.wait, 30)
+        later = threading.Timer(0.2, go_on.set)
+        later.start()
+        beside.before_the_network()
+        assert slow.done() == in_turns
+        go_on.set()
+        assert slow.result()
+
+
+@pytest.mark.parametrize("cores", [1, 99])
+def test_pictures_are_the_same_in_turns_and_beside(cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = photos_in(tmp_path / "in", (90, 60), (64, 64), (1700, 1300), (40, 80), (50, 50))
+    (tmp_path / "weights").touch()
+    monkeypatch.setattr(threads, "cores_here", lambda: cores)
+    (tmp_path / "in/2.png").write_bytes(b"no picture")
+    wanted = run.Wanted(False, False, 2, 0, 1, None)
+    done = [*run.predict_folder(model(), tmp_path / "weights", photos, tmp_path / "out", wanted)]
+    assert [outcome.photo for outcome in done] == photos
+    assert [outcome.problem is None for outcome in done] == [True, True, False, True, True]
+    again = [*run.predict_folder(model(), tmp_path / "weights", photos, tmp_path / "out", wanted)]
+    assert [outcome.repeated for outcome in again] == [True] * 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_a_process_that_keeps_memory_takes_no_pages_anew() -> None:
+    lines = (
+        "import resource, segcore.prediction.memory as memory",
+        "memory.keep()",
+        "piece = bytearray(48 << 20); del piece",
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
+        "for _ in range(3): piece = bytearray(48 << 20); del piece",
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)",
+    )
+    told = subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True, text=True).stdout
+    assert int(told) < 1000  # 12,288 a piece otherwise
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("mode", "ending"), [("RGB", "jpg"), ("L", "jpg"), ("RGBA", "png"), ("P", "png")])
+def test_pictures_are_read_as_a_person_sees_them(mode: str, ending: str, orientation: int, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (13, 21, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[reading.TURNED] = orientation
+    Image.fromarray(noise).convert(mode).save(tmp_path / f"a.{ending}", exif=exif)
+    with Image.open(tmp_path / f"a.{ending}") as image:
+        upright = ImageOps.exif_transpose(image).copy().convert("RGBA")
+    expected = Image.alpha_composite(Image.new("RGBA", upright.size, (0, 0, 0, 255)), upright).convert("RGB")
+    assert np.array_equal(reading.read_image(tmp_path / f"a.{ending}"), np.asarray(expected))
+
+
+def test_labels_are_counted_exactly() -> None:
+    labels = np.random.default_rng(0).integers(0, 5, (70, 90), dtype=np.uint8)
+    for some in (labels, labels[3:40, 5:60]):
+        assert np.array_equal(counted(some, 7), np.bincount(some.ravel(), minlength=7))
 
 
 def test_labels_are_those_of_the_whole_scores_whatever_a_batch_holds(tmp_path: Path) -> None:

@@ -73,9 +73,10 @@ def predict(
     with app.told():
         from rich.progress import track
 
-        from segcore.prediction import listing, merging, run
+        from segcore.prediction import listing, memory, merging, run
         from segcore.prediction.model import load, model_folder
 
+        memory.keep()
         place, places = _shard(shard)
         _check_engine(engine, workers, places, merge)
         loaded = load(model, device="cpu" if engine == "ray" else device, how=how)

@@ -136,7 +136,8 @@ def read_image(path: Address) -> UInt8[np.ndarray, "H W 3"]:
     """
     try:
         with opened(path) as image:
-            return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+            ImageOps.exif_transpose(image, in_place=True)  # a copy of most pictures costs as much as to decode them
+            return np.asarray(to_rgb(image))
     except BROKEN as error:
         raise _unreadable(path, error) from error
 
@@ -150,14 +151,15 @@ def _unreadable(path: Address, error: BaseException) -> Problem:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An 8-bit RGB copy; 16-bit grey is scaled by its full range (Pillow alone would clip it to white)."""
+    """The picture in 8-bit RGB, itself where it is that; 16-bit grey is scaled by its full range (Pillow alone would
+    clip it to white)."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         wide = np.asarray(image).astype(np.int64)
         return Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_labels(path: Address) -> UInt8[np.ndarray, "H W"]:

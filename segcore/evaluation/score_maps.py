@@ -26,6 +26,9 @@ CLOSE = 1e-5
 MOST_MIXED = 0.5
 """Share of a grid's cells with several winners at their corners, beyond which looking at those takes too long."""
 
+WORTHWHILE = 2**16
+"""Pixels from which on it pays to look for classes that win nowhere; torch enlarges tiny pictures by other steps."""
+
 
 class ScoreMaps(ABC):
     """Scores of K classes at each pixel of an image."""
@@ -47,9 +50,9 @@ class ScoreMaps(ABC):
         """The scores of all classes."""
         return self.of(slice(0, self.classes))
 
-    def ranked(self) -> Float[Tensor, "K H W"]:
-        """The scores of all classes times what keeps their order at each pixel, bit for bit."""
-        return self.whole()
+    def ranked(self, classes: slice) -> Float[Tensor, "_ H W"]:
+        """The scores of some classes times what keeps their order at each pixel, bit for bit."""
+        return self.of(classes)
 
     def sampled(self, step: int) -> Float[Tensor, "K _ _"]:
         """The scores of all classes on a grid of places, about every so many pixels each way."""
@@ -59,18 +62,30 @@ class ScoreMaps(ABC):
 
     def winners(self, among: Sequence[int] | None = None) -> UInt8[np.ndarray, "H W"]:
         """The class with the greatest score at each pixel, the first one of equal ones; of all, or `among` some."""
-        if self.small:
-            scores = self.ranked() if among is None else self.ranked()[list(among)]
-            found = winners(scores)
-            return found if among is None else np.asarray(among, dtype=np.uint8)[found]
-        some = self.contenders(list(range(self.classes)) if among is None else list(among))
-        best = self.of(slice(some[0], some[0] + 1))[0].clone()
+        every = list(range(self.classes) if among is None else among)
+        if self.small and not self.one_by_one:
+            return self._winners_at_once(every)
+        some = self.contenders(every)
+        if self.small and 2 * len(some) > len(every):
+            return self._winners_at_once(every)
+        best = self.ranked(slice(some[0], some[0] + 1))[0].clone()
         labels = torch.full(best.shape, some[0], dtype=torch.uint8, device=best.device)
         for k in some[1:]:
-            scores = self.of(slice(k, k + 1))[0]
+            scores = self.ranked(slice(k, k + 1))[0]
             labels.masked_fill_(scores > best, k)
             torch.maximum(best, scores, out=best)
         return labels.cpu().numpy()
+
+    def _winners_at_once(self, among: list[int]) -> UInt8[np.ndarray, "H W"]:
+        scores = self.ranked(slice(0, self.classes))
+        if among == list(range(self.classes)):
+            return winners(scores)
+        return np.asarray(among, dtype=np.uint8)[winners(scores[among])]
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether classes that win nowhere are looked for in a small image, too, and the others enlarged one by one."""
+        return False
 
     def contenders(self, among: list[int]) -> list[int]:
         """Of some classes, those that may have the greatest score at some pixel: at least all that have."""
@@ -113,10 +128,18 @@ class Mean(ScoreMaps):
     def of(self, classes: slice) -> Float[Tensor, "_ H W"]:
         return self._enlarged([some[:, classes] for some in self.sums.values()])
 
-    def ranked(self) -> Float[Tensor, "K H W"]:
+    def ranked(self, classes: slice) -> Float[Tensor, "_ H W"]:
         if self.passes & (self.passes - 1):
-            return self.whole()  # by anything but a power of two, two scores may be rounded to one
-        return self._total([*self.sums.values()])
+            return self.of(classes)  # by anything but a power of two, two scores may be rounded to one
+        return self._total([some[:, classes] for some in self.sums.values()])
+
+    @property
+    def one_by_one(self) -> bool:
+        """Where scores lie in planes. Channels side by side are enlarged together, by instructions that round otherwise
+        for some classes than for all."""
+        some = self.sums.values()
+        planes = all(one.is_contiguous() and one.device.type == "cpu" for one in some)
+        return planes and len(some) == 1 and self.height * self.width >= WORTHWHILE
 
     def sampled(self, step: int) -> Float[Tensor, "K _ _"]:
         if len(self.sums) > 1:
@@ -142,7 +165,7 @@ class Mean(ScoreMaps):
         if not best.isfinite().all():
             return among
         close = CLOSE * _greatest(grid)
-        able = (grid - best).flatten(1).amax(1) >= -close
+        able = (grid >= best - close).flatten(1).any(1)
         mixed = _mixed(grid[able].max(0).indices)
         if mixed.numel() > MOST_MIXED * best.numel():
             return among
@@ -153,7 +176,7 @@ class Mean(ScoreMaps):
         return [k for k, may in zip(among, able.tolist(), strict=True) if may]
 
     def _enlarged(self, sums: Sequence[Float[Tensor, "1 _ _ _"]]) -> Float[Tensor, "_ H W"]:
-        return self._total(sums) / self.passes
+        return self._total(sums).div_(self.passes)
 
     def _total(self, sums: Sequence[Float[Tensor, "1 _ _ _"]]) -> Float[Tensor, "_ H W"]:
         whole = [F.interpolate(some, self.square, mode="bilinear")[0] for some in sums]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 
 from segcore.config.data import EdgeParams
@@ -174,7 +174,7 @@ class Model:
             labels = scores.winners()
         sure = self._sure(scores, labels) if confidence else None
         some = inference.probabilities(self.system, scores)
-        counts = np.bincount(labels.ravel(), minlength=len(self.classes))
+        counts = counted(labels, len(self.classes))
         return Predicted(labels, counts / labels.size, some, sure)
 
     @torch.no_grad()
@@ -197,7 +197,7 @@ class Model:
             whole[place] = block.winners(among)
             if sure is not None:
                 sure[place] = self._sure(block, whole[place])
-            counts += np.bincount(whole[place].ravel(), minlength=len(self.classes))
+            counts += counted(whole[place], len(self.classes))
             sampled = scores[None, :, ::step, -columns.start % step :: step]
             if sampled.numel():
                 some = self.system.probabilities(sampled)[0].flatten(1).amax(1)
@@ -209,6 +209,11 @@ class Model:
         probabilities = self.system.probabilities(scores.whole()[None])[0]
         index = torch.from_numpy(labels.astype(np.int64)).to(probabilities.device)
         return (probabilities.gather(0, index[None])[0] * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def counted(labels: Labels, classes: int) -> Int64[np.ndarray, " K"]:
+    """How many pixels each class has; by Pillow, as numpy's count would hold each label in 8 bytes."""
+    return np.array(Image.fromarray(labels).histogram()[:classes], dtype=np.int64)
 
 
 def as_array(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from segcore.config.section import Views
 from segcore.errors import Problem
+from segcore.prediction import memory
 from segcore.prediction.listing import Photo
 from segcore.prediction.model import Model, load, model_folder
 from segcore.prediction.run import Wanted, claim, predict_shard
@@ -108,6 +109,7 @@ class Worker:
     """An actor: a model that predicts one shard after the other."""
 
     def __init__(self, loading: Loading, photos: Any, out: Path, wanted: Wanted) -> None:
+        memory.keep()
         self.model, self.weights = loading(), model_folder(loading.model) / "model.safetensors"
         self.photos, self.out, self.wanted = _ray().get(photos), out, wanted
 

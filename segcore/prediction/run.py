@@ -1,39 +1,35 @@
 """Many pictures into a folder: masks, a table, and on demand overlays and maps of confidence.
 
-Pictures are read, and what scores mean is found and written, by threads while the network computes; each of them uses
-one core, so that together they do not want more than there are. A batch always holds the same pictures, whatever was
-done before and however the work is shared out, as a network may round otherwise in another batch. It holds them as
-squares of the network's size; large photographs are in memory one by one. Each result is a line of a journal once its
-files are there, so that a run which was stopped goes on.
+Pictures are read, and what scores mean is found, by threads of one core each, while the network computes or in turns
+with it; files are written all the while. A batch always holds the same pictures, whatever was done before and however
+the work is shared out, as a network may round otherwise in another batch. It holds them as squares of the network's
+size; large photographs are in memory one by one. Each result is a line of a journal once its files are there, so that a
+run which was stopped goes on.
 """
 
 import json
-import os
-import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from segcore.errors import Problem
+from segcore.evaluation.score_maps import ScoreMaps
 from segcore.prediction.journal import Journal
 from segcore.prediction.listing import Photo
-from segcore.prediction.model import Model
+from segcore.prediction.model import Model, Predicted
 from segcore.prediction.reading import Ready, ready, told
 from segcore.prediction.tables import write_shared, write_tables
-from segcore.prediction.writing import Wanted, allowed_to, files_of, stamp_of, written
+from segcore.prediction.threads import Helpers, helpers
+from segcore.prediction.writing import Wanted, allowed_to, files_of, made, stamp_of, stored
 
 CARD = "predictions.json"
 AHEAD = 2
 """Batches that are read, or written, while another is computed."""
 
-MOST_THREADS = 8
-"""That read, and that write."""
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,48 +63,28 @@ def predict_shard(model: Model, weights: Path, photos: Sequence[Photo], out: Pat
     mine = batches[wanted.shard :: wanted.shards]
     journal = Journal(out, wanted.shard, wanted.shards, {photo.name for batch in mine for photo in batch})
     keep = wanted.overlay or model.system.prediction.crf is not None or model.system.proposals > 0
-    with _threads(model) as readers, _threads(model) as writers:
+    with helpers(model.device) as beside:
+        ahead = 0 if beside.in_turns else AHEAD
         reading: deque[tuple[Sequence[Photo], list[Future[Ready | str]] | None]] = deque()
-        writing: deque[list[tuple[Photo, Future[dict[str, Any]] | str]]] = deque()
-        for place in range(len(mine) + AHEAD):
+        writing: deque[list[tuple[Photo, Callable[[], Row] | str]]] = deque()
+        for place in range(len(mine) + ahead):
             if place < len(mine):
                 fresh = any(not is_done(photo, journal.done, wanted) for photo in mine[place])
-                reads = [readers.submit(ready, model, photo, keep) for photo in mine[place]] if fresh else None
+                reads = [beside.compute(ready, model, photo, keep) for photo in mine[place]] if fresh else None
                 reading.append((mine[place], reads))
-            if place < AHEAD:
+            if place < ahead:
                 continue
             batch, reads = reading.popleft()
             if reads is None:
                 yield from (Outcome(photo, journal.done[photo.name].get("problem"), True) for photo in batch)
                 continue
-            writing.append(_predicted(model, batch, [read.result() for read in reads], out, wanted, writers))
+            beside.before_the_network()
+            writing.append(_predicted(model, batch, [read.result() for read in reads], out, wanted, beside))
             if len(writing) > AHEAD:
                 yield from _recorded(writing.popleft(), journal)
         while writing:
             yield from _recorded(writing.popleft(), journal)
     journal.file.close()
-
-
-@contextmanager
-def _threads(model: Model) -> Iterator[ThreadPoolExecutor]:
-    """Threads that compute on one core each, and leave this thread those that it has.
-
-    A thread takes the process's number of threads when it first asks for it, and keeps its own from then on: all of
-    these are started, and have theirs, before that of the process is set again.
-    """
-    cores = os.cpu_count() or 1
-    number = max(1, min(MOST_THREADS, cores if model.device.type == "cuda" else cores // 2))
-    own, started = torch.get_num_threads(), threading.Barrier(number)
-
-    def start() -> None:
-        torch.get_num_threads()  # takes the number of the process, which would otherwise undo the next line later
-        torch.set_num_threads(1)
-        started.wait()
-
-    with ThreadPoolExecutor(number) as pool:
-        wait([pool.submit(start) for _ in range(number)])
-        torch.set_num_threads(own)
-        yield pool
 
 
 def claim(model: Model, weights: Path, out: Path, wanted: Wanted) -> None:
@@ -130,7 +106,7 @@ def claim(model: Model, weights: Path, out: Path, wanted: Wanted) -> None:
         raise Problem(f"{out} holds predictions of another model or with other options ({file}); name another folder")
 
 
-def is_done(photo: Photo, done: Mapping[str, dict[str, Any]], wanted: Wanted) -> bool:
+def is_done(photo: Photo, done: Mapping[str, Row], wanted: Wanted) -> bool:
     row = done.get(photo.name)
     if row is None or not ("problem" in row or {*files_of(photo, wanted).values()} <= {*row["files"]}):
         return False
@@ -140,35 +116,27 @@ def is_done(photo: Photo, done: Mapping[str, dict[str, Any]], wanted: Wanted) ->
 
 
 def _predicted(
-    model: Model,
-    batch: Sequence[Photo],
-    read: Sequence[Ready | str],
-    out: Path,
-    wanted: Wanted,
-    writers: ThreadPoolExecutor,
-) -> list[tuple[Photo, Future[dict[str, Any]] | str]]:
-    """Each picture of the batch with its row to come, or with what is wrong with it."""
-    rows: dict[Photo, Future[dict[str, Any]] | str] = {}
+    model: Model, batch: Sequence[Photo], read: Sequence[Ready | str], out: Path, wanted: Wanted, beside: Helpers
+) -> list[tuple[Photo, Callable[[], Row] | str]]:
+    """Each picture of the batch with what waits for its row, or with what is wrong with it."""
+    rows: dict[Photo, Callable[[], Row] | str] = {}
     together: list[tuple[Photo, Ready]] = []
     for photo, one in zip(batch, read, strict=True):
         if isinstance(one, str):
             rows[photo] = one
         elif one.squares is None:
-            rows[photo] = _alone(model, photo, one, out, wanted, writers)
+            rows[photo] = _alone(model, photo, one, out, wanted, beside)
         else:
             together.append((photo, one))
     maps = model.scores_of([one.squares for _, one in together if one.squares is not None]) if together else []
     for (photo, one), scores in zip(together, maps, strict=True):
-        future = writers.submit(written, model, photo, one, scores, out, wanted)
-        if one.is_large:
-            wait([future])  # what is made of many large pictures at once would fill the memory
-        rows[photo] = future
+        rows[photo] = _written(model, photo, one, scores, out, wanted, beside)
     return [(photo, rows[photo]) for photo in batch]
 
 
 def _alone(
-    model: Model, photo: Photo, one: Ready, out: Path, wanted: Wanted, writers: ThreadPoolExecutor
-) -> Future[dict[str, Any]] | str:
+    model: Model, photo: Photo, one: Ready, out: Path, wanted: Wanted, beside: Helpers
+) -> Callable[[], Row] | str:
     """A picture that is predicted in windows, or by proposals."""
     try:
         picture = one.pixels()
@@ -178,16 +146,34 @@ def _alone(
         (means,) = model.scores([picture])
     else:
         means = model.said_in_windows(picture, allowed_to(photo, wanted), wanted.confidence, wanted.batch_size)
-    future = writers.submit(written, model, photo, replace(one, picture=picture), means, out, wanted)
-    wait([future] if one.is_large else [])
-    return future
+    return _written(model, photo, replace(one, picture=picture), means, out, wanted, beside)
 
 
-def _recorded(rows: Sequence[tuple[Photo, Future[dict[str, Any]] | str]], journal: Journal) -> Iterator[Outcome]:
+def _written(
+    model: Model,
+    photo: Photo,
+    one: Ready,
+    means: ScoreMaps | Predicted,
+    out: Path,
+    wanted: Wanted,
+    beside: Helpers,
+) -> Callable[[], Row]:
+    """What waits for the row of a picture that is being written."""
+
+    def work() -> Future[Row]:
+        return beside.store(stored, made(model, photo, one, means, wanted), out)
+
+    if one.is_large:
+        return work().result  # what is made of many large pictures at once would fill the memory
+    future = beside.compute(work)
+    return lambda: future.result().result()
+
+
+def _recorded(rows: Sequence[tuple[Photo, Callable[[], Row] | str]], journal: Journal) -> Iterator[Outcome]:
     for photo, row in rows:
         if isinstance(row, str):
             journal.add({"image": photo.name, "stamp": stamp_of(photo.path), "files": [], "problem": row})
             yield Outcome(photo, row, False)
         else:
-            journal.add(row.result())
+            journal.add(row())
             yield Outcome(photo, None, False)

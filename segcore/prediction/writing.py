@@ -39,10 +39,16 @@ class Wanted:
     polygons: Polygons | None = None
 
 
-def written(
-    model: Model, photo: Photo, one: Ready, means: ScoreMaps | Predicted, out: Path, wanted: Wanted
-) -> dict[str, Any]:
-    """Write the files of one picture, of which the scores or what they mean is known; its row."""
+@dataclass(frozen=True)
+class Made:
+    """What is to be written of one picture: the contents of files, by their place in the folder, and its row."""
+
+    contents: Mapping[str, bytes]
+    row: dict[str, Any]
+
+
+def made(model: Model, photo: Photo, one: Ready, means: ScoreMaps | Predicted, wanted: Wanted) -> Made:
+    """What is to be written of one picture, of which the scores or what they mean is known."""
     needed = wanted.overlay or model.system.prediction.crf is not None
     picture = one.pixels() if needed else None
     allowed = allowed_to(photo, wanted)
@@ -58,13 +64,9 @@ def written(
         write = polygons.geojson if wanted.polygons.format == "geojson" else polygons.coco
         text = write(said.labels, model.classes, said.probabilities, wanted.polygons.per)
         contents["polygons"] = text.encode()
-    for kind, content in contents.items():
-        file = out / files[kind]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, content)
     found = [index for index in range(1, len(model.classes)) if said.shares[index] > 0]
     outlined = {"polygons": files["polygons"], "per": wanted.polygons.per} if wanted.polygons is not None else {}
-    return outlined | {
+    row = outlined | {
         "image": photo.name,
         "path": str(photo.path),
         "stamp": stamp_of(photo.path),
@@ -76,6 +78,16 @@ def written(
         "probabilities": [round(float(value), 4) for value in said.probabilities],
         "shares": [round(float(value), 6) for value in said.shares],
     }
+    return Made({files[kind]: content for kind, content in contents.items()}, row)
+
+
+def stored(what: Made, out: Path) -> dict[str, Any]:
+    """Write the files; the row of the picture, which is done then."""
+    for place, content in what.contents.items():
+        file = out / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, content)
+    return what.row
 
 
 def overlay_jpeg(picture: Pixels, labels: UInt8[np.ndarray, "H W"]) -> bytes:
