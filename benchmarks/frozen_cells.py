@@ -20,6 +20,9 @@ from segcore.config.networks import BackboneParams
 from segcore.data.geometry import padded_square
 from segcore.data.manifest import Record
 from segcore.data.pictures import IGNORE, read_image, read_labels
+from segcore.evaluation.metrics import ConfusionMatrix
+from segcore.evaluation.per_image import ImageCounts
+from segcore.evaluation.score_maps import Mean
 from segcore.networks import backbones
 from segcore.networks.trunk import Trunk
 
@@ -188,3 +191,27 @@ def scores(masks: Linear, tags: Linear, data: Looked) -> Float[Tensor, "N P K"]:
     found = masks(data.cells)
     found[..., 1:] += F.logsigmoid(tags(data.pooled()))[:, None]
     return found
+
+
+def counted(data: Looked, found: Float[Tensor, "N P K"]) -> ImageCounts:
+    """What scores of cells are worth at the cells."""
+    parts = []
+    for number, image_id in enumerate(data.place):
+        alone = ConfusionMatrix(found.shape[2])
+        alone.update(data.labels[number].numpy().astype(np.uint8), found[number].argmax(1).numpy())
+        parts.append(ImageCounts.of(image_id, alone))
+    return ImageCounts.merged(parts)
+
+
+def counted_at_pixels(found: Float[Tensor, "N P K"], records: Sequence[Record]) -> ImageCounts:
+    """What they are worth at every pixel of the images, which all have masks."""
+    parts, classes = [], found.shape[2]
+    for scores_of_one, record in zip(found, records, strict=True):
+        assert record.labels is not None
+        long = max(record.height, record.width)
+        maps = Mean(record.height, record.width, (long, long), classes, 1)
+        maps.add(scores_of_one.T.reshape(1, classes, CELLS, CELLS))
+        alone = ConfusionMatrix(classes)
+        alone.update(read_labels(record.labels), maps.winners())
+        parts.append(ImageCounts.of(record.image_id, alone))
+    return ImageCounts.merged(parts)

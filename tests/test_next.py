@@ -209,7 +209,7 @@ def test_a_list_a_sheet_and_tasks_that_begin_with_predictions(project: Path) -> 
     begin = "/data/local-files/?d="
     assert [task["data"]["image"] for task in tasks] == [f"{begin}{row['image_id']}.jpg" for row in rows]
     assert all(task["predictions"][0]["model_version"] == "deeplab" for task in tasks)
-    assert all(0 < float(row["uncertainty"]) < 1 and 0 < float(row["rarity"]) <= 1 for row in rows)
+    assert all(0 < float(row["uncertainty"]) <= 1 and 0 < float(row["rarity"]) <= 1 for row in rows)
     assert [image.attrib["name"] for image in ElementTree.parse("out/cvat.xml").iter("image")] == [
         f"{row['image_id']}.jpg" for row in rows
     ]
@@ -265,24 +265,18 @@ def test_a_project_without_a_split_is_told(project: Path) -> None:
 class TestUncertainty:
     """Of probabilities that are known."""
 
-    def test_it_is_that_of_the_expected_loss(self) -> None:
-        """By hand: q = 0.4, 0.4, 0.2; where all may be, the loss is the entropy."""
-        q = np.array([0.4, 0.4, 0.2])
-        expected = 1 - np.exp((q * np.log(q)).sum())
-        assert uncertainty(torch.tensor(q)[:, None].float(), [0, 1, 2]) == pytest.approx(expected, abs=1e-5)
-        # Of two alike, each is expected half of the time, with a loss of -log 0.4 either way.
-        assert uncertainty(torch.tensor(q)[:, None].float(), [0, 1]) == pytest.approx(0.6, abs=1e-5)
+    def test_it_is_the_entropy_among_the_tags(self) -> None:
+        q = torch.tensor([[0.4], [0.4], [0.2]])
+        assert uncertainty(q, [0, 1]) == pytest.approx(1.0, abs=1e-4)
+        thirds = np.array([2 / 3, 1 / 3])
+        expected = -(thirds * np.log(thirds)).sum() / np.log(2)
+        assert uncertainty(q, [0, 2]) == pytest.approx(expected, abs=1e-4)
+        assert uncertainty(q, [0]) == 0
 
-    def test_who_is_sure_of_what_the_tags_deny_is_wrong(self) -> None:
-        sure = torch.tensor([[0.01], [0.001], [0.989]])
-        assert uncertainty(sure, [0, 2]) < 0.1
-        assert uncertainty(sure, [0, 1]) > 0.98
-        assert uncertainty(sure, [0]) == pytest.approx(0.99)
-
-    def test_it_is_the_mean_over_pixels_of_the_loss(self) -> None:
+    def test_it_is_the_mean_over_pixels(self) -> None:
         q = torch.tensor([[1.0, 0.5], [0.0, 0.5]])
         assert uncertainty(q[:, :1], [0, 1]) == pytest.approx(0, abs=1e-5)
-        assert uncertainty(q, [0, 1]) == pytest.approx(1 - 0.5**0.5, abs=1e-5)
+        assert uncertainty(q, [0, 1]) == pytest.approx(0.5, abs=1e-5)
 
     @pytest.fixture
     def looker(self, project: Path) -> Looker:
@@ -292,7 +286,7 @@ class TestUncertainty:
         probabilities = torch.full((len(NAMES),), 1e-6)
         probabilities[[0, 1, 2]] = torch.tensor([0.4, 0.4, 0.2])
         scores = Enlarged(probabilities.log()[:, None, None].expand(-1, 8, 8).contiguous())
-        assert looker._uncertainty(scores, [0, 1]) == pytest.approx(0.6, abs=1e-4)
+        assert looker._uncertainty(scores, [0, 1]) == pytest.approx(1.0, abs=1e-4)
 
     def test_classes_are_the_tags_or_what_is_labelled(self, looker: Looker) -> None:
         picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)

@@ -1,8 +1,8 @@
-"""Which images to annotate within a budget: those that are expected to teach most a second of a person's time.
+"""Which images to annotate within a budget: those that are worth most a second of a person's time.
 
 What an image is worth is a product of three, greedily, one image after the other:
 
-- its uncertainty, the loss that the system is expected to have on it (`segcore.acquisition.looking`);
+- its uncertainty, the entropy of what the system says within the tags (`segcore.acquisition.looking`);
 - its rarity, by the classes that its tags name: the mean of 1 / (1 + n)^2, n being the images with this annotation
   that show the class. Without it, whole budgets go to the two or three classes that the system confuses, and that is
   worse than chance (docs/results.md);

@@ -16,7 +16,7 @@ from segcore.networks.trunk import Features, Trunk
 from segcore.prediction.model import Model, Pixels
 
 SAMPLES = 80
-"""Pixels along the shorter side at which the loss is expected: scores come from coarser grids."""
+"""Pixels along the shorter side at which the entropy is taken: scores come from coarser grids."""
 
 SHOWN = 0.01
 """The part of an image without tags that a class must cover to be one that it shows."""
@@ -36,15 +36,12 @@ class Seen:
 
 
 def uncertainty(probabilities: Float[Tensor, "K P"], allowed: Sequence[int]) -> float:
-    """1 - exp(-loss) for the cross-entropy that is expected of the probabilities q of some pixels, 0..1.
-
-    The truth is not known, but only `allowed` classes are in it. So it is taken to be one of them as often as q has it
-    among them, p; and the loss is the mean of -sum p log q = H(p) - log q(allowed): doubt among the tags, and what the
-    system sees that the tags deny. It says more than H alone, which is small where a wrong class is seen.
-    """
-    q = probabilities[list(allowed)].clamp(min=1e-8)
-    p = q / q.sum(0, keepdim=True)
-    return 1 - float(np.exp(float((p * q.log()).sum(0).mean())))
+    """The mean over pixels of the entropy among the allowed classes, 1 being that of a throw of the dice."""
+    if len(allowed) < 2:
+        return 0.0
+    p = probabilities[list(allowed)].clamp(min=1e-8)
+    p = p / p.sum(0, keepdim=True)
+    return float(-(p * p.log()).sum(0).mean()) / float(np.log(len(allowed)))
 
 
 class Looker:
