@@ -186,10 +186,16 @@ def _fitted(layer: Linear, loss: Callable[[Linear], Tensor], decay: float, itera
 
 
 @torch.no_grad()
-def scores(masks: Linear, tags: Linear, data: Looked) -> Float[Tensor, "N P K"]:
-    """Of the cells of images: what masks say, and from class 1 on log p of the tag."""
+def said(tags: Linear, data: Looked) -> Float[Tensor, "N L"]:
+    """The logarithm of each tag's probability."""
+    return F.logsigmoid(tags(data.pooled()))
+
+
+@torch.no_grad()
+def scores(masks: Linear, said_of_tags: Float[Tensor, "N L"], data: Looked) -> Float[Tensor, "N P K"]:
+    """Of the cells of images: what masks say, and from class 1 on what `said` of the tags."""
     found = masks(data.cells)
-    found[..., 1:] += F.logsigmoid(tags(data.pooled()))[:, None]
+    found[..., 1:] += said_of_tags[:, None]
     return found
 
 
@@ -198,7 +204,8 @@ def counted(data: Looked, found: Float[Tensor, "N P K"]) -> ImageCounts:
     parts = []
     for number, image_id in enumerate(data.place):
         alone = ConfusionMatrix(found.shape[2])
-        alone.update(data.labels[number].numpy().astype(np.uint8), found[number].argmax(1).numpy())
+        truth, winners = (some.numpy().astype(np.uint8) for some in (data.labels[number], found[number].argmax(1)))
+        alone.update(truth, winners)
         parts.append(ImageCounts.of(image_id, alone))
     return ImageCounts.merged(parts)
 

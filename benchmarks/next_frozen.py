@@ -18,21 +18,15 @@ import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks import frozen_cells
-from benchmarks.frozen_cells import Linear, Looked
-from segcore.acquisition.choice import Candidate, Cost, Known, choose
-from segcore.acquisition.looking import uncertainty
+from benchmarks.frozen_cells import Looked
+from benchmarks.next_arms import ARMS, COST, Start
 from segcore.commands.next import seconds_of
 from segcore.data.manifest import Record, read_class_names, read_ids, read_manifest
-from segcore.data.pictures import IGNORE
 from segcore.data.splits import per_class
 from segcore.evaluation.per_image import ImageCounts
 from segcore.reporting import comparison
@@ -40,88 +34,27 @@ from segcore.reporting.chance import Scored, difference
 from segcore.seeds import derived_seed
 
 FOLDS = 4
-COST = Cost(20.0, 239.7)
-ARMS = {
-    "next": "as the command chooses: entropy, rarity, distance",
-    "random": "",
-    "entropy, rarity": "",
-    "rarity, distance": "",
-    "rarity": "",
-    "entropy, distance": "the command until now",
-    "entropy": "",
-    "distance": "greedy k-centre",
-    "loss, rarity, distance": "what is expected of the loss within the tags, in place of the entropy",
-    "truth, rarity": "the true loss in place of the entropy",
-    "truth": "",
-}
-"""What is multiplied, and what it is."""
 
 
 @dataclass(frozen=True)
-class Start:
-    """Images that may be chosen from, some of which have masks, and a layer that learned from these."""
+class Outcome:
+    """What a layer scores, and the classes of each image that was chosen for it."""
 
-    data: Looked
-    wanting: list[Record]
-    known: list[Record]
-    layer: Linear
-    seed: int
+    counts: ImageCounts
+    chosen: list[tuple[int, ...]]
 
-    def chosen(self, arm: str, seconds: float) -> list[str]:
-        """Ids, as many as the budget pays for."""
-        if arm == "random":
-            order = sorted(self.wanting, key=lambda record: derived_seed("next", self.seed, record.image_id))
-            return [record.image_id for record in order][: int(seconds / COST.of("masks", True) + 1e-9)]
-        parts = {*("entropy, rarity, distance" if arm == "next" else arm).split(", ")}
-        alone = next(iter(parts & {"entropy", "loss", "truth"}), None)
-        unsure = getattr(self, alone) if alone else self._as_drawn()
-        rarity, distance = "rarity" in parts, "distance" in parts
-        candidates = [
-            Candidate(r.image_id, one, COST.of("masks", True), self._at(r, distance), r.tags if rarity else ())
-            for r, one in zip(self.wanting, unsure, strict=True)
-        ]
-        known = [Known((r.label_classes or ()) if rarity else (), self._at(r, distance)) for r in self.known]
-        return [one.candidate.image_id for one in choose(candidates, known, seconds)]
+    @classmethod
+    def merged(cls, parts: "Sequence[Outcome]") -> "Outcome":
+        return cls(
+            ImageCounts.merged([part.counts for part in parts]), [some for part in parts for some in part.chosen]
+        )
 
-    def _at(self, record: Record, matters: bool) -> Float[np.ndarray, " C"]:
-        """The mean of the image's cells, or what is as far from everything."""
-        features = self._means[self.data.place[record.image_id]]
-        return features if matters else np.zeros_like(features)
-
-    @cached_property
-    def _means(self) -> Float[np.ndarray, "N C"]:
-        inside = self.data.inside[..., None]
-        return ((self.data.cells * inside).sum(1) / inside.sum(1)).numpy()
-
-    def _as_drawn(self) -> list[float]:
-        """Nothing but who comes first among equals."""
-        return (1 + 1e-6 * np.random.default_rng(derived_seed("equals", self.seed)).random(len(self.wanting))).tolist()
-
-    @cached_property
-    def entropy(self) -> list[float]:
-        return [uncertainty(self._probabilities(record), [0, *record.tags]) for record in self.wanting]
-
-    @cached_property
-    def loss(self) -> list[float]:
-        """1 - exp(-loss), the truth being one of the tags as often as the layer has it among them."""
-        found = []
-        for record in self.wanting:
-            q = self._probabilities(record)[[0, *record.tags]].clamp(min=1e-8)
-            found.append(1 - float(np.exp(float((q / q.sum(0) * q.log()).sum(0).mean()))))
-        return found
-
-    @cached_property
-    def truth(self) -> list[float]:
-        found = []
-        for record in self.wanting:
-            at = self.data.place[record.image_id]
-            loss = F.cross_entropy(self.layer(self.data.cells[at]), self.data.labels[at], ignore_index=IGNORE)
-            found.append(1 - float(np.exp(-float(loss))))
-        return found
-
-    def _probabilities(self, record: Record) -> Float[Tensor, "K P"]:
-        at = self.data.place[record.image_id]
-        return self.layer(self.data.cells[at][self.data.inside[at]]).softmax(1).T
+    @property
+    def classes(self) -> float:
+        """How many classes, as frequent as each other, would be as mixed: exp of the entropy of their shares."""
+        _, counts = np.unique([tag for some in self.chosen for tag in some], return_counts=True)
+        shares = counts / counts.sum()
+        return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 @dataclass(frozen=True)
@@ -136,7 +69,7 @@ class Trial:
 
     def run(
         self, pool: Sequence[Record], measured: Sequence[Record], arms: Sequence[str], seed: int, at_cells: bool
-    ) -> dict[tuple[str, float], ImageCounts]:
+    ) -> dict[tuple[str, float], Outcome]:
         """By arm and budget; the start has the budget 0."""
         shown = {record.image_id: record.label_classes for record in pool if record.label_classes}
         ids = {i for some in per_class(shown, self.classes, self.start, seed) for i in some}
@@ -144,26 +77,32 @@ class Trial:
         wanting = [record for record in pool if record.image_id in shown.keys() - ids and record.tags]
         tags = frozen_cells.of_tags(self.data, pool, len(self.classes))
         start = Start(self.data, wanting, known, frozen_cells.of_masks(self.data, [*ids], len(self.classes)), seed)
-        found = {("start", 0.0): self._counts(ids, tags, measured, at_cells)}
+        apart = self.data.of([record.image_id for record in measured])
+        say = frozen_cells.said(tags, apart)
+
+        def counts(some: set[str]) -> ImageCounts:
+            named = "|".join([*sorted(some), "on", *apart.place, str(at_cells), f"{tags.bias.sum():.6f}"])
+            file = self.keep / f"{hashlib.sha256(named.encode()).hexdigest()[:24]}.npz"
+            if not file.is_file():
+                layer = frozen_cells.of_masks(self.data, [*some], len(self.classes))
+                scores = frozen_cells.scores(layer, say, apart)
+                new = (
+                    frozen_cells.counted(apart, scores)
+                    if at_cells
+                    else frozen_cells.counted_at_pixels(scores, measured)
+                )
+                np.savez_compressed(file, ids=np.array(new.ids), counts=new.counts)
+            with np.load(file) as kept:
+                return ImageCounts(tuple(kept["ids"].tolist()), kept["counts"])
+
+        found = {("start", 0.0): Outcome(counts(ids), [])}
+        shows = {record.image_id: record.tags for record in pool}
         for arm in arms:
             for seconds in self.budgets:
                 more = start.chosen(arm, seconds)
                 assert len(more) == int(seconds / COST.of("masks", True) + 1e-9)
-                found[arm, seconds] = self._counts(ids.union(more), tags, measured, at_cells)
+                found[arm, seconds] = Outcome(counts(ids.union(more)), [shows[image_id] for image_id in more])
         return found
-
-    def _counts(self, ids: set[str], tags: Linear, measured: Sequence[Record], at_cells: bool) -> ImageCounts:
-        """Of a layer that the masks of `ids` taught."""
-        told = "|".join([*sorted(ids), "on", *(r.image_id for r in measured), str(at_cells), f"{tags.bias.sum():.6f}"])
-        file = self.keep / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.npz"
-        if not file.is_file():
-            layer = frozen_cells.of_masks(self.data, [*ids], len(self.classes))
-            some = self.data.of([record.image_id for record in measured])
-            found = frozen_cells.scores(layer, tags, some)
-            counts = frozen_cells.counted(some, found) if at_cells else frozen_cells.counted_at_pixels(found, measured)
-            np.savez_compressed(file, ids=np.array(counts.ids), counts=counts.counts)
-        with np.load(file) as kept:
-            return ImageCounts(tuple(kept["ids"].tolist()), kept["counts"])
 
 
 def folds(records: Sequence[Record], seed: int) -> dict[str, int]:
@@ -175,9 +114,7 @@ def folds(records: Sequence[Record], seed: int) -> dict[str, int]:
     return {record.image_id: number % FOLDS for number, record in enumerate(order)}
 
 
-def on_folds(
-    trial: Trial, train: Sequence[Record], arms: Sequence[str], seed: int
-) -> dict[tuple[str, float], ImageCounts]:
+def on_folds(trial: Trial, train: Sequence[Record], arms: Sequence[str], seed: int) -> dict[tuple[str, float], Outcome]:
     """As of one set of images: each was measured by layers that saw other folds alone."""
     fold = folds(train, seed)
     parts = []
@@ -185,7 +122,7 @@ def on_folds(
         pool = [record for record in train if fold[record.image_id] != number]
         apart = [record for record in train if fold[record.image_id] == number]
         parts.append(trial.run(pool, apart, arms, seed, at_cells=True))
-    return {key: ImageCounts.merged([part[key] for part in parts]) for key in parts[0]}
+    return {key: Outcome.merged([part[key] for part in parts]) for key in parts[0]}
 
 
 class OverBudgets(Scored):
@@ -197,20 +134,24 @@ class OverBudgets(Scored):
         self.drawn = np.mean([one.drawn for one in some], axis=0)
 
 
-def told(found: Mapping[int, Mapping[tuple[str, float], ImageCounts]], budgets: Sequence[float]) -> bool:
+def told(found: Mapping[int, Mapping[tuple[str, float], Outcome]], budgets: Sequence[float]) -> bool:
     """Print the table, the best arm first; whether the bar is met."""
-    arms = [arm for arm in ARMS if all((arm, budgets[0]) in counts for counts in found.values())]
+    arms = [arm for arm in ARMS if all((arm, budgets[0]) in one for one in found.values())]
     keys = next(iter(found.values()))
-    means = {key: 100 * float(np.mean([counts[key].mean_iou for counts in found.values()])) for key in keys}
+    means = {key: 100 * float(np.mean([one[key].counts.mean_iou for one in found.values()])) for key in keys}
     every = {
-        arm: {s: OverBudgets([Scored(counts[arm, b], "these") for b in budgets]) for s, counts in found.items()}
+        arm: {s: OverBudgets([Scored(one[arm, b].counts, "these") for b in budgets]) for s, one in found.items()}
         for arm in arms
     }
     over = {arm: difference(every[arm], every["random"]) for arm in arms}
     print(f"start: {means['start', 0.0]:.1f}; budgets " + ", ".join(f"{b / 3600:g} h" for b in budgets))
     for arm in sorted(arms, key=lambda arm: -sum(means[arm, b] for b in budgets)):
         row = " ".join(f"{means[arm, b]:5.1f}" for b in budgets)
-        print(f"{arm:>18} {row}   over random: {comparison.told(over[arm])}  {ARMS[arm]}", flush=True)
+        most = [one[arm, budgets[-1]] for one in found.values()]
+        mixed = np.mean([one.classes for one in most])
+        each = np.mean([len(some) for one in most for some in one.chosen])
+        told_over = f"{comparison.told(over[arm])}; {mixed:.1f} classes, {each:.2f} an image"
+        print(f"{arm:>22} {row}   over random: {told_over}; {ARMS[arm]}".rstrip("; "), flush=True)
     best = over["next"]
     return best is not None and best.low > 0
 
