@@ -24,7 +24,6 @@ from segcore.evaluation.metrics import ConfusionMatrix
 from segcore.evaluation.per_image import ImageCounts
 from segcore.evaluation.score_maps import Mean
 from segcore.networks import backbones
-from segcore.networks.trunk import Trunk
 
 SIZE, STRIDE = 320, 16
 CELLS = SIZE // STRIDE
@@ -87,7 +86,8 @@ def _eyes(name: str, weights: Path) -> Callable[[Record], list[Float[Tensor, "P 
     params = BackboneParams(
         name=name, weights=str(weights), width=1.0, frozen_norm=True, stride=STRIDE, finer="dilated"
     )  # fmt: skip
-    trunk: Trunk = backbones.build(params).eval().to(memory_format=torch.channels_last)
+    trunk = backbones.build(params).eval()
+    trunk.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch names no such overload
 
     def look(record: Record) -> list[Float[Tensor, "P _"]]:
         picture = padded_square(read_image(record.image), SIZE)[None].float()
