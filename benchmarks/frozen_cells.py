@@ -87,7 +87,7 @@ def _eyes(name: str, weights: Path) -> Callable[[Record], list[Float[Tensor, "P 
         name=name, weights=str(weights), width=1.0, frozen_norm=True, stride=STRIDE, finer="dilated"
     )  # fmt: skip
     trunk = backbones.build(params).eval()
-    trunk.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - torch names no such overload
+    trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def look(record: Record) -> list[Float[Tensor, "P _"]]:
         picture = padded_square(read_image(record.image), SIZE)[None].float()

@@ -133,7 +133,10 @@ def test_what_is_apart_is_never_learned_from(
     assert {len(one.counts.ids) for one in found[0].values()} == {len(records)}
     assert found[0]["next", BUDGET].classes > 2.8
     benchmark.told(found, trial.budgets)
-    assert "2 seeds" in capsys.readouterr().out
+    start, *rows = capsys.readouterr().out.splitlines()
+    assert start.startswith("start: ")
+    assert {row.split()[0] for row in rows} == {"next", "random"}
+    assert all(row.split("; ")[1].endswith(" classes, 1.00 an image") for row in rows)
 
 
 def test_the_bar_is_an_interval_above_0() -> None:
