@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segcore.acquisition.choice import Candidate, Cost, choose
+from segcore.acquisition.choice import Candidate, Cost, Known, choose
 from segcore.acquisition.looking import Looker
 from segcore.acquisition.pool import Pool, pool
 from segcore.cli import command
@@ -72,12 +72,15 @@ class Trial:
         """As the command chooses, with the model that was trained on the start."""
         looker = Looker(load(data / "segmenters" / self.system))
         root = data.parents[1]
-        known = [looker(read_image(seen_from(root, r.image)), r.tags or None).features for r in images.known]
+        known = [
+            Known(images.shown(r), looker(read_image(seen_from(root, r.image)), r.tags or None).features)
+            for r in images.known
+        ]
         candidates = []
         for record in images.wanting:
             seen = looker(read_image(seen_from(root, record.image)), record.tags or None)
             price = self.cost.of("masks", bool(record.tags))
-            candidates.append(Candidate(record.image_id, seen.uncertainty, price, seen.features))
+            candidates.append(Candidate(record.image_id, seen.uncertainty, price, seen.features, seen.classes))
         return [one.candidate.image_id for one in choose(candidates, known, self.seconds)]
 
     def at_random(self, images: Pool, seed: int) -> list[str]:

@@ -1,158 +1,60 @@
-"""Whether `segcore next` chooses better than chance, in minutes: `python -m benchmarks.next_frozen --weights FILE`.
+"""Whether `segcore next` chooses better than chance, and why: `python -m benchmarks.next_frozen --weights FILE`.
 
-`benchmarks.next` trains a system for each seed and arm, which takes hours. Here a frozen ResNet-18 looks at every image
-once, and what is trained is a layer of its cells' classes (logistic regression, from zeros, a fixed number of steps):
-seconds. The rest is the command's own: candidates with tags, uncertainty among them, distances of the trunk's mean
-maps, a budget in a person's time. Bar: more mIoU than random at the same budget, with its interval over seeds and
-images, of the mean over budgets.
+`benchmarks.next` trains a system for each seed and arm, which takes hours. Here a frozen ResNet looks at every image
+once, and what is trained is a layer of its cells (`benchmarks.frozen_cells`): a second. The rest is the command's own:
+candidates with tags, what is expected of them, distances of mean maps, a budget in a person's time, which pays for as
+many images in every arm. Arms beside `next` and `random` leave a part of it out, or know the truth.
 
-Images are chosen from training images alone, and no number here was set by validation images. What was computed stays
-in `--keep`, so that a run that was stopped goes on. `--data` is a data set's folder, after `dvc repro split`.
+`--on folds` looks at training images alone: a quarter, each in turn, is kept apart and measured at its cells, while
+images are chosen from the rest; choices of ours are made there. `--on val` looks at validation images, at their own
+size. Bar: more mIoU than random, with its interval over seeds and images, of the mean over budgets.
+
+`--data` is a data set's folder, after `dvc repro split`. What was computed stays in `--keep`, so that a run that was
+stopped goes on; empty it after a change of the layer.
 """
 
 import argparse
+import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
-from torch.nn import functional as F
 
-from segcore.acquisition.choice import Candidate, Cost, choose
+from benchmarks import frozen_cells
+from benchmarks.frozen_cells import Looked
+from benchmarks.next_arms import ARMS, COST, Start
 from segcore.commands.next import seconds_of
-from segcore.config.networks import BackboneParams
-from segcore.data.geometry import padded_square
 from segcore.data.manifest import Record, read_class_names, read_ids, read_manifest
-from segcore.data.pictures import IGNORE, read_image, read_labels
 from segcore.data.splits import per_class
-from segcore.evaluation.metrics import ConfusionMatrix
 from segcore.evaluation.per_image import ImageCounts
-from segcore.evaluation.score_maps import Mean
-from segcore.networks import backbones
 from segcore.reporting import comparison
 from segcore.reporting.chance import Scored, difference
 from segcore.seeds import derived_seed
 
-SIZE, STRIDE, STEPS, RATE, DECAY = 240, 16, 300, 0.02, 1e-3
-CELLS = SIZE // STRIDE
-ARMS = ("next", "random")
-COST = Cost(20.0, 239.7)
+FOLDS = 4
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What a frozen trunk made of images: cells by image, and the class of each, 255 where it is not known."""
+class Outcome:
+    """What a layer scores, and the classes of each image that was chosen for it."""
 
-    place: dict[str, int]
-    cells: Float[np.ndarray, "N C P"]
-    labels: Int64[np.ndarray, "N P"]
+    counts: ImageCounts
+    chosen: list[tuple[int, ...]]
 
-
-def looked(records: Sequence[Record], weights: Path, keep: Path) -> Looked:
-    """Look at each image once; what is there already is read."""
-    file, done = keep / "cells.npy", keep / "labels.npy"
-    if not done.is_file():
-        params = BackboneParams(
-            name="resnet18", weights=str(weights), width=1.0, frozen_norm=True, stride=STRIDE, finer="dilated"
+    @classmethod
+    def merged(cls, parts: "Sequence[Outcome]") -> "Outcome":
+        return cls(
+            ImageCounts.merged([part.counts for part in parts]), [some for part in parts for some in part.chosen]
         )
-        trunk = backbones.build(params).eval()
-        shape = (len(records), trunk.channels, CELLS**2)
-        cells = np.lib.format.open_memmap(file, "w+", np.float16, shape)
-        labels = np.full((len(records), CELLS**2), IGNORE, dtype=np.uint8)
-        for number, record in enumerate(records):
-            with torch.no_grad():
-                top = trunk(padded_square(read_image(record.image), SIZE)[None].float()).top
-            cells[number] = top[0, :, :CELLS, :CELLS].flatten(1).numpy()
-            labels[number] = _at_cells(record)
-        cells.flush()
-        np.save(done, labels)
-    place = {record.image_id: number for number, record in enumerate(records)}
-    return Looked(place, np.load(file, mmap_mode="r"), np.load(done).astype(np.int64))
 
-
-def _at_cells(record: Record) -> np.ndarray:
-    """The class in the middle of each cell; 255 beyond the picture and where there is no mask."""
-    found = np.full((CELLS, CELLS), IGNORE, dtype=np.uint8)
-    if record.labels is None:
-        return found.ravel()
-    truth = read_labels(record.labels)
-    at = ((np.arange(CELLS) + 0.5) * max(truth.shape) / CELLS).astype(int)
-    rows, columns = at[at < truth.shape[0]], at[at < truth.shape[1]]
-    found[: len(rows), : len(columns)] = truth[np.ix_(rows, columns)]
-    return found.ravel()
-
-
-class Layer:
-    """Scores of K classes at the cells of images, learned from the masks of some."""
-
-    def __init__(self, data: Looked, ids: Sequence[str], classes: int) -> None:
-        places = [data.place[image_id] for image_id in ids]
-        cells = torch.from_numpy(data.cells[places].astype(np.float32)).transpose(1, 2).flatten(0, 1)
-        labels = torch.from_numpy(data.labels[places]).flatten()
-        known = labels != IGNORE
-        cells, labels = cells[known], labels[known]
-        self.data, self.mean, self.std = data, cells.mean(0), cells.std(0) + 1e-3
-        cells = (cells - self.mean) / self.std
-        self.weight = torch.zeros(classes, cells.shape[1], requires_grad=True)
-        self.bias = torch.zeros(classes, requires_grad=True)
-        optimiser = torch.optim.Adam([self.weight, self.bias], RATE, weight_decay=DECAY)
-        for _ in range(STEPS):
-            optimiser.zero_grad()
-            F.cross_entropy(cells @ self.weight.T + self.bias, labels).backward()
-            optimiser.step()
-
-    @torch.no_grad()
-    def __call__(self, image_id: str) -> Float[Tensor, "K P"]:
-        cells = torch.from_numpy(self.data.cells[self.data.place[image_id]].astype(np.float32))
-        return self.weight @ ((cells - self.mean[:, None]) / self.std[:, None]) + self.bias[:, None]
-
-
-def by_next(layer: Layer, wanting: Sequence[Record], known: Sequence[str], seconds: float) -> list[str]:
-    """As the command chooses."""
-    candidates = []
-    for record in wanting:
-        among = [0, *record.tags]
-        inside = _inside(record.height, record.width)
-        p = layer(record.image_id).softmax(0)[among][:, inside].clamp(min=1e-8)
-        p = p / p.sum(0, keepdim=True)
-        uncertainty = float(-(p * p.log()).sum(0).mean() / np.log(len(among)))
-        candidates.append(Candidate(record.image_id, uncertainty, COST.of("masks", True), _mean(layer.data, record)))
-    seen = [layer.data.cells[layer.data.place[i]].astype(np.float32).mean(1) for i in known]
-    return [one.candidate.image_id for one in choose(candidates, seen, seconds)]
-
-
-def _mean(data: Looked, record: Record) -> Float[np.ndarray, " C"]:
-    return data.cells[data.place[record.image_id]].astype(np.float32).mean(1)
-
-
-def _inside(height: int, width: int) -> Tensor:
-    """Which cells lie in a picture of that size."""
-    middle = (torch.arange(CELLS) + 0.5) * max(height, width) / CELLS
-    return ((middle < height)[:, None] & (middle < width)[None]).flatten()
-
-
-def at_random(wanting: Sequence[Record], seed: int, seconds: float) -> list[str]:
-    """As many as the budget pays for, in an order that is a function of seed and ids."""
-    order = sorted(wanting, key=lambda record: derived_seed("next", seed, record.image_id))
-    return [record.image_id for record in order][: int(seconds / COST.of("masks", True) + 1e-9)]
-
-
-def measured(layer: Layer, val: Sequence[Record], classes: int) -> ImageCounts:
-    """What a layer scores on validation images, at their own size."""
-    parts = []
-    for record in val:
-        assert record.labels is not None
-        long = max(record.height, record.width)
-        maps = Mean(record.height, record.width, (long, long), classes, 1)
-        maps.add(layer(record.image_id).view(1, classes, CELLS, CELLS))
-        alone = ConfusionMatrix(classes)
-        alone.update(read_labels(record.labels), maps.winners())
-        parts.append(ImageCounts.of(record.image_id, alone))
-    return ImageCounts.merged(parts)
+    @property
+    def classes(self) -> float:
+        """How many classes, as frequent as each other, would be as mixed: exp of the entropy of their shares."""
+        _, counts = np.unique([tag for some in self.chosen for tag in some], return_counts=True)
+        shares = counts / counts.sum()
+        return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 @dataclass(frozen=True)
@@ -160,34 +62,67 @@ class Trial:
     """Data, start and budgets; counts of what was measured lie in `keep`."""
 
     data: Looked
-    train: dict[str, Record]
-    val: list[Record]
     classes: list[str]
     start: int
+    budgets: list[float]
     keep: Path
 
-    def run(self, seed: int, budgets: Sequence[float]) -> dict[tuple[str, float], ImageCounts]:
+    def run(
+        self, pool: Sequence[Record], measured: Sequence[Record], arms: Sequence[str], seed: int, at_cells: bool
+    ) -> dict[tuple[str, float], Outcome]:
         """By arm and budget; the start has the budget 0."""
-        shown = {i: r.label_classes for i, r in self.train.items() if r.label_classes}
-        known = sorted(i for some in per_class(shown, self.classes, self.start, seed) for i in some)
-        wanting = [r for i, r in sorted(self.train.items()) if i in shown and i not in known and r.tags]
-        layer = Layer(self.data, known, len(self.classes))
-        found = {("start", 0.0): self._counts(f"{seed}-start", layer)}
-        for seconds in budgets:
-            chosen = {"next": by_next(layer, wanting, known, seconds), "random": at_random(wanting, seed, seconds)}
-            for arm, more in chosen.items():
-                assert len(more) == len(chosen["random"])
-                name = f"{seed}-{arm}-{seconds:.0f}"
-                found[arm, seconds] = self._counts(name, Layer(self.data, [*known, *more], len(self.classes)))
+        shown = {record.image_id: record.label_classes for record in pool if record.label_classes}
+        ids = {i for some in per_class(shown, self.classes, self.start, seed) for i in some}
+        known = sorted((record for record in pool if record.image_id in ids), key=lambda record: record.image_id)
+        wanting = [record for record in pool if record.image_id in shown.keys() - ids and record.tags]
+        tags = frozen_cells.of_tags(self.data, pool, len(self.classes))
+        start = Start(self.data, wanting, known, frozen_cells.of_masks(self.data, [*ids], len(self.classes)), seed)
+        apart = self.data.of([record.image_id for record in measured])
+        say = frozen_cells.said(tags, apart)
+
+        def counts(some: set[str]) -> ImageCounts:
+            named = "|".join([*sorted(some), "on", *apart.place, str(at_cells), f"{tags.bias.sum():.6f}"])
+            file = self.keep / f"{hashlib.sha256(named.encode()).hexdigest()[:24]}.npz"
+            if not file.is_file():
+                layer = frozen_cells.of_masks(self.data, [*some], len(self.classes))
+                scores = frozen_cells.scores(layer, say, apart)
+                new = (
+                    frozen_cells.counted(apart, scores)
+                    if at_cells
+                    else frozen_cells.counted_at_pixels(scores, measured)
+                )
+                np.savez_compressed(file, ids=np.array(new.ids), counts=new.counts)
+            with np.load(file) as kept:
+                return ImageCounts(tuple(kept["ids"].tolist()), kept["counts"])
+
+        found = {("start", 0.0): Outcome(counts(ids), [])}
+        shows = {record.image_id: record.tags for record in pool}
+        for arm in arms:
+            for seconds in self.budgets:
+                more = start.chosen(arm, seconds)
+                assert len(more) == int(seconds / COST.of("masks", True) + 1e-9)
+                found[arm, seconds] = Outcome(counts(ids.union(more)), [shows[image_id] for image_id in more])
         return found
 
-    def _counts(self, name: str, layer: Layer) -> ImageCounts:
-        file = self.keep / f"{name}-{self.start}.npz"
-        if not file.is_file():
-            counts = measured(layer, self.val, len(self.classes))
-            np.savez(file, ids=np.array(counts.ids), counts=counts.counts)
-        with np.load(file) as kept:
-            return ImageCounts(tuple(kept["ids"].tolist()), kept["counts"])
+
+def folds(records: Sequence[Record], seed: int) -> dict[str, int]:
+    """The fold of each image: each has as many, but for one, of the images by their rarest tag."""
+    names, counts = np.unique([tag for record in records for tag in record.tags], return_counts=True)
+    count = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    order = sorted(records, key=lambda record: derived_seed("fold", seed, record.image_id))
+    order.sort(key=lambda record: min(((count[tag], tag) for tag in record.tags), default=(0, 0)))
+    return {record.image_id: number % FOLDS for number, record in enumerate(order)}
+
+
+def on_folds(trial: Trial, train: Sequence[Record], arms: Sequence[str], seed: int) -> dict[tuple[str, float], Outcome]:
+    """As of one set of images: each was measured by layers that saw other folds alone."""
+    fold = folds(train, seed)
+    parts = []
+    for number in range(FOLDS):
+        pool = [record for record in train if fold[record.image_id] != number]
+        apart = [record for record in train if fold[record.image_id] == number]
+        parts.append(trial.run(pool, apart, arms, seed, at_cells=True))
+    return {key: Outcome.merged([part[key] for part in parts]) for key in parts[0]}
 
 
 class OverBudgets(Scored):
@@ -199,39 +134,54 @@ class OverBudgets(Scored):
         self.drawn = np.mean([one.drawn for one in some], axis=0)
 
 
-def told(found: dict[int, dict[tuple[str, float], ImageCounts]], budgets: Sequence[float]) -> bool:
-    """Print the table; whether the bar is met."""
-    scored = {seed: {key: Scored(one, "val") for key, one in counts.items()} for seed, counts in found.items()}
-    print(f"start: {100 * np.mean([one['start', 0.0].mean_iou for one in scored.values()]):.1f}")
-    for seconds in budgets:
-        arms = {arm: {seed: one[arm, seconds] for seed, one in scored.items()} for arm in ARMS}
-        means = {arm: 100 * np.mean([one.mean_iou for one in arms[arm].values()]) for arm in ARMS}
-        over = comparison.told(difference(arms["next"], arms["random"]))
-        print(f"{seconds / 3600:g} h: random {means['random']:.1f}, next {means['next']:.1f}; next over random: {over}")
-    arms = {arm: {s: OverBudgets([one[arm, b] for b in budgets]) for s, one in scored.items()} for arm in ARMS}
-    every = difference(arms["next"], arms["random"])
-    print(f"mean over budgets: next over random {comparison.told(every)} points of mIoU (bar: above 0)")
-    return every is not None and every.low > 0
+def told(found: Mapping[int, Mapping[tuple[str, float], Outcome]], budgets: Sequence[float]) -> bool:
+    """Print the table, the best arm first; whether the bar is met."""
+    arms = [arm for arm in ARMS if all((arm, budgets[0]) in one for one in found.values())]
+    keys = next(iter(found.values()))
+    means = {key: 100 * float(np.mean([one[key].counts.mean_iou for one in found.values()])) for key in keys}
+    every = {
+        arm: {s: OverBudgets([Scored(one[arm, b].counts, "these") for b in budgets]) for s, one in found.items()}
+        for arm in arms
+    }
+    over = {arm: difference(every[arm], every["random"]) for arm in arms}
+    print(f"start: {means['start', 0.0]:.1f}; budgets " + ", ".join(f"{b / 3600:g} h" for b in budgets))
+    for arm in sorted(arms, key=lambda arm: -sum(means[arm, b] for b in budgets)):
+        row = " ".join(f"{means[arm, b]:5.1f}" for b in budgets)
+        most = [one[arm, budgets[-1]] for one in found.values()]
+        mixed = np.mean([one.classes for one in most])
+        each = np.mean([len(some) for one in most for some in one.chosen])
+        told_over = f"{comparison.told(over[arm])}; {mixed:.1f} classes, {each:.2f} an image"
+        print(f"{arm:>22} {row}   over random: {told_over}; {ARMS[arm]}".rstrip("; "), flush=True)
+    best = over["next"]
+    return best is not None and best.low > 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/voc_mini"))
-    parser.add_argument("--weights", type=Path, required=True, help="ResNet-18 of ImageNet, safetensors")
+    parser.add_argument("--weights", type=Path, required=True, help="of ImageNet, safetensors")
+    parser.add_argument("--trunk", default="resnet50")
     parser.add_argument("--keep", type=Path, default=Path(".scratch/next_frozen"))
     parser.add_argument("--start", type=int, default=2, help="masks a class to begin with")
     parser.add_argument("--budgets", nargs="+", default=["1h", "2h", "4h"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--on", choices=("folds", "val"), default="folds")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
     given = parser.parse_args(arguments)
-    given.keep.mkdir(parents=True, exist_ok=True)
     records = read_manifest(given.data / "prepared/manifest.parquet")
     classes = read_class_names(given.data / "prepared/classes.json")
     val = [records[i] for i in read_ids(given.data / "split/val.txt") if records[i].labels is not None]
-    train = {i: record for i, record in records.items() if record.split == "train"}
-    data = looked([*train.values(), *val], given.weights, given.keep)
-    trial = Trial(data, train, val, classes, given.start, given.keep)
+    train = [record for record in records.values() if record.split == "train"]
+    data = frozen_cells.looked([*train, *val], given.trunk, given.weights, given.keep)
     budgets = [seconds_of(text) for text in given.budgets]
-    return 0 if told({seed: trial.run(seed, budgets) for seed in given.seeds}, budgets) else 1
+    trial = Trial(data, classes, given.start, budgets, given.keep)
+    arms = [arm for arm in ARMS if arm in {*given.arms, "next", "random"}]
+    found = {}
+    for seed in given.seeds:
+        on_val = given.on == "val"
+        found[seed] = trial.run(train, val, arms, seed, False) if on_val else on_folds(trial, train, arms, seed)
+        print(f"seed {seed} is measured", flush=True)
+    return 0 if told(found, budgets) else 1
 
 
 if __name__ == "__main__":

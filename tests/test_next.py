@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from segcore import systems
 from segcore.acquisition import sheet
-from segcore.acquisition.choice import FARTHEST, Candidate, Cost, choose
-from segcore.acquisition.looking import Looker
+from segcore.acquisition.choice import FARTHEST, Candidate, Cost, Known, choose
+from segcore.acquisition.looking import Looker, uncertainty
 from segcore.acquisition.pool import pool
 from segcore.commands import main
 from segcore.commands.next import seconds_of
@@ -36,14 +36,22 @@ NAMES = ["background", *tag_names(len(SHAPES))]
 COST = Cost(tags=20.0, masks=240.0)
 
 
-def candidate(image_id: str, uncertainty: float, direction: tuple[float, float], seconds: float = 1.0) -> Candidate:
-    return Candidate(image_id, uncertainty, float(seconds), np.array(direction, np.float64))
+def candidate(
+    image_id: str,
+    uncertainty: float,
+    direction: tuple[float, float],
+    seconds: float = 1.0,
+    classes: tuple[int, ...] = (1,),
+) -> Candidate:
+    return Candidate(image_id, uncertainty, float(seconds), np.array(direction, np.float64), classes)
+
+
+def seen(direction: tuple[float, float], classes: tuple[int, ...] = (1,)) -> Known:
+    return Known(classes, np.array(direction, np.float64))
 
 
 def ids(candidates: list[Candidate], known: list[tuple[float, float]], seconds: float) -> list[str]:
-    return [
-        one.candidate.image_id for one in choose(candidates, [np.array(k, np.float64) for k in known], float(seconds))
-    ]
+    return [one.candidate.image_id for one in choose(candidates, [seen(k) for k in known], float(seconds))]
 
 
 class TestChoice:
@@ -59,7 +67,7 @@ class TestChoice:
     def test_what_lies_beside_a_known_image_comes_last(self) -> None:
         some = [candidate("a", 0.9, (1, 0)), candidate("b", 0.1, (0, 1))]
         assert ids(some, [(2, 0)], 2) == ["b", "a"]
-        (first, last) = choose(some, [np.array((2.0, 0.0))], 2.0)
+        (first, last) = choose(some, [seen((2, 0))], 2.0)
         assert (first.distance, last.distance) == (1.0, 0.0)
 
     def test_the_worth_is_that_of_a_second(self) -> None:
@@ -76,30 +84,63 @@ class TestChoice:
         assert ids(some, [], 100) == ["cheap"]
         assert sorted(ids(some, [], 280)) == ["cheap", "dear"]
 
+    def test_a_class_that_few_known_images_show_comes_first(self) -> None:
+        some = [candidate("cat", 0.9, (0, 1), classes=(1,)), candidate("train", 0.3, (0, 1), classes=(2,))]
+        known = [seen((1, 0), classes=(1,))] * 2
+        first, last = choose(some, known, 2.0)
+        assert (first.candidate.image_id, first.rarity) == ("train", 1.0)
+        assert (last.candidate.image_id, last.rarity) == ("cat", pytest.approx(1 / 9))
+
+    def test_what_was_taken_counts(self) -> None:
+        cats = [candidate(f"cat{n}", 0.9, (np.cos(n), np.sin(n)), classes=(1,)) for n in range(3)]
+        birds = [candidate(f"bird{n}", 0.5, (np.cos(n), np.sin(n)), classes=(2,)) for n in range(3)]
+        taken = [one.candidate.classes for one in choose([*cats, *birds], [seen((-1, 0), (3,))], 4.0)]
+        assert sorted(taken) == [(1,), (1,), (2,), (2,)]
+
+    def test_more_classes_in_an_image_are_not_worth_more(self) -> None:
+        some = [candidate("both", 0.5, (0, 1), classes=(1, 2)), candidate("rare", 0.5, (0, 1), classes=(2,))]
+        first, _ = choose(some, [seen((1, 0), (1,))], 2.0)
+        assert (first.candidate.image_id, first.rarity) == ("rare", 1.0)
+        both, _ = choose([candidate("both", 0.9, (0, 1), classes=(1, 2)), some[1]], [seen((1, 0), (1,))], 2.0)
+        assert (both.candidate.image_id, both.rarity) == ("both", (1 / 4 + 1) / 2)
+
+    def test_images_of_background_alone_are_a_class(self) -> None:
+        some = [candidate("empty", 0.5, (0, 1), classes=()), candidate("cat", 0.4, (0, 1), classes=(1,))]
+        assert [one.rarity for one in choose(some, [seen((1, 0), ())], 2.0)] == [1.0, 1 / 4]
+
     def test_the_order_of_the_candidates_changes_nothing(self) -> None:
-        random = np.random.default_rng(0)
-        some = [Candidate(f"{n:03}", float(random.random()), 1.0, random.normal(size=8)) for n in range(40)]
-        known = [random.normal(size=8) for _ in range(3)]
+        some, known = self.invented(40)
         first = choose(some, known, 20.0)
-        again = choose([some[n] for n in random.permutation(40)], known, 20.0)
+        again = choose([some[n] for n in np.random.default_rng(2).permutation(40)], known[::-1], 20.0)
         assert [one.candidate.image_id for one in first] == [one.candidate.image_id for one in again]
-        assert all(0 <= one.distance <= FARTHEST for one in first)
+        assert all(0 <= one.distance <= FARTHEST and 0 < one.rarity <= 1 for one in first)
 
     def test_each_step_is_the_greedy_one(self) -> None:
         """Against the rule, written out naively."""
-        random = np.random.default_rng(1)
-        left = [Candidate(f"{n:03}", float(random.random()), 1.0, random.normal(size=5)) for n in range(15)]
-        centres = [random.normal(size=5) for _ in range(2)]
-        for one in choose([*left], [*centres], 8.0):
+        left, known = self.invented(15)
+        for one in choose([*left], [*known], 8.0):
 
             def gain(candidate: Candidate) -> float:
                 unit = candidate.features / np.linalg.norm(candidate.features)
-                return candidate.uncertainty * min(1 - float(unit @ (c / np.linalg.norm(c))) for c in centres)
+                distance = min(1 - float(unit @ (k.features / np.linalg.norm(k.features))) for k in known)
+                counts = [sum(c in k.classes for k in known) for c in candidate.classes]
+                return candidate.uncertainty * distance * float(np.mean([(1 + n) ** -2.0 for n in counts]))
 
             best = max(left, key=gain)
             assert one.candidate is best
             left.remove(best)
-            centres.append(best.features)
+            known.append(Known(best.classes, best.features))
+
+    @staticmethod
+    def invented(n: int) -> tuple[list[Candidate], list[Known]]:
+        """Candidates that differ in everything but the cost, and three known images."""
+        random = np.random.default_rng(0)
+
+        def classes() -> tuple[int, ...]:
+            return tuple(sorted(random.choice(np.arange(1, 6), random.integers(1, 4), replace=False).tolist()))
+
+        some = [Candidate(f"{k:03}", float(random.random()), 1.0, random.normal(size=8), classes()) for k in range(n)]
+        return some, [Known(classes(), random.normal(size=8)) for _ in range(3)]
 
     def test_an_outline_without_tags_costs_both(self) -> None:
         assert [COST.of("masks", True), COST.of("masks", False), COST.of("tags", False)] == [240, 260, 20]
@@ -168,6 +209,7 @@ def test_a_list_a_sheet_and_tasks_that_begin_with_predictions(project: Path) -> 
     begin = "/data/local-files/?d="
     assert [task["data"]["image"] for task in tasks] == [f"{begin}{row['image_id']}.jpg" for row in rows]
     assert all(task["predictions"][0]["model_version"] == "deeplab" for task in tasks)
+    assert all(0 < float(row["uncertainty"]) <= 1 and 0 < float(row["rarity"]) <= 1 for row in rows)
     assert [image.attrib["name"] for image in ElementTree.parse("out/cvat.xml").iter("image")] == [
         f"{row['image_id']}.jpg" for row in rows
     ]
@@ -199,6 +241,7 @@ def test_masks_that_the_split_withholds_are_not_seen(project: Path) -> None:
     assert [r.image_id for r in found.known] == ["000", "001"]
     assert [r.image_id for r in found.wanting] == [f"{n:03}" for n in range(2, 10)]
     assert [bool(r.tags) for r in found.wanting] == [True] * 6 + [False] * 2
+    assert [found.shown(r) for r in found.known] == [r.label_classes for r in found.known]
 
 
 @pytest.mark.parametrize(
@@ -220,21 +263,36 @@ def test_a_project_without_a_split_is_told(project: Path) -> None:
 
 
 class TestUncertainty:
-    """Of scores that are known."""
+    """Of probabilities that are known."""
+
+    def test_it_is_the_entropy_among_the_tags(self) -> None:
+        q = torch.tensor([[0.4], [0.4], [0.2]])
+        assert uncertainty(q, [0, 1]) == pytest.approx(1.0, abs=1e-4)
+        thirds = np.array([2 / 3, 1 / 3])
+        expected = -(thirds * np.log(thirds)).sum() / np.log(2)
+        assert uncertainty(q, [0, 2]) == pytest.approx(expected, abs=1e-4)
+        assert uncertainty(q, [0]) == 0
+
+    def test_it_is_the_mean_over_pixels(self) -> None:
+        q = torch.tensor([[1.0, 0.5], [0.0, 0.5]])
+        assert uncertainty(q[:, :1], [0, 1]) == pytest.approx(0, abs=1e-5)
+        assert uncertainty(q, [0, 1]) == pytest.approx(0.5, abs=1e-5)
 
     @pytest.fixture
     def looker(self, project: Path) -> Looker:
         return Looker(models.load(project / "segmenters/deeplab", device="cpu"))
 
-    def test_it_is_the_entropy_among_the_tags(self, looker: Looker) -> None:
+    def test_scores_become_probabilities_first(self, looker: Looker) -> None:
         probabilities = torch.full((len(NAMES),), 1e-6)
         probabilities[[0, 1, 2]] = torch.tensor([0.4, 0.4, 0.2])
         scores = Enlarged(probabilities.log()[:, None, None].expand(-1, 8, 8).contiguous())
         assert looker._uncertainty(scores, [0, 1]) == pytest.approx(1.0, abs=1e-4)
-        thirds = np.array([2 / 3, 1 / 3])
-        expected = -(thirds * np.log(thirds)).sum() / np.log(2)
-        assert looker._uncertainty(scores, [0, 2]) == pytest.approx(expected, abs=1e-4)
-        assert looker._uncertainty(scores, [0]) == 0
+
+    def test_classes_are_the_tags_or_what_is_labelled(self, looker: Looker) -> None:
+        picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+        assert looker(picture, [2]).classes == (2,)
+        free = looker(picture, None)
+        assert free.classes == tuple(k for k in np.unique(free.labels) if k and (free.labels == k).mean() >= 0.01)
 
     def test_features_are_those_of_the_trunk(self, looker: Looker) -> None:
         picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)

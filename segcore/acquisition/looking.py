@@ -18,14 +18,30 @@ from segcore.prediction.model import Model, Pixels
 SAMPLES = 80
 """Pixels along the shorter side at which the entropy is taken: scores come from coarser grids."""
 
+SHOWN = 0.01
+"""The part of an image without tags that a class must cover to be one that it shows."""
+
 
 @dataclass(frozen=True)
 class Seen:
-    """Of an image: what the system would label, its `uncertainty` in 0..1, and the mean of its trunk's map."""
+    """Of an image: what the system would label, its `uncertainty` in 0..1, and the mean of its trunk's map.
+
+    `classes` are its tags, or, where it has none, those that the system labels on more than specks.
+    """
 
     labels: UInt8[np.ndarray, "H W"]
     uncertainty: float
     features: Float[np.ndarray, " C"]
+    classes: tuple[int, ...]
+
+
+def uncertainty(probabilities: Float[Tensor, "K P"], allowed: Sequence[int]) -> float:
+    """The mean over pixels of the entropy among the allowed classes, 1 being that of a throw of the dice."""
+    if len(allowed) < 2:
+        return 0.0
+    p = probabilities[list(allowed)].clamp(min=1e-8)
+    p = p / p.sum(0, keepdim=True)
+    return float(-(p * p.log()).sum(0).mean()) / float(np.log(len(allowed)))
 
 
 class Looker:
@@ -49,18 +65,14 @@ class Looker:
             (scores,) = self.model.scores([picture])
             found = self.model.said(scores, picture, tags, confidence=False)
         allowed = range(len(self.model.classes)) if tags is None else [0, *tags]
-        return Seen(found.labels, self._uncertainty(scores, list(allowed)), np.mean(heard, axis=0))
+        covered = np.bincount(found.labels.ravel(), minlength=1)[1:] >= SHOWN * found.labels.size
+        shown = tuple((np.flatnonzero(covered) + 1).tolist()) if tags is None else tuple(tags)
+        return Seen(found.labels, self._uncertainty(scores, list(allowed)), np.mean(heard, axis=0), shown)
 
     @torch.no_grad()
     def _uncertainty(self, scores: ScoreMaps, allowed: list[int]) -> float:
-        """The mean over pixels of the entropy among the allowed classes, 1 being that of a throw of the dice."""
-        if len(allowed) < 2:
-            return 0.0
         some = scores.sampled(max(1, min(scores.height, scores.width) // SAMPLES))
-        probabilities = self.model.system.probabilities(some[None])[0][allowed].clamp(min=1e-8)
-        probabilities = probabilities / probabilities.sum(0, keepdim=True)
-        entropy = -(probabilities * probabilities.log()).sum(0).mean()
-        return float(entropy) / float(np.log(len(allowed)))
+        return uncertainty(self.model.system.probabilities(some[None])[0].flatten(1), allowed)
 
 
 @contextmanager

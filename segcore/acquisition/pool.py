@@ -17,6 +17,11 @@ class Pool:
     wanting: list[Record]
     known: list[Record]
     classes: list[str]
+    kind: Kind
+
+    def shown(self, known: Record) -> tuple[int, ...]:
+        """The classes that a known image shows by its annotation of this kind."""
+        return (known.label_classes or ()) if self.kind == "masks" else known.tags
 
 
 def pool(data: Path, kind: Kind) -> Pool:
@@ -45,7 +50,7 @@ def pool(data: Path, kind: Kind) -> Pool:
         wanting = [record for record in training if not is_tagged[record.image_id]]
     if not wanting:
         raise Problem(f"{data}: every training image has {kind}, so there is nothing to choose from")
-    return Pool([_as_seen(record, is_tagged) for record in wanting], known, classes)
+    return Pool([_as_seen(record, is_tagged) for record in wanting], known, classes, kind)
 
 
 def _as_seen(record: Record, is_tagged: dict[str, bool]) -> Record:

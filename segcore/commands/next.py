@@ -31,7 +31,7 @@ def next_(
     ] = "/data/local-files/?d=",
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; a GPU if there is one.")] = None,
 ) -> None:
-    """Which images to outline or tag next: those the model is unsure of, and that are unlike each other.
+    """Which images to outline or tag next: the model is unsure of them, and their classes are known from few images.
 
     Writes next.csv (the most worthwhile first), sheet.png, and what the model would label as pre-annotations:
     label-studio.json with label-studio.xml, and cvat.xml. `make curve` says which of the two kinds is worth more.
@@ -41,7 +41,7 @@ def next_(
       segcore next data/own/segmenters/deeplab --budget 30m --out next
     """
     with app.told():
-        from segcore.acquisition.choice import Candidate, Cost, choose
+        from segcore.acquisition.choice import Candidate, Cost, Known, choose
         from segcore.acquisition.looking import Looker
         from segcore.acquisition.pool import pool
         from segcore.data.pictures import read_image
@@ -54,12 +54,15 @@ def next_(
         looker = Looker(load(model, device=device))
         if [*looker.model.classes] != images.classes:
             raise Problem(f"{model} was trained for other classes than {data} has; train it again")
-        known = [looker(read_image(r.image), r.tags or None).features for r in watched(images.known, "known images")]
+        known = [
+            Known(images.shown(record), looker(read_image(record.image), record.tags or None).features)
+            for record in watched(images.known, "known images")
+        ]
         candidates = []
         for record in watched(images.wanting, "images to choose from"):
             seen = looker(read_image(record.image), record.tags or None)
             price = cost.of(kind, bool(record.tags))
-            candidates.append(Candidate(record.image_id, seen.uncertainty, price, seen.features))
+            candidates.append(Candidate(record.image_id, seen.uncertainty, price, seen.features, seen.classes))
         chosen = choose(candidates, known, seconds)
         if not chosen:
             least = min(candidate.seconds for candidate in candidates)
@@ -115,15 +118,17 @@ def write(out: Path, chosen: "list[Chosen]", images: "Pool", looker: "Looker", p
     tiles: list[sheet.Tile] = []
     table = io.StringIO()
     lines = csv.writer(table, lineterminator="\n")
-    lines.writerow(["rank", "image_id", "image", "tags", "seconds", "uncertainty", "distance"])
+    lines.writerow(["rank", "image_id", "image", "tags", "seconds", "uncertainty", "rarity", "distance"])
     for rank, one in enumerate(chosen, start=1):
         candidate, record = one.candidate, records[one.candidate.image_id]
         picture = read_image(record.image)
         labels = looker(picture, record.tags or None).labels
         names = [classes[tag] for tag in record.tags]
         tags = "|".join(as_cell(name) for name in names)
-        numbers = (f"{candidate.seconds:.1f}", f"{candidate.uncertainty:.4f}", f"{one.distance:.4f}")
-        lines.writerow([rank, as_cell(record.image_id), as_cell(text_of(record.image)), tags, *numbers])
+        worth = (f"{number:.4f}" for number in (candidate.uncertainty, one.rarity, one.distance))
+        lines.writerow(
+            [rank, as_cell(record.image_id), as_cell(text_of(record.image)), tags, f"{candidate.seconds:.1f}", *worth]
+        )
         found = frozenset(names) or frozenset(classes[k] for k in {*labels.ravel().tolist()} if k)
         items.append(
             Item(
@@ -132,7 +137,10 @@ def write(out: Path, chosen: "list[Chosen]", images: "Pool", looker: "Looker", p
             )
         )  # fmt: skip
         if rank <= sheet.MOST:
-            title, note = f"{rank}. {record.image_id}", f"unsure {candidate.uncertainty:.2f}, new {one.distance:.2f}"
+            title, note = (
+                f"{rank}. {record.image_id}",
+                f"unsure {candidate.uncertainty:.2f}, rare {one.rarity:.2f}, new {one.distance:.2f}",
+            )
             tiles.append(sheet.Tile(picture, labels, title, note))
     write_png(out / "sheet.png", sheet.drawn(tiles))
     tasks = label_studio.write(items, classes[1:], prefix, looker.model.name)
