@@ -1,7 +1,7 @@
 """Whether `segcore next` chooses better than chance, and why: `python -m benchmarks.next_frozen --weights FILE`.
 
 `benchmarks.next` trains a system for each seed and arm, which takes hours. Here a frozen ResNet looks at every image
-once, and what is trained is a layer of its cells (`benchmarks.frozen_cells`): a second. The rest is the command's own:
+once, and what is trained is a layer of its cells (`next_parts.frozen_cells`): a second. The rest is the command's own:
 candidates with tags, what is expected of them, distances of mean maps, a budget in a person's time, which pays for as
 many images in every arm. Arms beside `next` and `random` leave a part of it out, or know the truth.
 
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import frozen_cells
-from benchmarks.frozen_cells import Looked
-from benchmarks.next_arms import ARMS, COST, Start
+from benchmarks.next_parts import frozen_cells
+from benchmarks.next_parts.arms import ARMS, COST, Start
+from benchmarks.next_parts.frozen_cells import Looked
 from segcore.commands.next import seconds_of
 from segcore.data.manifest import Record, read_class_names, read_ids, read_manifest
 from segcore.data.splits import per_class

@@ -7,15 +7,11 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 import benchmarks
-from benchmarks import exporting, inference, next_frozen
+from benchmarks import exporting, inference
 from segcore.errors import Problem
-from segcore.evaluation.per_image import ImageCounts
-from tests.devkit import make_record
 
 STARTED = sorted(m.name for m in iter_modules(benchmarks.__path__) if not m.ispkg and m.name != "__main__")
 
@@ -67,50 +63,3 @@ def test_a_table_of_exports_tells_what_does_not_export(
     assert {*json.loads((tmp_path / "table.json").read_text())} == {"command", "commit", "machine"}
     capsys.readouterr()
     assert exporting.main(["--data", str(tmp_path)]) == 2
-
-
-class TestNextFrozen:
-    """Cells whose first two numbers say their class."""
-
-    ids = [str(number) for number in range(12)]
-
-    @pytest.fixture
-    def data(self) -> next_frozen.Looked:
-        random = np.random.default_rng(0)
-        labels = random.integers(0, 3, (12, next_frozen.CELLS**2))
-        cells = random.normal(0, 0.1, (12, 4, next_frozen.CELLS**2))
-        cells[:, 0], cells[:, 1] = labels == 1, labels == 2
-        place = {image_id: number for number, image_id in enumerate(self.ids)}
-        return next_frozen.Looked(place, cells.astype(np.float16), labels)
-
-    def test_a_layer_learns_the_cells_of_other_images(self, data: next_frozen.Looked) -> None:
-        layer = next_frozen.Layer(data, self.ids[:3], 3)
-        right = layer("7").argmax(0) == torch.from_numpy(data.labels[7])
-        assert right.float().mean() > 0.99
-
-    def test_both_arms_spend_the_same_on_images_that_are_not_known(self, data: next_frozen.Looked) -> None:
-        known = self.ids[:3]
-        wanting = [make_record(i, Path(i), None, 80, 60, (1, 2), "train") for i in self.ids[3:]]
-        layer = next_frozen.Layer(data, known, 3)
-        for budget in (0.0, 240.0, 1000.0, 1e6):
-            mine = next_frozen.by_next(layer, wanting, known, budget)
-            others = next_frozen.at_random(wanting, 0, budget)
-            assert len(mine) == len(others) == min(len(wanting), int(budget / 239.7))
-            assert not {*mine, *others} & {*known}
-            assert len({*mine}) == len(mine)
-
-    def test_better_at_every_budget_is_better(self, capsys: pytest.CaptureFixture[str]) -> None:
-        def counts(right: int) -> ImageCounts:
-            parts = np.array([[right, right], [100, 100], [100, 100]])
-            return ImageCounts(("a", "b", "c"), np.stack([parts, parts - 1, parts + 1]))
-
-        found = {
-            seed: {("start", 0.0): counts(20)} | {(arm, b): counts(s + seed) for b in (1.0, 2.0) for arm, s in arms}
-            for arms in [(("next", 70), ("random", 40))]
-            for seed in (0, 1, 2)
-        }
-        assert next_frozen.told(found, [1.0, 2.0])
-        swapped = {"next": "random", "random": "next", "start": "start"}
-        worse = {seed: {(swapped[arm], b): one for (arm, b), one in some.items()} for seed, some in found.items()}
-        assert not next_frozen.told(worse, [1.0, 2.0])
-        assert "mean over budgets: next over random +" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.frozen_cells import Linear, Looked
+from benchmarks.next_parts.frozen_cells import Linear, Looked
 from segcore.acquisition.choice import Candidate, Cost, Known, choose
 from segcore.acquisition.looking import uncertainty
 from segcore.data.manifest import Record

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import frozen_cells
 from benchmarks import next_frozen as benchmark
-from benchmarks.frozen_cells import CELLS, Looked
-from benchmarks.next_arms import ARMS, Start
+from benchmarks.next_parts import frozen_cells
+from benchmarks.next_parts.arms import ARMS, Start
+from benchmarks.next_parts.frozen_cells import CELLS, Looked
 from segcore.data.manifest import Record
 from segcore.evaluation.per_image import ImageCounts
 
