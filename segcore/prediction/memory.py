@@ -6,7 +6,7 @@ import sys
 TRIM_THRESHOLD, MMAP_THRESHOLD, MOST_ARENAS = -1, -3, -8
 """Of glibc's `mallopt`."""
 
-KEPT = 64 * 2**20
+KEPT = 40 * 2**20
 """Bytes up to which a piece is kept: the maps of a network are, a picture of 24 megapixels is not."""
 
 
