@@ -65,8 +65,7 @@ class Start:
 
     @cached_property
     def _means(self) -> Float[np.ndarray, "N C"]:
-        inside = self.data.inside[..., None]
-        return ((self.data.cells * inside).sum(1) / inside.sum(1)).numpy()
+        return self.data.means().numpy()
 
     def _as_drawn(self) -> list[float]:
         """Nothing but who comes first among equals."""

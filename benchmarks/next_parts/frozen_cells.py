@@ -50,11 +50,14 @@ class Looked:
         place = {image_id: number for number, image_id in enumerate(ids)}
         return Looked(place, self.cells[at], self.labels[at], self.inside[at])
 
+    def means(self) -> Float[Tensor, "N C"]:
+        """Mean values of an image."""
+        inside = self.inside[..., None]
+        return (self.cells * inside).sum(1) / inside.sum(1)
+
     def pooled(self) -> Float[Tensor, "N 2C"]:
         """Mean and greatest values of an image."""
-        inside = self.inside[..., None]
-        mean = (self.cells * inside).sum(1) / inside.sum(1)
-        return torch.cat([mean, self.cells.masked_fill(~inside, -1e4).amax(1)], dim=1)
+        return torch.cat([self.means(), self.cells.masked_fill(~self.inside[..., None], -1e4).amax(1)], dim=1)
 
 
 def looked(records: Sequence[Record], trunk: str, weights: Path, keep: Path) -> Looked:

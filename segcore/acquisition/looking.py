@@ -65,9 +65,8 @@ class Looker:
             (scores,) = self.model.scores([picture])
             found = self.model.said(scores, picture, tags, confidence=False)
         allowed = range(len(self.model.classes)) if tags is None else [0, *tags]
-        covered = np.bincount(found.labels.ravel(), minlength=1)[1:] >= SHOWN * found.labels.size
-        shown = tuple((np.flatnonzero(covered) + 1).tolist()) if tags is None else tuple(tags)
-        return Seen(found.labels, self._uncertainty(scores, list(allowed)), np.mean(heard, axis=0), shown)
+        shown = tags if tags is not None else (np.flatnonzero(found.shares[1:] >= SHOWN) + 1).tolist()
+        return Seen(found.labels, self._uncertainty(scores, list(allowed)), np.mean(heard, axis=0), tuple(shown))
 
     @torch.no_grad()
     def _uncertainty(self, scores: ScoreMaps, allowed: list[int]) -> float:

@@ -9,6 +9,9 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, MOST_ARENAS = -1, -3, -8
 KEPT = 40 * 2**20
 """Bytes up to which a piece is kept: the maps of a network are, a picture of 24 megapixels is not."""
 
+KEPT_AT_LEAST = 32 * 2**20
+"""What an older glibc takes, which refuses more."""
+
 
 def keep() -> None:
     """Have this process keep memory from now on; where it has no glibc, nothing happens.
@@ -17,7 +20,7 @@ def keep() -> None:
     anew. It is the process's own decision, so commands ask for it, and nothing that is imported.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(MMAP_THRESHOLD, KEPT)
+    # Without a threshold, the next line would have every piece go back: nothing is set then.
+    if mallopt is not None and (mallopt(MMAP_THRESHOLD, KEPT) or mallopt(MMAP_THRESHOLD, KEPT_AT_LEAST)):
         mallopt(TRIM_THRESHOLD, 2**31 - 1)
         mallopt(MOST_ARENAS, 1)  # those of other threads give their memory back all the same
