@@ -15,6 +15,7 @@ from segcore.cli import marks
 from segcore.commands import repro
 from tests import warm
 from tests.devkit import PROJECT
+from tests.tiny import tiny_params
 
 STAGE = """
 import sys, time
@@ -284,3 +285,14 @@ def test_a_plain_dvc_does_not_spoil_the_copy(finished: tuple[Project, str]) -> N
     assert (project.folder / marks.COPY).read_text() == whole
     assert ran(project.repro()) == []
     assert project.lock.read_text() == whole
+
+
+def test_a_data_set_that_is_not_there_is_told_by_its_key(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """DVC would name the folder alone."""
+    tiny_params(inside / "params.yaml", **{"dataset.root": "nowhere"})
+    repro._tell_of_the_root(Path("params.yaml"))
+    assert "dataset.root: nowhere: there is no such folder; name that of your data set" in capsys.readouterr().out
+    (inside / "nowhere").mkdir()
+    repro._tell_of_the_root(Path("params.yaml"))
+    repro._tell_of_the_root(Path("no_such.yaml"))
+    assert capsys.readouterr().out == ""

@@ -45,12 +45,26 @@ def main(arguments: list[str]) -> int:
             if code == 0:
                 marks.keep(marks.text_of(marks.LOCK))
                 marks.clear()
+            else:
+                _tell_of_the_root(Path("params.yaml"))
             return code
     except Problem as problem:
         console.complain(str(problem))
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _tell_of_the_root(params: Path) -> None:
+    """Where the data set's folder is not there, DVC names the folder alone, and no stage gets as far as saying more."""
+    from segcore.config.settings import load
+
+    if not params.is_file():
+        return
+    with contextlib.suppress(Problem):  # of which check_params has told
+        root = load(params).dataset.root
+        if "://" not in root and not Path(root).exists():
+            console.complain(f"dataset.root: {root}: there is no such folder; name that of your data set in {params}")
 
 
 @contextlib.contextmanager
