@@ -21,7 +21,7 @@ from segcore.data.samples import TaggedImages
 from segcore.errors import Problem
 from segcore.exchange import packs
 from stages import prepare
-from tests.stores import Store, served
+from tests.stores import Store, in_front_of, served
 from tests.test_webdataset import batches, packed, shards_section
 from tests.tiny import STAGES, files, run_stages, tiny_dataset, tiny_params
 
@@ -279,24 +279,30 @@ class TestS3:
     """Against moto, a server that speaks S3."""
 
     @pytest.fixture
-    def bucket(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    def between(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+        """The server, behind one that spoils its answers; the bucket `pictures` has the shards."""
         boto3, s3fs, moto = (import_module(name) for name in ("boto3", "s3fs", "moto.server"))
         server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
         host, port = server.get_host_and_port()
         for key, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
         }.items():  # fmt: skip
             monkeypatch.setenv(key, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        remote._resolved.cache_clear()
-        client: Any = boto3.client("s3")
+        client: Any = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
         client.create_bucket(Bucket="pictures")
         for path in store.root.glob("*.tar"):
             client.upload_file(str(path), "pictures", f"tiny/{path.name}")
-        yield "s3://pictures/tiny"
+        with in_front_of(f"http://{host}:{port}", store.root) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+            s3fs.S3FileSystem.clear_instance_cache()
+            remote._resolved.cache_clear()
+            yield proxy
         server.stop()
+
+    @pytest.fixture
+    def bucket(self, between: Store) -> str:
+        return "s3://pictures/tiny"
 
     def test_batches_and_index_are_those_of_the_folder(self, bucket: str, store: Store) -> None:
         run_stages("prepare", params=Path("params.yaml"))
@@ -321,3 +327,54 @@ class TestS3:
         import_module("s3fs").S3FileSystem.clear_instance_cache()
         with pytest.raises(Problem, match="could not be read in 6 tries"):
             read_image(record.image)
+
+    @pytest.mark.parametrize("fault", ["500", "cut", "short", "wrong"])
+    def test_what_fails_for_a_while_changes_nothing(self, bucket: str, between: Store, fault: str) -> None:
+        if fault != "wrong":  # which nobody can tell before there are sums of the pictures
+            between.fault = first_faults(2, fault)(between)
+        records = read_manifest(prepared(bucket)).of_split("train")
+        between.fault = lambda number, path: None
+        expected = batches(TaggedImages(records, 3, 72, 64))
+        for cache in (None, kept_shards.Cache(Path("cache"), 1e9)):
+            kept_shards.use(cache)
+            between.requests.clear()
+            between.fault = first_faults(2, fault)(between)
+            assert batches(TaggedImages(records, 3, 72, 64)) == expected
+            assert len(between.requests) > len({*between.requests}), "nothing went wrong"
+
+    @pytest.mark.parametrize("fault", ["500", "cut", "short", "wrong"])
+    def test_what_fails_for_good_is_one_clear_problem(self, bucket: str, between: Store, fault: str) -> None:
+        record = read_manifest(prepared(bucket))["train_000"]
+        before = files(Path("prepared"))
+        between.fault = lambda number, path: fault
+        between.requests.clear()
+        said = rf"{bucket}/{TRAIN}: could not be read in {remote.TRIES} tries"
+        with pytest.raises(Problem, match=said):
+            read_image(record.image)
+        assert len(between.requests) == remote.TRIES
+        kept_shards.use(kept_shards.Cache(Path("cache"), 1e9))
+        with pytest.raises(Problem, match=said):
+            read_image(record.image)
+        assert not [path for path in Path("cache").rglob("*.tar*") if path.is_file()]
+        with pytest.raises(Problem, match="nothing but zeros" if fault == "wrong" else said):
+            prepared(bucket)
+        assert files(Path("prepared")) == before
+
+    def test_a_server_that_hangs_is_given_up(
+        self, bucket: str, between: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        record = read_manifest(prepared(bucket))["train_000"]
+        monkeypatch.setattr(remote, "PATIENCE", 0.2)
+        between.fault = lambda number, path: "hang"
+        begin = time.monotonic()
+        with pytest.raises(Problem, match="could not be read in 6 tries"):
+            read_image(record.image)
+        assert time.monotonic() - begin < 5
+
+    def test_what_is_forbidden_midway_is_told_at_once(self, bucket: str, between: Store) -> None:
+        record = read_manifest(prepared(bucket))["train_000"]
+        between.requests.clear()
+        between.fault = lambda number, path: "403"
+        with pytest.raises(Problem, match=f"{TRAIN}: may not be read .*; check the credentials"):
+            read_image(record.image)
+        assert len(between.requests) == 1

@@ -140,7 +140,10 @@ def _resolved(address: str, process: int) -> Any:
 
     # Retries are ours alone; those of a store's own client would multiply with them.
     own = {"s3": {"config_kwargs": {"retries": {"max_attempts": 0}}}, "s3a": {}}
-    return url_to_fs(address, **own.get(address.partition("://")[0], {}))
+    system, path = url_to_fs(address, **own.get(address.partition("://")[0], {}))
+    if hasattr(system, "retries"):  # s3fs has some beside those of its client
+        system.retries = 1
+    return system, path
 
 
 def _system(address: str) -> Any:
