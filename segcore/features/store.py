@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,25 +80,25 @@ class FeatureStore:
     def maps(self, squares: Float[Tensor, "B 3 S S"], levels: Sequence[int]) -> Features:
         """What the trunk makes of squares, RGB in 0..255 in whole numbers: the maps of some of its levels, no switches.
 
-        They are rounded to bf16 whether they are found or computed, and come in the precision of the run. Others of
-        the levels are not there: to read one is an IndexError.
+        They are rounded to bf16 whether they are found or computed, and come in the precision of the run. The maps of
+        other levels have no cells.
         """
         whole = squares.to(torch.uint8)
         if not torch.equal(whole.to(squares.dtype), squares):
             raise ValueError("squares whose maps are stored have whole numbers from 0 to 255")
         each = [self._maps(square, levels) for square in whole.cpu()]
         kind = torch.bfloat16 if self.runtime.precision == "bf16" else torch.float32
-        maps = {
-            level: torch.stack([of[place] for of in each]).to(self.runtime.device, kind).permute(0, 3, 1, 2)
-            for place, level in enumerate(levels)
-        }
-        count = len(self.trunk.level_channels)
-        return Features(_Some(maps, count), (None,) * count)
+        channels = self.trunk.level_channels
+        maps = [torch.empty(len(each), count, 0, 0, dtype=kind, device=self.runtime.device) for count in channels]
+        for place, level in enumerate(levels):
+            maps[level] = torch.stack([of[place] for of in each]).to(maps[level]).permute(0, 3, 1, 2)
+        return Features(tuple(maps), (None,) * len(channels))
 
     def _maps(self, square: UInt8[Tensor, "3 S S"], levels: Sequence[int]) -> list[BFloat16[Tensor, "_ _ _"]]:
         """The maps of one square, channels last."""
+        square = square.contiguous()  # whatever its batch was: another layout in memory may round otherwise
         name = hashlib.sha256(f"{tuple(square.shape)}".encode())
-        name.update(square.contiguous().numpy())
+        name.update(square.numpy())
         path = self._path(f"maps-{'-'.join(map(str, levels))}", name.hexdigest())
         self.asked += 1
         found = _read(path)
@@ -147,31 +147,6 @@ class FeatureStore:
         self._room += _bytes(oldest) // self.runtime.world
         shutil.rmtree(oldest, ignore_errors=True)
         return True
-
-
-class _Some(Sequence[Tensor]):
-    """The maps of some of so many levels."""
-
-    def __init__(self, maps: dict[int, Tensor], count: int) -> None:
-        self.maps = maps
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    @overload
-    def __getitem__(self, level: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, level: slice) -> Sequence[Tensor]: ...
-
-    def __getitem__(self, level: int | slice) -> Tensor | Sequence[Tensor]:
-        if isinstance(level, slice):
-            return [self[one] for one in range(self.count)[level]]
-        wanted = range(self.count)[level]
-        if wanted not in self.maps:
-            raise IndexError(f"the maps of level {wanted} are not stored, those of {sorted(self.maps)} are")
-        return self.maps[wanted]
 
 
 def _named(head: PooledHead) -> str:
