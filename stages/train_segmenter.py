@@ -120,7 +120,10 @@ def looked_up(model: System, recipe: RecipeParams, device: Runtime, every_level:
     def store_of(trunk: Trunk) -> FeatureStore:
         # Named as it will compute: where `Fit` lays it out, before it turns layers into those that processes share.
         trunk.to(device=device.device).to(memory_format=layout)  # type: ignore[call-overload]
-        return FeatureStore(scratch.FOLDER / "features", trunk, device)
+        store = FeatureStore(scratch.FOLDER / "features", trunk, device)
+        if recipe.compile:  # of which reading files can be no part
+            store.maps = torch.compiler.disable(store.maps)  # type: ignore[method-assign]
+        return store
 
     return model.look_up(store_of, every_level)
 

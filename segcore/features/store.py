@@ -76,7 +76,6 @@ class FeatureStore:
             self._write(path, found)
         return {name: value.numpy() for name, value in found.items()}
 
-    @torch.compiler.disable
     def maps(self, squares: Float[Tensor, "B 3 S S"], levels: Sequence[int]) -> Features:
         """What the trunk makes of squares, RGB in 0..255 in whole numbers: the maps of some of its levels, no switches.
 
@@ -98,7 +97,7 @@ class FeatureStore:
         """The maps of one square, channels last."""
         square = square.contiguous()  # whatever its batch was: another layout in memory may round otherwise
         name = hashlib.sha256(f"{tuple(square.shape)}".encode())
-        name.update(square.numpy())
+        name.update(square.numpy().tobytes())
         path = self._path(f"maps-{'-'.join(map(str, levels))}", name.hexdigest())
         self.asked += 1
         found = _read(path)

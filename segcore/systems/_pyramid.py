@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 from jaxtyping import Float
 from pydantic import model_validator
@@ -37,20 +37,15 @@ class ZoomParams(Section):
     """The least and the greatest length of an image's longer side, over `input_size`, before a square is cut out."""
     brightness: Rate
     """Colours are multiplied by a factor from 1 - brightness to 1 + brightness."""
+    bank: Count | None = None
+    """Fixed views of each image, of which one is shown each time, for a trunk that does not learn: its maps of them are
+    computed once and stored. A key that does not apply does not exist: absent, every view is new."""
 
     @model_validator(mode="after")
     def _scales_are_ordered(self) -> "ZoomParams":
         if self.scales[0] > self.scales[1]:
             raise ValueError(f"scales {list(self.scales)} must be the least factor, then the greatest")
         return self
-
-
-class BankParams(ZoomParams):
-    """The same where the trunk stands still, so that views may repeat."""
-
-    bank: Count | None = None
-    """Fixed views of each image, of which one is shown each time; their maps are computed once and stored. A key that
-    does not apply does not exist: absent, every view is new."""
 
 
 class ZoomedTraining(systems.Training):
@@ -63,7 +58,6 @@ class ZoomedTraining(systems.Training):
 class PyramidTraining(ZoomedTraining):
     """What that of those has which learn from masks, pseudo-labels, or both."""
 
-    zoom: BankParams
     masks: bool
     """Strong images teach by their masks: alone with `labels: masks`, as half of every batch beside pseudo-labels."""
 
@@ -86,9 +80,9 @@ def network_of(params: ZoomedTraining, origin: Origin) -> PyramidNetwork:
 
 def zoom_of(params: ZoomedTraining, inputs: Inputs) -> Zoom:
     """How its pictures are cut out."""
-    views = params.zoom.bank if isinstance(params.zoom, BankParams) else None
-    bank = None if views is None else Bank(views, derived_seed(inputs.seed, "bank"))
-    return Zoom(params.network.input_size, params.zoom.scales, params.zoom.brightness, bank)
+    zoom = params.zoom
+    bank = None if zoom.bank is None else Bank(zoom.bank, derived_seed(inputs.seed, "bank"))
+    return Zoom(params.network.input_size, zoom.scales, zoom.brightness, bank)
 
 
 class OverFixedViews(System):
@@ -97,7 +91,6 @@ class OverFixedViews(System):
     With a bank of views the trunk does not learn and stays in eval mode, and what it makes of a square is looked up.
     """
 
-    params: ZoomedTraining
     store: FeatureStore | None = None
     levels: tuple[int, ...] = ()
     """Those whose maps are looked up."""
@@ -113,13 +106,13 @@ class OverFixedViews(System):
         """The levels below the top that the pyramid reads."""
 
     def look_up(self, store_of: Callable[[Trunk], FeatureStore], every_level: bool) -> FeatureStore | None:
-        if isinstance(self.params.zoom, BankParams) and self.params.zoom.bank is not None:
+        if self.params.zoom.bank is not None:
             top = len(self.trunk.level_channels) - 1
             self.levels = tuple(range(top + 1)) if every_level else (*sorted(self.joined), top)
             self.store = store_of(self.trunk.eval())
         return self.store
 
-    def train(self, mode: bool = True) -> "OverFixedViews":
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.store is not None:
             self.trunk.eval()

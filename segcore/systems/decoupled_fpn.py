@@ -87,7 +87,6 @@ class DecoupledFPN(OverFixedViews):
     """The whole network. The head of the classifier is frozen and always in eval mode, and so are the statistics of the
     trunk; its weights may learn along."""
 
-    params: Training
     prediction: Prediction
     pretrained = ("classifier.trunk.",)
 

@@ -44,7 +44,6 @@ __all__ = ["Prediction", "Training"]
 class FPN(OverFixedViews, OpenSystem):
     """The network and the losses of its scores."""
 
-    params: Training
     pretrained = ("network.trunk.",)
 
     def __init__(self, network: PyramidNetwork, n_classes: int, params: Training) -> None:

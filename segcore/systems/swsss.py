@@ -41,7 +41,6 @@ from segcore.systems._grid import SMALLEST_PREDICTION
 from segcore.systems._pixel_loss import PixelLoss, PixelLossParams
 from segcore.systems._pyramid import (
     SMALLEST_ZOOMED,
-    BankParams,
     OverFixedViews,
     ZoomedTraining,
     network_of,
@@ -53,7 +52,6 @@ from segcore.systems.contract import Inputs, Supervision
 class Training(ZoomedTraining):
     """What training a system with `module: swsss` depends on."""
 
-    zoom: BankParams
     pixel_loss: PixelLossParams | None = None
     """Of the masks. A key that does not apply does not exist: absent, it is the cross-entropy."""
     tag_weight: NotNegative
@@ -80,7 +78,6 @@ __all__ = ["Prediction", "Training"]
 class SWSSS(OverFixedViews):
     """H (`network`), P (`peer`), and what P's IoU on the masks was."""
 
-    params: Training
     pretrained = ("network.trunk.",)
     may_be_missing = ("peer.", "iou.")
     positive: Tensor | None
