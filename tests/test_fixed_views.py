@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from segcore import systems
-from segcore.cli import command
+from segcore.cli import command, looks
 from segcore.config.settings import Settings
 from segcore.data.batches import Batch, Mixed, Samples
 from segcore.data.manifest import Record
@@ -121,15 +122,21 @@ def test_a_bank_has_the_seed_of_the_run(records: list[Record], tmp_path: Path) -
 
 
 def trained(
-    module: str, trunk: str, samples: Samples, folder: Path, most_bytes: int = 2**30
+    module: str,
+    trunk: str,
+    samples: Samples,
+    folder: Path,
+    most_bytes: int = 2**30,
+    checkpoint: Path | None = None,
+    killed_after: int = 8,
 ) -> tuple[list[dict[str, float]], dict[str, Tensor], FeatureStore]:
     """Losses and weights of a few steps, and the store."""
     system = system_of(module, trunk, zoom={"bank": VIEWS}, **PYRAMIDS[module])
     store = system.look_up(lambda trunk: FeatureStore(folder, trunk, RUNTIME, most_bytes), every_level=False)
     assert store is not None
     system.begin(samples)  # type: ignore[arg-type]
-    fit = Fit(system, samples, recipe(multipliers={"pretrained": 0.0}, batch_size=4), 1, RUNTIME, None)
-    losses = [progress.losses for progress in fit]
+    fit = Fit(system, samples, recipe(multipliers={"pretrained": 0.0}, batch_size=4), 1, RUNTIME, checkpoint)
+    losses = [progress.losses for progress in (fit if killed_after == 8 else islice(fit, killed_after))]
     return losses, {name: value.clone() for name, value in system.state_dict().items()}, store
 
 
@@ -174,6 +181,20 @@ def test_a_store_that_vanishes_while_it_is_used_changes_nothing(records: list[Re
     gone = trained("fpn", "vgg16", vanishing, tmp_path / "gone")
     assert gone[0] == kept[0]
     assert gone[2].computed > kept[2].computed
+
+
+def test_a_run_that_was_killed_goes_on_whatever_is_stored(records: list[Record], tmp_path: Path) -> None:
+    pairs = zoomed(records)[2]
+    whole = trained("decoupled_fpn", "vgg16", pairs, tmp_path / "whole")
+    checkpoint = tmp_path / "run.pt"
+    killed = trained("decoupled_fpn", "vgg16", pairs, tmp_path / "killed", checkpoint=checkpoint, killed_after=5)
+    assert killed[0] == whole[0][:5]
+    assert checkpoint.is_file()
+    shutil.rmtree(tmp_path / "killed")
+    resumed = trained("decoupled_fpn", "vgg16", pairs, tmp_path / "killed", checkpoint=checkpoint)
+    assert resumed[0] == whole[0]
+    assert resumed[2].asked < whole[2].asked
+    assert all(torch.equal(value, resumed[1][name]) for name, value in whole[1].items())
 
 
 @pytest.mark.parametrize("module", systems.names())
@@ -269,7 +290,9 @@ def test_the_stage_writes_the_same_whatever_is_stored_and_by_however_many_proces
     train("first")
     maps = stored()
     assert maps
+    monkeypatch.setenv(looks.VARIABLE, "3:2")  # looks at a copy of the system, which has no store of its own
     train("again")
+    monkeypatch.delenv(looks.VARIABLE)
     assert stored() == maps
     shutil.rmtree(STORE)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

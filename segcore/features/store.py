@@ -112,6 +112,7 @@ class FeatureStore:
     @torch.no_grad()  # not inference_mode, as what is computed may be what a head learns from
     def _computed(self, square: UInt8[Tensor, "3 S S"]) -> Features:
         self.computed += 1
+        self.trunk.eval()  # a system in training has set it otherwise, with all its layers
         alone = square[None].float().to(self.runtime.device)
         with self.runtime.autocast():
             return self.trunk(alone.contiguous(memory_format=torch.channels_last))

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 from jaxtyping import Float
 from pydantic import model_validator
@@ -88,7 +88,7 @@ def zoom_of(params: ZoomedTraining, inputs: Inputs) -> Zoom:
 class OverFixedViews(System):
     """A system whose training batches go through one trunk and then through a pyramid.
 
-    With a bank of views the trunk does not learn and stays in eval mode, and what it makes of a square is looked up.
+    With a bank of views the trunk does not learn, nor do its statistics, and what it makes of a square is looked up.
     """
 
     store: FeatureStore | None = None
@@ -111,12 +111,6 @@ class OverFixedViews(System):
             self.levels = tuple(range(top + 1)) if every_level else (*sorted(self.joined), top)
             self.store = store_of(self.trunk.eval())
         return self.store
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if self.store is not None:
-            self.trunk.eval()
-        return self
 
     def seen(self, images: Float[Tensor, "B 3 H W"]) -> Features:
         """What the trunk makes of the pictures of a training batch."""
