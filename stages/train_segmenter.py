@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from segcore import files, made_of, processes, seeds, systems
-from segcore.cli import command, console, looks, meeting, progress, provenance
+from segcore.cli import command, console, looks, meeting, progress, provenance, scratch
 from segcore.config import fingerprints
 from segcore.config import plan as plans
 from segcore.config.reading import section
@@ -24,9 +24,11 @@ from segcore.data import seen_tags
 from segcore.data.batches import Batch, Samples, Stream
 from segcore.data.manifest import data_set_fingerprint, listed, read_class_names, read_manifest
 from segcore.data.order import Order
+from segcore.features.store import FeatureStore
 from segcore.models import cards, cleaned_tags
 from segcore.models.systems import build_on, save_system
 from segcore.networks.origin import Origin
+from segcore.networks.trunk import Trunk
 from segcore.processes import Runtime
 from segcore.regularisers.contract import regularised
 from segcore.systems.contract import Inputs, System
@@ -63,11 +65,12 @@ def main(
         model.begin(samples)
         run_key = [system, plans.plain(plan), inputs.strong, inputs.weak]
         sources = [manifest, split / made_of.TAGS_FILE, start / "model/model.json", *provenance.files_in(labels)]
-        scratch = progress.scratch_file(f"segmenter-{system}", run_key, sources, model, device)
+        checkpoint = progress.scratch_file(f"segmenter-{system}", run_key, sources, model, device)
         seed = seeds.derived_seed(plan.seed, "segmenter")
         last_batches = finishing_batches(model, samples, recipe, seed, device)
         trainee = regularised(model, training.regularisers, len(card["tags"]))
-        fit = Fit(trainee, samples, recipe, seed, device, scratch)
+        store = looked_up(model, recipe, device, bool(training.regularisers))
+        fit = Fit(trainee, samples, recipe, seed, device, checkpoint)
         progress.announce(f"segmenter {system}", model, recipe, len(samples), fit)
         behind = [known.get("training", "") for known in (cards.made_of(start / "model"), made_of.read(labels))]
         trained_by = fingerprints.of(plan, *behind)
@@ -81,6 +84,9 @@ def main(
             about = Trained(model, module, how, finishing, samples.input_size, len(names), trained_by)
             look = Look(wanted, about, read_manifest(manifest), split / "val.txt", device, out)
         progress.follow(f"segmenter {system}", fit, out / "training", look)
+        if store is not None:
+            asked, computed = (sum(device.gather(count)) for count in (store.asked, store.computed))
+            console.say(f"segmenter {system}: the trunk ran for {computed:,} of {asked:,} views; others were stored")
         model.finish(last_batches)
         doubted = cleaned_tags.doubted(inputs) if model.cleans_tags else []
         cleaned = cleaned_tags.table(model, doubted, inputs.n_tags, samples.input_size, device)
@@ -102,7 +108,24 @@ def inputs_of(plan: plans.TrainSegmenter, manifest: Path, names: list[str], spli
     records = read_manifest(manifest)
     strong, weak = (listed(split / f"{name}.txt", records) for name in ("strong", "weak"))
     records = seen_tags.as_training_sees(records, [*strong, *weak], split, names)
-    return Inputs(records.with_masks_of(strong), strong, weak, plan.entry.images, labels, len(names) - 1, plan.crops)
+    return Inputs(
+        records.with_masks_of(strong), strong, weak, plan.entry.images, labels, len(names) - 1, plan.crops, plan.seed
+    )
+
+
+def looked_up(model: System, recipe: RecipeParams, device: Runtime, every_level: bool) -> FeatureStore | None:
+    """The store that the system takes the maps of its trunk from, if it does; called before `Fit`."""
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+
+    def store_of(trunk: Trunk) -> FeatureStore:
+        # Named as it will compute: where `Fit` lays it out, before it turns layers into those that processes share.
+        trunk.to(device=device.device).to(memory_format=layout)  # type: ignore[call-overload]
+        store = FeatureStore(scratch.FOLDER / "features", trunk, device)
+        if recipe.compile:  # of which reading files can be no part
+            store.maps = torch.compiler.disable(store.maps)  # type: ignore[method-assign]
+        return store
+
+    return model.look_up(store_of, every_level)
 
 
 def tell_cleaned(quality: dict[str, Any], system: str) -> None:

@@ -160,7 +160,7 @@ class Project:
         return [listed(Path(f"split/{name}.txt"), self.records) for name in ("strong", "weak")]
 
     def read_crops(self) -> Any:
-        inputs = Inputs(self.records, self.train, self.train, "strong", Path("crops"), 3, load(PARAMS).crops)
+        inputs = Inputs(self.records, self.train, self.train, "strong", Path("crops"), 3, load(PARAMS).crops, 0)
         samples = crop_samples(inputs)
         return samples.image_ids, samples.subsets, samples.boxes.tolist()
 

@@ -424,7 +424,7 @@ class TestSources:
         (folder / "masks" / MASKS_FILE).write_text("")
         (folder / "pseudo").mkdir()
         (folder / "pseudo/images.txt").write_text("".join(f"{i}\n" for i in names))
-        return Inputs(records, ["one"], [*names], images, folder / labels, 3, None)  # type: ignore[arg-type]
+        return Inputs(records, ["one"], [*names], images, folder / labels, 3, None, 0)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("module", ["decoupled_fpn", "fpn"])
     def test_masks_alone(self, tmp_path: Path, module: str) -> None:

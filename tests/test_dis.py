@@ -372,7 +372,7 @@ def records(folder: Path) -> Inputs:
         for name in ("one", "two")
     }
     kept["bare"] = make_record("bare", folder / "bare.png", None, 90, 60, (2,), "train")
-    return Inputs(kept, ["one", "two"], ["bare", "one", "two"], "strong", folder, N_TAGS, None)
+    return Inputs(kept, ["one", "two"], ["bare", "one", "two"], "strong", folder, N_TAGS, None, 0)
 
 
 def test_the_second_stage_sees_images_without_masks(tmp_path: Path) -> None:

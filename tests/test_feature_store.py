@@ -1,5 +1,6 @@
 """The store of features: resumable, bounded, never stale, and the same whether it was there or not."""
 
+import copy
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -125,28 +126,62 @@ def test_other_weights_are_another_store(tmp_path: Path, records: list[Record]) 
     assert stores.key_of(dilated, RUNTIME) != stores.key_of(plain, RUNTIME)
 
 
-def test_maps_are_rounded_and_kept(tmp_path: Path, records: list[Record]) -> None:
+SQUARES = torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0)).float()
+
+
+def test_maps_are_rounded_and_kept(tmp_path: Path) -> None:
     trunk = trunk_of()
     store = FeatureStore(tmp_path / "store", trunk, RUNTIME)
-    made, found = (store.maps(records[0], VIEWS[1], 3) for _ in range(2))
+    made, found = (store.maps(SQUARES, (1, 2, 4)) for _ in range(2))
     with torch.inference_mode():
-        levels = trunk(VIEWS[1].of(read_image(records[0].image))[None].float()).levels[-3:]
-    assert [level.shape for level in found.levels] == [level.shape for level in levels]
-    for first, second, level in zip(made.levels, found.levels, levels, strict=True):
-        assert first.dtype == second.dtype == torch.bfloat16
-        assert torch.equal(first, second)
-        torch.testing.assert_close(first.float(), level, rtol=0.01, atol=1e-3)
-    assert store.computed == 1
+        levels = trunk(SQUARES).levels
+    for level in (1, 2, 4):
+        assert torch.equal(made.levels[level], found.levels[level])
+        assert torch.equal(found.levels[level], found.levels[level].bfloat16().float())
+        torch.testing.assert_close(found.levels[level], levels[level], rtol=0.01, atol=1e-3)
+    assert torch.equal(found.top, found.levels[-1])
+    assert found.switches == (None,) * 5
+    assert [found.levels[level].numel() for level in (0, 3)] == [0, 0]
+    assert (store.asked, store.computed) == (6, 3)
+
+
+def test_a_square_has_its_maps_whatever_its_batch_mates_are(tmp_path: Path) -> None:
+    whole = FeatureStore(tmp_path / "one", trunk_of(), RUNTIME).maps(SQUARES, (2, 4))
+    store = FeatureStore(tmp_path / "other", trunk_of(), RUNTIME)
+    for place in (2, 0, 1):
+        alone = store.maps(SQUARES[place : place + 1].contiguous(memory_format=torch.channels_last), (2, 4))
+        for level in (2, 4):
+            assert torch.equal(alone.levels[level][0], whole.levels[level][place])
+    assert files(tmp_path / "one") == files(tmp_path / "other")
+
+
+def test_squares_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "store", trunk_of(), RUNTIME)
+    for wrong in (SQUARES + 0.5, SQUARES + 200, SQUARES - 100):
+        with pytest.raises(ValueError, match="whole numbers from 0 to 255"):
+            store.maps(wrong, (4,))
+
+
+def test_a_copy_of_a_system_reads_the_same_store(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "store", trunk_of(), RUNTIME)
+    assert copy.deepcopy(store) is store
+
+
+def test_weights_laid_out_otherwise_have_a_store_of_their_own() -> None:
+    trunk = trunk_of()
+    key = stores.key_of(trunk, RUNTIME)
+    trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert stores.key_of(trunk, RUNTIME) != key
 
 
 @pytest.mark.parametrize("most", [0, 3000])
 def test_what_finds_no_room_is_computed_each_time(tmp_path: Path, records: list[Record], most: int) -> None:
     plenty = FeatureStore(tmp_path / "plenty", trunk_of(), RUNTIME)
-    vectors, maps = pooled(plenty, records), plenty.maps(records[0], VIEWS[0], 2)
+    vectors, maps = pooled(plenty, records), plenty.maps(SQUARES, (3, 4))
     store = FeatureStore(tmp_path / "store", trunk_of(), RUNTIME, most_bytes=most)
     assert np.array_equal(pooled(store, records), vectors)
-    again = store.maps(records[0], VIEWS[0], 2)
-    assert all(torch.equal(*pair) for pair in zip(again.levels, maps.levels, strict=True))
+    again = store.maps(SQUARES, (3, 4))
+    assert all(torch.equal(again.levels[level], maps.levels[level]) for level in (3, 4))
     size = sum(path.stat().st_size for path in (tmp_path / "store").rglob("*") if path.is_file())
     assert size <= most
     assert (size > 0) == (most > 0)

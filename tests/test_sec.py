@@ -50,7 +50,7 @@ def inputs(folder: Path, labels: Path, strong: list[str], images: Literal["stron
     records = {name: record(folder, name=name) for name in ("one", "two")}
     records["bare"] = make_record("bare", folder / "one.png", None, 90, 60, (1,), "train")
     seen = {name: one if name in strong else replace(one, labels=None) for name, one in records.items()}
-    return Inputs(seen, strong, ["bare", "one", "two"], images, labels, 5, None)
+    return Inputs(seen, strong, ["bare", "one", "two"], images, labels, 5, None, 0)
 
 
 class Watched:

@@ -186,7 +186,7 @@ def test_tags_seldom_seen_count_more() -> None:
 
 def test_other_lists_and_labels_are_refused(tmp_path: Path) -> None:
     records = {"one": make_record("one", tmp_path / "one.png", None, 90, 60, (1,), "train")}
-    given = Inputs(records, ["one"], [], "strong", tmp_path, N_TAGS, None)
+    given = Inputs(records, ["one"], [], "strong", tmp_path, N_TAGS, None, 0)
     with pytest.raises(Problem, match="set its `images` to strong, `labels` to masks"):
         swsss.samples(params_of("swsss"), given)
     (tmp_path / "masks.csv").write_text("")

@@ -283,7 +283,7 @@ def inputs(folder: Path, labels: Path, crops: bool = True) -> Inputs:
         for name in ("one", "other", "measured")
     }
     params = settings.load(PARAMS).crops if crops else None
-    return Inputs(records, ["one"], ["one", "other"], "strong", labels, N_TAGS, params)
+    return Inputs(records, ["one"], ["one", "other"], "strong", labels, N_TAGS, params, 0)
 
 
 @pytest.mark.parametrize("module", ["decouplednet", "deconvnet"])

@@ -211,6 +211,15 @@ class Settings:
 
     def _impossible_systems(self) -> Iterator[str]:
         for key, system in self.systems.items():
+            zoom, recipe = (system.training.get(part) for part in ("zoom", "recipe"))
+            if isinstance(zoom, Mapping) and zoom.get("bank") is not None and isinstance(recipe, str):
+                learning = self.recipes[recipe].multipliers.get("pretrained", 1.0)
+                if learning:
+                    yield (
+                        f"systems.{key}.training.zoom.bank: found {zoom['bank']}, but recipes.{recipe}.multipliers."
+                        f"pretrained is {learning:g}: what a trunk that learns makes of a view is new each time, so "
+                        "fixed views would save nothing; set it to 0, or leave bank out"
+                    )
             try:
                 kind, name = self.origin_of(key)
             except Problem as problem:

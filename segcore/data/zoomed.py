@@ -1,7 +1,8 @@
 """Labelled images at random sizes: whole images with their labels, or pairs of an image and one tag.
 
 An image is scaled so that its longer side is a random factor times the side of the network's squares; a random square
-is cut out, mirrored half of the time, and made a little darker or brighter.
+is cut out, mirrored half of the time, and made a little darker or brighter. All of that is drawn anew each time, or
+once for each view of a bank.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,25 @@ from segcore.data.pictures import IGNORE, read_image, read_labels
 from segcore.data.records import tags_at
 from segcore.data.samples import known, tag_vector
 from segcore.errors import Problem
+from segcore.seeds import derived_seed
 
 Picture = UInt8[np.ndarray, "S S 3"]
 Labels = UInt8[np.ndarray, "S S"]
+
+
+@dataclass(frozen=True)
+class Bank:
+    """So many fixed views of each image, one of which is shown each time: what a frozen trunk makes of them repeats.
+
+    A view is a function of the seed, the image's id and the view's number.
+    """
+
+    views: int
+    seed: int
+
+    def view(self, image_id: str, rng: np.random.Generator) -> np.random.Generator:
+        """What one of the views, which `rng` chooses, is drawn by."""
+        return np.random.default_rng(derived_seed(self.seed, image_id, int(rng.integers(self.views))))
 
 
 @dataclass(frozen=True)
@@ -32,11 +49,17 @@ class Zoom:
         input_size: side of the square that is cut out, in pixels.
         scales: least and greatest length of the longer side, over `input_size`.
         brightness: colours are multiplied by a factor from 1 - brightness to 1 + brightness, in 0..1.
+        bank: the fixed views that there are of each image; None if every one is new.
     """
 
     input_size: int
     scales: tuple[float, float]
     brightness: float
+    bank: Bank | None = None
+
+    def draws(self, image_id: str, rng: np.random.Generator) -> np.random.Generator:
+        """What a square of the image is drawn by: `rng` itself, or that of one of the fixed views, which it chooses."""
+        return rng if self.bank is None else self.bank.view(image_id, rng)
 
     def __call__(
         self, image: UInt8[np.ndarray, "H W 3"], labels: UInt8[np.ndarray, "H W"], rng: np.random.Generator
@@ -87,7 +110,7 @@ class ZoomedImages:
         if labels.shape != image.shape[:2]:
             raise Problem(f"{path} has {labels.shape} pixels (height, width), its image has {image.shape[:2]}")
         rng = np.random.default_rng(seed)
-        return *self.zoom(image, labels, rng), rng
+        return *self.zoom(image, labels, self.zoom.draws(record.image_id, rng)), rng
 
     def _as_sample(self, index: int, image: Picture, labels: Labels, tags: Sequence[int]) -> Sample:
         kept = torch.from_numpy(labels.copy())
@@ -112,7 +135,8 @@ class ZoomedTagged:
     def sample(self, index: int, seed: int) -> Sample:
         record = self.records[index]
         image = read_image(record.image)
-        image, labels = self.zoom(image, np.full(image.shape[:2], IGNORE, np.uint8), np.random.default_rng(seed))
+        unknown = np.full(image.shape[:2], IGNORE, np.uint8)
+        image, labels = self.zoom(image, unknown, self.zoom.draws(record.image_id, np.random.default_rng(seed)))
         kept = torch.from_numpy(labels.copy())
         return Sample(record.image_id, planes(image), tag_vector(record.tags, self.n_tags), kept, strong=False)
 

@@ -5,18 +5,21 @@ the sources that go from a picture to features, the picture's hash, the view. So
 stages share it, and it may be deleted at any time: what is not there is computed again. A file is whole or not there.
 
 Pictures go through the trunk one by one, so that a picture's features do not depend on its batch mates; any number of
-processes makes the same bytes.
+processes makes the same bytes. Maps are known by the square that the trunk sees: whatever cut it out, the same pixels
+have the same maps.
 """
 
 import contextlib
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import BFloat16, Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -52,47 +55,74 @@ class FeatureStore:
         self.trunk = trunk
         self.runtime = runtime
         self.folder = folder / key_of(trunk, runtime)
+        self.asked = 0
+        """Views that this process has asked for."""
         self.computed = 0
-        """Views that this process has computed, and did not find."""
+        """Those of them that it has computed, as they were not there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         os.utime(self.folder)  # used now: those of other trunks go first
         self._room = (most_bytes - _bytes(folder)) // runtime.world
 
     def pooled(self, record: Record, view: View, head: PooledHead) -> dict[str, Float[np.ndarray, " _"]]:
         """What a head sees of a view, float32: `pooled`, its features (D,), and `top`, the mean of the top map (C,)."""
-        path = self._path(f"pooled-{_named(head)}", record, view)
+        if not record.image_sha256:
+            raise ValueError(f"{record.image_id} has no hash, by which its features are found again")
+        path = self._path(f"pooled-{_named(head)}/{view.name}", record.image_sha256)
+        self.asked += 1
         found = _read(path)
         if found is None:
-            features = self._computed(record, view)
+            features = self._computed(view.of(read_image(record.image)))
             found = {"pooled": head.pooled(features)[0].cpu(), "top": features.top.float().mean((2, 3))[0].cpu()}
             self._write(path, found)
         return {name: value.numpy() for name, value in found.items()}
 
-    def maps(self, record: Record, view: View, levels: int) -> Features:
-        """The maps (1, C, h, w) of the `levels` topmost levels, bf16, mapped from the file and not read whole.
+    def maps(self, squares: Float[Tensor, "B 3 S S"], levels: Sequence[int]) -> Features:
+        """What the trunk makes of squares, RGB in 0..255 in whole numbers: the maps of some of its levels, no switches.
 
-        There are no switches: a network that wants those runs its trunk.
+        They are rounded to bf16 whether they are found or computed, and come in the precision of the run. The maps of
+        other levels have no cells.
         """
-        path = self._path(f"maps{levels}", record, view)
+        whole = squares.to(torch.uint8)
+        if not torch.equal(whole.to(squares.dtype), squares):
+            raise ValueError("squares whose maps are stored have whole numbers from 0 to 255")
+        each = [self._maps(square, levels) for square in whole.cpu()]
+        kind = torch.bfloat16 if self.runtime.precision == "bf16" else torch.float32
+        channels = self.trunk.level_channels
+        maps = [torch.empty(len(each), count, 0, 0, dtype=kind, device=self.runtime.device) for count in channels]
+        for place, level in enumerate(levels):
+            maps[level] = torch.stack([of[place] for of in each]).to(maps[level]).permute(0, 3, 1, 2)
+        return Features(tuple(maps), (None,) * len(channels))
+
+    def _maps(self, square: UInt8[Tensor, "3 S S"], levels: Sequence[int]) -> list[BFloat16[Tensor, "_ _ _"]]:
+        """The maps of one square, channels last."""
+        square = square.contiguous()  # whatever its batch was: another layout in memory may round otherwise
+        name = hashlib.sha256(f"{tuple(square.shape)}".encode())
+        name.update(square.numpy().tobytes())
+        path = self._path(f"maps-{'-'.join(map(str, levels))}", name.hexdigest())
+        self.asked += 1
         found = _read(path)
         if found is None:
-            maps = self._computed(record, view).levels[-levels:]
+            maps = self._computed(square).levels
             # Rounded whether they find room on the disk or not: that may not change a result.
-            found = {str(number): one.to(torch.bfloat16).cpu().contiguous() for number, one in enumerate(maps)}
+            rounded = [maps[level][0].permute(1, 2, 0).to(torch.bfloat16).cpu().contiguous() for level in levels]
+            found = {str(place): one for place, one in enumerate(rounded)}
             self._write(path, found)
-        return Features(tuple(found[str(number)] for number in range(levels)), (None,) * levels)
+        return [found[str(place)] for place in range(len(levels))]
 
     @torch.no_grad()  # not inference_mode, as what is computed may be what a head learns from
-    def _computed(self, record: Record, view: View) -> Features:
+    def _computed(self, square: UInt8[Tensor, "3 S S"]) -> Features:
         self.computed += 1
-        square = view.of(read_image(record.image))[None].float().to(self.runtime.device)
+        self.trunk.eval()  # a system in training has set it otherwise, with all its layers
+        alone = square[None].float().to(self.runtime.device)
         with self.runtime.autocast():
-            return self.trunk(square.contiguous(memory_format=torch.channels_last))
+            return self.trunk(alone.contiguous(memory_format=torch.channels_last))
 
-    def _path(self, kind: str, record: Record, view: View) -> Path:
-        if not record.image_sha256:
-            raise ValueError(f"{record.image_id} has no hash, by which its features are found again")
-        return self.folder / kind / view.name / record.image_sha256[:2] / record.image_sha256
+    def __deepcopy__(self, memo: Any) -> "FeatureStore":
+        """Itself: a copy of a system reads the same store."""
+        return self
+
+    def _path(self, kind: str, sha256: str) -> Path:
+        return self.folder / kind / sha256[:2] / sha256
 
     def _write(self, path: Path, arrays: dict[str, Tensor]) -> None:
         content = save(arrays)
@@ -134,6 +164,7 @@ def key_of(trunk: Trunk, runtime: Runtime) -> str:
         weights.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     shape = [type(trunk).__name__, trunk.stride, trunk.level_strides, _layers(trunk)]
+    shape += [[weight.is_contiguous() for weight in trunk.parameters()]]  # another layout in memory may round otherwise
     device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else runtime.device.type
     arithmetic = [device, runtime.precision, torch.get_num_threads(), torch.__version__]
     package = Path(__file__).parents[1]

@@ -1,7 +1,7 @@
 """What a system supplies, and what it is handed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,6 +14,7 @@ from segcore.data import records
 from segcore.data.batches import Batch, SizedSamples
 from segcore.data.manifest import Record
 from segcore.errors import Problem
+from segcore.features.store import FeatureStore
 from segcore.losses import Term
 from segcore.networks.trunk import Trunk
 
@@ -34,6 +35,8 @@ class Inputs:
     labels: Path
     n_tags: int
     crops: CropsParams | None
+    seed: int
+    """Of what is drawn once for the whole run, such as a bank of views; augmentation has seeds of its own."""
 
     @property
     def chosen(self) -> Sequence[Record]:
@@ -137,6 +140,14 @@ class System(nn.Module, ABC):
 
         What it sets must be the same each time and in every process.
         """
+
+    def look_up(self, store_of: Callable[[Trunk], FeatureStore], every_level: bool) -> FeatureStore | None:
+        """Called once before training: a system whose trunk stands still and sees fixed views, again and again, takes
+        their maps out of a store of that trunk, which it then returns; a regulariser reads `every_level`.
+
+        Others return None.
+        """
+        return None
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Term]:

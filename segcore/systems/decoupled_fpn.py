@@ -33,15 +33,16 @@ from segcore.networks.deeplab import enlarged
 from segcore.networks.origin import Origin
 from segcore.networks.pooled_head import PooledHead
 from segcore.networks.pyramid import Pyramid, labels_at
-from segcore.networks.trunk import Features
+from segcore.networks.trunk import Features, Trunk
 from segcore.systems._grid import SMALLEST_PREDICTION
 from segcore.systems._pyramid import (
     SMALLEST_TRAINING,
+    OverFixedViews,
     PyramidTraining,
     sources,
     zoom_of,
 )
-from segcore.systems.contract import Inputs, Supervision, System
+from segcore.systems.contract import Inputs, Supervision
 
 TAKES_TAGS = True
 """It segments by given tags, too."""
@@ -82,7 +83,7 @@ class Prediction(systems.Prediction):
     sure of objects that it has not seen: below 0.5."""
 
 
-class DecoupledFPN(System):
+class DecoupledFPN(OverFixedViews):
     """The whole network. The head of the classifier is frozen and always in eval mode, and so are the statistics of the
     trunk; its weights may learn along."""
 
@@ -103,9 +104,17 @@ class DecoupledFPN(System):
         self.classifier.eval()
         return self
 
+    @property
+    def trunk(self) -> Trunk:
+        return self.classifier.trunk
+
+    @property
+    def joined(self) -> list[int]:
+        return self.pyramid.levels
+
     def losses(self, batch: Batch) -> dict[str, Term]:
         """Binary cross-entropy over the known cells, and Dice of each pair of an image and one of its `tags`."""
-        return self.terms(self.classifier.trunk(batch.images), batch.labels, *batch.tags.nonzero(as_tuple=True))
+        return self.terms(self.seen(batch.images), batch.labels, *batch.tags.nonzero(as_tuple=True))
 
     def terms(
         self, features: Features, labels: Int64[Tensor, "B H W"], image: Int64[Tensor, " P"], tag: Int64[Tensor, " P"]
@@ -270,7 +279,7 @@ def build(params: Training, origin: Origin) -> DecoupledFPN:
 def samples(params: Training, inputs: Inputs) -> Pairs | Mixed:
     """Pairs of the strong images, of the tagged ones with pseudo-labels, or as many of each."""
     weak, strong = (
-        None if of is None else Pairs(*of, inputs.n_tags, zoom_of(params), is_strong, params.absent)
+        None if of is None else Pairs(*of, inputs.n_tags, zoom_of(params, inputs), is_strong, params.absent)
         for of, is_strong in zip(sources(params, inputs), (False, True), strict=True)
     )
     both = [one for one in (weak, strong) if one is not None]

@@ -22,6 +22,7 @@ from segcore.systems._grid import SMALLEST_PREDICTION
 from segcore.systems._pixel_loss import PixelLoss, PixelLossParams
 from segcore.systems._pyramid import (
     SMALLEST_TRAINING,
+    OverFixedViews,
     PyramidTraining,
     network_of,
     sources,
@@ -40,7 +41,7 @@ class Training(PyramidTraining):
 __all__ = ["Prediction", "Training"]
 
 
-class FPN(OpenSystem):
+class FPN(OverFixedViews, OpenSystem):
     """The network and the losses of its scores."""
 
     pretrained = ("network.trunk.",)
@@ -55,11 +56,15 @@ class FPN(OpenSystem):
     def trunk(self) -> Trunk:
         return self.network.trunk
 
+    @property
+    def joined(self) -> list[int]:
+        return self.network.pyramid.levels
+
     def begin(self, samples: SizedSamples) -> None:
         self.pixel_loss.begin(samples)
 
     def forward(self, batch: Batch) -> Outputs:
-        features = self.network.trunk(batch.images)
+        features = self.seen(batch.images)
         return Outputs(features.levels, self.network.scores(features))
 
     def terms(self, batch: Batch, outputs: Outputs) -> dict[str, Term]:
@@ -80,7 +85,7 @@ def build(params: Training, origin: Origin) -> FPN:
 def samples(params: Training, inputs: Inputs) -> ZoomedImages | Mixed:
     """Strong images with their masks, tagged ones with their pseudo-labels, or as many of each."""
     weak, strong = (
-        None if of is None else ZoomedImages(*of, inputs.n_tags, zoom_of(params), is_strong)
+        None if of is None else ZoomedImages(*of, inputs.n_tags, zoom_of(params, inputs), is_strong)
         for of, is_strong in zip(sources(params, inputs), (False, True), strict=True)
     )
     both = [one for one in (weak, strong) if one is not None]

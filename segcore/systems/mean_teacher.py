@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
+from pydantic import model_validator
 from torch import Tensor
 
 from segcore.config.section import Fraction, Rate, Section
@@ -72,6 +73,12 @@ class Training(ZoomedTraining):
     threshold: Fraction
     """Least probability of a label (published: 0.95)."""
     strong_views: StrongViewsParams
+
+    @model_validator(mode="after")
+    def _views_are_new(self) -> "Training":
+        if self.zoom.bank is not None:
+            raise ValueError("zoom.bank has no use here: the student's views are new each time; leave it out")
+        return self
 
 
 __all__ = ["Prediction", "Training"]

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,10 +36,17 @@ from segcore.networks.deeplab import enlarged
 from segcore.networks.origin import Origin
 from segcore.networks.pyramid import PyramidNetwork, labels_at, shown
 from segcore.networks.steps import RunningIoU
+from segcore.networks.trunk import Trunk
 from segcore.systems._grid import SMALLEST_PREDICTION
 from segcore.systems._pixel_loss import PixelLoss, PixelLossParams
-from segcore.systems._pyramid import SMALLEST_ZOOMED, ZoomedTraining, network_of, tagged_and_masked
-from segcore.systems.contract import Inputs, Supervision, System
+from segcore.systems._pyramid import (
+    SMALLEST_ZOOMED,
+    OverFixedViews,
+    ZoomedTraining,
+    network_of,
+    tagged_and_masked,
+)
+from segcore.systems.contract import Inputs, Supervision
 
 
 class Training(ZoomedTraining):
@@ -58,11 +65,17 @@ class Training(ZoomedTraining):
     trunks: Literal["one", "two"]
     """Whether P has a trunk of its own (published: two)."""
 
+    @model_validator(mode="after")
+    def _one_trunk_is_looked_up(self) -> "Training":
+        if self.zoom.bank is not None and self.trunks == "two":
+            raise ValueError("zoom.bank needs trunks: one; trunks that stand still may as well be one")
+        return self
+
 
 __all__ = ["Prediction", "Training"]
 
 
-class SWSSS(System):
+class SWSSS(OverFixedViews):
     """H (`network`), P (`peer`), and what P's IoU on the masks was."""
 
     pretrained = ("network.trunk.",)
@@ -84,6 +97,14 @@ class SWSSS(System):
         else:
             self.pretrained = ("network.trunk.", "peer.trunk.")
 
+    @property
+    def trunk(self) -> Trunk:
+        return self.network.trunk
+
+    @property
+    def joined(self) -> list[int]:
+        return self.network.pyramid.levels
+
     def begin(self, samples: SizedSamples) -> None:
         self.pixel_loss.begin(samples)
         weights = self.params.tag_class_weights
@@ -93,7 +114,7 @@ class SWSSS(System):
     def losses(self, batch: Batch) -> dict[str, Term]:
         """The four terms; watched are the trust in P, `trust`, and the share of cells where both find the same."""
         self.iou.begin(batch.moment.step)
-        features = self.network.trunk(batch.images)
+        features = self.seen(batch.images)
         h = self.network.scores(features).float()
         p = self.peer.scores(features if self.params.trunks == "one" else self.peer.trunk(batch.images)).float()
         size = (h.shape[2], h.shape[3])
