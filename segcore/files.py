@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -85,7 +85,12 @@ def from_cell(cell: str) -> str:
 
 def fingerprint(run: Any, sources: Iterable[Path]) -> str:
     """A short name for parameters and the contents of files: equal only where both are."""
-    digest = hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(run, sort_keys=True, default=_plain).encode())
     for source in sorted(sources):
         digest.update(hashlib.sha256(source.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    """What JSON has no form for: a sequence as a list, anything else as text."""
+    return [*value] if isinstance(value, Sequence) and not isinstance(value, bytes) else str(value)
