@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from segcore.data.record import LONGEST_ID as LONGEST_ID
 from segcore.data.record import PLAIN, Record, Split, wrong_ids
 from segcore.data.record import wrong_id as wrong_id
-from segcore.data.records import IN_SHARDS, SCHEMA, Ids, Records, as_bytes, table_of
+from segcore.data.records import IN_SHARDS, SCHEMA, Ids, Records, as_bytes, give_back, table_of
 from segcore.errors import Problem, Problems, some
 from segcore.files import regular, write_atomically
 
@@ -90,6 +90,7 @@ def read_manifest(path: Path) -> Records:
         raise
     except (OSError, ValueError, NotImplementedError) as error:  # what Arrow raises is one of them
         raise Problem(f"{path} is no manifest: {error}", made_by="prepare") from error
+    give_back()
     ids = table.column("image_id")
     wrong = wrong_ids(_not_plain(ids))
     if _repeat(ids):
@@ -244,4 +245,5 @@ def listed(path: Path, records: Mapping[str, Record]) -> Ids:
             "trained on",
             made_by="split",
         )
+    give_back()
     return known.ids_at(rows)

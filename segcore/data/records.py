@@ -294,6 +294,12 @@ def _plain(value: Any) -> Any:
     return value.name if isinstance(value, Member) else value.as_posix() if isinstance(value, Path) else value
 
 
+def give_back() -> None:
+    """Hand memory that is free to the system: Arrow and C's library keep what reading took on its way."""
+    for pool in (pa.default_memory_pool(), pa.system_memory_pool()):
+        pool.release_unused()
+
+
 def as_bytes(hashes: list[pa.Array]) -> list[pa.Array]:
     """Columns of SHA-256 as their bytes, half of the memory; as they are, if anything else is among them."""
     found: list[pa.Array] = []

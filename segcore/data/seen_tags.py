@@ -17,7 +17,7 @@ from pyarrow.csv import ConvertOptions, read_csv
 
 from segcore.config.data import TagNoise
 from segcore.data.manifest import Record
-from segcore.data.records import Records, column_of, of
+from segcore.data.records import Records, column_of, give_back, of
 from segcore.data.splits import Splits
 from segcore.errors import Problem
 from segcore.made_of import TAGS_FILE
@@ -84,7 +84,10 @@ def as_training_sees(
         raise Problem(f"{file} lacks {len(missing)} images of the split, {missing[0]} first", made_by="split")
     tags = _as_indices(table.column("tags"), classes, file)
     del table
-    return known.with_tags(known.rows(ids), tags.take(places))
+    seen = known.with_tags(known.rows(ids), tags.take(places))
+    del places, tags
+    give_back()
+    return seen
 
 
 def _as_indices(cells: pa.ChunkedArray, classes: Sequence[str], file: Path) -> pa.ListArray:

@@ -112,6 +112,8 @@ def calibration(
 
 
 def _platt(logits: Float[np.ndarray, " N"], has: Bool[np.ndarray, " N"]) -> tuple[float, float]:
+    from scipy.optimize import minimize  # here, as it takes 30 MB, and most classifiers are not fitted
+
     n, m = has.sum(), (~has).sum()
     target = np.where(has, (n + 1) / (n + 2), 1 / (m + 2))
 
@@ -122,8 +124,6 @@ def _platt(logits: Float[np.ndarray, " N"], has: Bool[np.ndarray, " N"]) -> tupl
         return float((np.logaddexp(0, z) - target * z).sum()), np.array([(slope * logits).sum() * a, slope.sum()])
 
     bounds = [(np.log(0.1), np.log(100.0)), (-30.0, 30.0)]
-    from scipy.optimize import minimize  # here, as it takes 30 MB, and most classifiers are not fitted
-
     free = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=bounds).x
     return float(np.exp(free[0])), float(free[1])
 
