@@ -20,6 +20,10 @@ from segcore.data.record import Record, Split
 
 pc: Any = pyarrow.compute  # makes its functions as it is loaded, where no type checker sees them
 
+if "jemalloc" in pa.supported_memory_backends():
+    # It can hand back at once what a column took on its way; Arrow's others keep half of the manifest's size for later.
+    pa.jemalloc_set_decay_ms(0)
+    pa.set_memory_pool(pa.jemalloc_memory_pool())
 
 _TEXT, _WHOLE, _CLASSES = pa.large_string(), pa.int64(), pa.list_(pa.int64())
 _TYPES: dict[Any, pa.DataType] = {str: _TEXT, str | None: _TEXT, Split: _TEXT, int: _WHOLE}
@@ -147,7 +151,7 @@ class Records(Mapping[str, Record]):
         if isinstance(image_ids, Ids) and image_ids.column is self._ids:
             return image_ids.rows
         found = pc.index_in(column_of(image_ids), value_set=self._ids)
-        return np.asarray(pc.fill_null(found, -1)).astype(np.int64)
+        return pc.fill_null(found, -1).to_numpy().astype(np.int64)
 
     def ids_at(self, rows: Int64[np.ndarray, " n"]) -> Ids:
         """The ids of these lines."""
@@ -254,9 +258,9 @@ def of(records: Mapping[str, Record], image_ids: Collection[str]) -> Sequence[Re
     return records.of(image_ids) if isinstance(records, Records) else [records[one] for one in image_ids]
 
 
-def column_of(image_ids: Collection[str]) -> pa.Array | pa.ChunkedArray:
+def column_of(image_ids: Collection[str]) -> pa.ChunkedArray:
     """The ids as a column."""
-    return image_ids.texts() if isinstance(image_ids, Ids) else pa.array(image_ids, _TEXT)
+    return image_ids.texts() if isinstance(image_ids, Ids) else pa.chunked_array([pa.array(image_ids, _TEXT)])
 
 
 def splits_of(records: Mapping[str, Record], image_ids: Collection[str]) -> list[Split | None]:

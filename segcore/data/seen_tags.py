@@ -78,7 +78,7 @@ def as_training_sees(
             table = read_csv(lines, convert_options=ConvertOptions(column_types=text, include_columns=[*text]))
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise Problem(f"{file} is no table of tags ({error})", made_by="split") from None
-    places = pc.index_in(column_of(ids), value_set=table.column("image_id"))
+    places = pc.index_in(column_of(ids), value_set=table.column("image_id")).combine_chunks()
     if places.null_count:
         missing = [image_id for image_id, place in zip(ids, places.to_pylist(), strict=True) if place is None]
         raise Problem(f"{file} lacks {len(missing)} images of the split, {missing[0]} first", made_by="split")
