@@ -237,11 +237,11 @@ def listed(path: Path, records: Mapping[str, Record]) -> Ids:
     known = Records.of_all(records)
     rows, trained_on = known.rows(ids), known.is_of("train")
     if (unknown := np.flatnonzero(rows < 0)).size:
-        first = ids[unknown[0]]
+        first = ids[int(unknown[0])]
         raise Problem(f"{path}: {len(unknown)} ids are not in the manifest, {first} first", made_by="split")
     if (measuring := np.flatnonzero(~trained_on[rows])).size:
         raise Problem(
-            f"{path}: {len(measuring)} ids are validation images, {ids[measuring[0]]} first, and those are never "
+            f"{path}: {len(measuring)} ids are validation images, {ids[int(measuring[0])]} first, and those are never "
             "trained on",
             made_by="split",
         )
