@@ -78,6 +78,10 @@ class Ids(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and [*self] == [*other]
 
+    def and_also(self, others: "Ids") -> "Ids":
+        """These and then others of the same column."""
+        return Ids(self.column, np.concatenate([self.rows, others.rows]))
+
     def texts(self) -> pa.ChunkedArray:
         """All of them as a column of their own."""
         return self.column.take(pa.array(self.rows))
