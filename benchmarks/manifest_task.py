@@ -1,6 +1,7 @@
 """One task of `benchmarks.manifest` in its own process: `python -m benchmarks.manifest_task TASK IMAGES FOLDER`."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -13,18 +14,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.manifest import CLASSES, CLASSIFIER, FILES, MASKED, PICTURES, SYSTEM
-from segcore.config import plan as plans
-from segcore.config.reading import section
+from benchmarks.manifest import BACKBONE, CLASSES, CLASSIFIER, FILES, MASKED, PICTURES, SYSTEM
 from segcore.config.settings import load
 from segcore.data.addresses import Member
-from segcore.data.batches import Samples, Stream
-from segcore.data.manifest import read_class_names, write_manifest
-from segcore.data.order import Order
+from segcore.data.manifest import write_manifest
 from segcore.data.pictures import labels_png
 from segcore.data.record import Record
 from segcore.data.tars import Writer, members
-from segcore.systems import load as module_of
+from segcore.models.systems import save_backbone
+from segcore.training.fit import Fit
 from stages import split, train_classifier, train_segmenter
 from tests.tiny import tiny_params
 
@@ -41,16 +39,17 @@ def records(count: int, shard: Path) -> Iterator[Record]:
     for number in range(count):
         picture, mask = found[f"{number % PICTURES:04d}.jpg"], found["mask.png"]
         tags = tuple(sorted({*rng.integers(1, CLASSES + 1, 2).tolist()}))
+        sha256 = hashlib.sha256(str(number).encode()).hexdigest()
         is_val, is_masked = number % MASKED == 0, number % MASKED < 2
         yield Record(
             image_id=f"picture_{number:08d}",
-            image=Member(str(shard), picture.name, picture.offset, picture.size, f"{number:064x}"),
+            image=Member(str(shard), picture.name, picture.offset, picture.size, sha256),
             labels=Member(str(shard), mask.name, mask.offset, mask.size, "0" * 64) if is_masked else None,
             width=64,
             height=64,
             tags=tags,
             split="val" if is_val else "train",
-            image_sha256=f"{number:064x}",
+            image_sha256=sha256,
             labels_sha256="0" * 64 if is_masked else None,
             label_classes=tags if is_masked else None,
         )
@@ -77,34 +76,29 @@ def write(count: int) -> None:
     FILES["classes"].write_text(json.dumps(["background", *(f"class_{i}" for i in range(1, CLASSES + 1))]))
     write_manifest(FILES["manifest"], records(count, Path("train-00000.tar")))
     tiny_params(Path("params.yaml"), **{"split.strong": {"kind": "all"}})
+    save_backbone(Path("start/model"), BACKBONE, load(Path("params.yaml")).backbones[BACKBONE], {})
 
 
-def first_batch(samples: Samples, batch_size: int) -> None:
-    """Read the first batch, and end as if training began."""
-    batch = next(Stream(samples, Order.of(samples, batch_size, 1, seed=0), workers=0).steps(0, 1))[0]
-    print(f"{len(samples):,} samples, the first batch is of {batch.ids[0]}")
-    raise Opened
+class UntilFirstBatch(Fit):
+    """A training whose loop ends as it would begin: network, optimiser and samples are there, and a batch is read."""
+
+    def __iter__(self) -> Iterator[Any]:
+        batch = next(self.stream.steps(0, self.recipe.steps))[0]
+        print(f"{self.stream.order.n_samples:,} samples, the first batch is of {batch.ids[0]}")
+        raise Opened
 
 
 def open_classifier() -> None:
     """The stage, until its loop would begin."""
-
-    class NoFit:
-        def __init__(self, model: Any, samples: Samples, recipe: Any, *others: Any) -> None:
-            first_batch(samples, recipe.batch_size)
-
-    train_classifier.Fit = NoFit  # type: ignore[misc, assignment]
+    train_classifier.Fit = UntilFirstBatch  # type: ignore[misc]
     train_classifier.main(**FILES, name=CLASSIFIER, split=Path("split"), out=Path("classifier"))
 
 
 def open_segmenter() -> None:
-    """Samples of a system that learns from masks and from the tags of all images."""
-    plan = plans.train_segmenter(load(Path("params.yaml")), SYSTEM)
-    module = module_of(plan.entry.module)
-    training = section({"systems": {SYSTEM: plan.entry.model_dump()}}, f"systems.{SYSTEM}.training", module.Training)
-    names = read_class_names(FILES["classes"])
-    inputs = train_segmenter.inputs_of(plan, FILES["manifest"], names, Path("split"), Path("masks"))
-    first_batch(module.samples(training, inputs), plan.recipe.batch_size)
+    """The same of a system that learns from masks and from the tags of all images."""
+    train_segmenter.Fit = UntilFirstBatch  # type: ignore[misc]
+    paths = {"split": Path("split"), "labels": Path("masks"), "start": Path("start"), "out": Path("segmenter")}
+    train_segmenter.main(**FILES, **paths, system=SYSTEM)
 
 
 def main() -> None:

@@ -107,7 +107,7 @@ def inputs_of(plan: plans.TrainSegmenter, manifest: Path, names: list[str], spli
     """What the system may learn from: lists and tags of the split, and masks of the strong images alone."""
     records = read_manifest(manifest)
     strong, weak = (listed(split / f"{name}.txt", records) for name in ("strong", "weak"))
-    records = seen_tags.as_training_sees(records, [*strong, *weak], split, names)
+    records = seen_tags.as_training_sees(records, strong.and_also(weak), split, names)
     return Inputs(
         records.with_masks_of(strong), strong, weak, plan.entry.images, labels, len(names) - 1, plan.crops, plan.seed
     )

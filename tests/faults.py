@@ -157,7 +157,7 @@ class Project:
     # --- readers
 
     def read_lists(self) -> list[list[str]]:
-        return [listed(Path(f"split/{name}.txt"), self.records) for name in ("strong", "weak")]
+        return [[*listed(Path(f"split/{name}.txt"), self.records)] for name in ("strong", "weak")]
 
     def read_crops(self) -> Any:
         inputs = Inputs(self.records, self.train, self.train, "strong", Path("crops"), 3, load(PARAMS).crops, 0)

@@ -20,9 +20,10 @@ from PIL import Image, ImageOps
 from scipy.io import savemat
 
 from segcore.cli import command, provenance
-from segcore.data.manifest import SCHEMA, Record, read_manifest, write_manifest
+from segcore.data.manifest import SCHEMA, Record, listed, read_manifest, write_manifest
 from segcore.data.pictures import IGNORE, read_image, read_labels, voc_palette, write_labels
 from segcore.errors import Problem, Problems
+from segcore.files import fingerprint
 from stages import prepare
 from tests.devkit import make_devkit, real_voc, voc_section, write_params
 from tests.loop import full_disk
@@ -144,6 +145,32 @@ def test_the_columns_of_a_manifest_are_the_fields_of_a_record(tmp_path: Path) ->
         assert {field.name: str(field.type) for field in schema} == columns, "also where a column holds nothing at all"
         assert list(read_manifest(tmp_path / name).values()) == records
     assert SCHEMA.names == list(columns)
+
+
+@pytest.mark.parametrize("other", ["1f" * 32, "1F" * 32, "xy" * 32, "1f" * 31, "1f" * 31 + " 1"])
+def test_hashes_come_back_as_they_were_whatever_they_are(tmp_path: Path, other: str) -> None:
+    records = [
+        Record(f"a{number}", Path("a.jpg"), None, 4, 3, (1,), "train", sha256, None, None)
+        for number, sha256 in enumerate(("0a" * 32, other, "ff" * 32))
+    ]
+    write_manifest(tmp_path / "manifest", records)
+    assert list(read_manifest(tmp_path / "manifest").values()) == records
+
+
+def test_ids_of_a_list_know_their_lines_in_the_manifest(tmp_path: Path) -> None:
+    names = [f"image_{number}" for number in (3, 1, 2, 0)]
+    write_manifest(
+        tmp_path / "manifest",
+        [Record(name, Path(name), None, 4, 3, (1,), "train", "0", None, None) for name in names],
+    )
+    (tmp_path / "list.txt").write_bytes("\ufeffimage_2\r\n\n image_3 \rimage_0".encode())
+    records = read_manifest(tmp_path / "manifest")
+    ids = listed(tmp_path / "list.txt", records)
+    assert ids == ["image_2", "image_3", "image_0"] == [*ids]
+    assert (ids[-1], ids[1:], len(ids)) == ("image_0", ["image_3", "image_0"], 3)
+    assert records.rows(ids).tolist() == records.rows([*ids]).tolist() == [2, 0, 3]
+    assert [record.image_id for record in records.of(ids)] == [*ids]
+    assert fingerprint([ids, 1], ()) == fingerprint([[*ids], 1], ())
 
 
 @pytest.mark.parametrize(

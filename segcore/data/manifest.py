@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from segcore.data.record import LONGEST_ID as LONGEST_ID
 from segcore.data.record import PLAIN, Record, Split, wrong_ids
 from segcore.data.record import wrong_id as wrong_id
-from segcore.data.records import IN_SHARDS, SCHEMA, Records, splits_of, table_of
+from segcore.data.records import IN_SHARDS, SCHEMA, Ids, Records, as_bytes, give_back, table_of
 from segcore.errors import Problem, Problems, some
 from segcore.files import regular, write_atomically
 
@@ -32,15 +33,20 @@ def read_ids(path: Path, *, made_by: str | None = None) -> list[str]:
         Problem: it is no UTF-8 text, or a line is no id.
         FileNotFoundError: there is no such file.
     """
+    return [*_read_ids(path, made_by)]
+
+
+def _read_ids(path: Path, made_by: str | None) -> Ids:
+    """The same as a column."""
     try:
-        lines = regular(path).read_text("utf-8-sig").replace("\r", "\n").split("\n")
+        text = regular(path).read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Problem(f"{path} is no list of image ids: it is not UTF-8 text ({error})", made_by=made_by) from None
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise Problem(f"{path} cannot be read ({error.strerror})", made_by=made_by) from None
-    ids = [line.strip() for line in lines if line.strip()]
+    ids = Ids.of(line for found in re.finditer(r"[^\r\n]+", text) if (line := found.group().strip()))
     if wrong := wrong_ids(ids):
         raise Problems(f"{path} is no list of image ids:", wrong, made_by=made_by)
     return ids
@@ -71,65 +77,71 @@ def read_manifest(path: Path) -> Records:
         FileNotFoundError: there is no such file.
     """
     try:
-        with pq.ParquetFile(regular(path), page_checksum_verification=True) as file:
+        with pq.ParquetFile(regular(path), page_checksum_verification=True, buffer_size=_BUFFER) as file:
             found = file.schema_arrow.names
             if missing := {*SCHEMA.names} - {*found}:
                 raise Problem(f"{path} is no manifest: it lacks the columns {sorted(missing)}", made_by="prepare")
             further = [field for field in IN_SHARDS if field.name in found]
             if further and len(further) < len(IN_SHARDS):
                 raise Problem(f"{path} is no manifest: it lacks columns of shards", made_by="prepare")
-            schema = pa.schema([*SCHEMA, *further])
-            # Batch by batch: the whole as it is read and the whole as it is kept would be in memory at once.
-            batches = file.iter_batches(_ROWS, columns=schema.names)
-            tables = [_compact(pa.Table.from_batches([one]).select(schema.names).cast(schema), path) for one in batches]
+            # Column by column: only one of them is in memory twice, as it is read and as it is kept.
+            table = pa.table({field.name: _column(file, field, path) for field in [*SCHEMA, *further]})
     except FileNotFoundError:
         raise
     except (OSError, ValueError, NotImplementedError) as error:  # what Arrow raises is one of them
         raise Problem(f"{path} is no manifest: {error}", made_by="prepare") from error
-    table = (pa.concat_tables(tables) if tables else schema.empty_table()).unify_dictionaries()
-    del tables
+    give_back()
     ids = table.column("image_id")
     wrong = wrong_ids(_not_plain(ids))
-    if pc.count_distinct(ids).as_py() < len(ids):
+    if _repeat(ids):
         wrong.append(f"found {some(_repeated(ids.to_pylist()))} more than once")
     wrong += [f"{line['image_id']}: {odd}" for line in _suspicious(table) if (odd := _odd(line)) is not None]
     if wrong:
         raise Problems(f"{path} is no manifest:", wrong, made_by="prepare")
-    columns: dict[str, pa.Array] = {}
-    for name in schema.names:  # one after the other, or everything would be in memory twice
-        columns[name] = table.column(name).combine_chunks()
-        table = table.drop_columns(name)
-    return Records(pa.table(columns))
+    return Records(table)
 
 
 _ROWS = 65_536
-NARROW = {side: pa.int32() for side in ("width", "height")}
+_BUFFER = 2**20
+"""Bytes of the file that are read at once."""
+
+NARROW = {number: pa.int32() for number in ("width", "height", "image_size", "labels_size")}
 NARROW |= {classes: pa.list_(pa.int16()) for classes in ("tags", "label_classes")}
 
 
-def _compact(table: pa.Table, path: Path) -> pa.Table:
-    """The same with repeated texts held once, and numbers no wider than they have to be."""
-    splits = pc.unique(table.column("split")).to_pylist()
-    if strange := {*splits} - {*get_args(Split)}:
-        allowed = ", ".join(get_args(Split))
-        raise Problem(
-            f"{path} is no manifest: it has the split {sorted(strange, key=str)[0]!r}; allowed are {allowed}",
-            made_by="prepare",
-        )
-    for place, name in enumerate(table.column_names):
-        column = table.column(name).combine_chunks()
-        if name in ("split", "image_shard", "labels_shard"):
-            column = column.dictionary_encode()
-        elif name in NARROW:
-            column = column.cast(NARROW[name])
-        table = table.set_column(place, name, column)
-    return table
+def _column(file: pq.ParquetFile, field: pa.Field, path: Path) -> pa.Array:
+    """A column with repeated texts held once, hashes as bytes, and numbers no wider than they have to be."""
+    kind = NARROW.get(field.name, field.type)
+    parts = [batch.column(0).cast(field.type).cast(kind) for batch in file.iter_batches(_ROWS, columns=[field.name])]
+    if field.name == "split":
+        _check_splits(parts, path)
+    if field.name in ("split", "image_shard", "labels_shard"):
+        parts = [part.dictionary_encode() for part in parts]
+    if field.name == "image_sha256":
+        parts = as_bytes(parts)
+    return pa.chunked_array(parts).unify_dictionaries().combine_chunks() if parts else pa.array([], kind)
+
+
+def _check_splits(parts: Iterable[pa.Array], path: Path) -> None:
+    for part in parts:
+        if strange := {*pc.unique(part).to_pylist()} - {*get_args(Split)}:
+            allowed = ", ".join(get_args(Split))
+            raise Problem(
+                f"{path} is no manifest: it has the split {sorted(strange, key=str)[0]!r}; allowed are {allowed}",
+                made_by="prepare",
+            )
 
 
 def _not_plain(ids: pa.ChunkedArray) -> list[str | None]:
     """The ids that have to be looked at one by one."""
     plain = pc.fill_null(pc.match_substring_regex(ids, rf"^(?:{PLAIN})$"), False)
     return ids.filter(pc.invert(plain)).to_pylist()
+
+
+def _repeat(ids: pa.ChunkedArray) -> bool:
+    """Whether any id is there twice: by their order, which takes a third of the memory of a set of them."""
+    ordered = ids.take(pc.sort_indices(ids))
+    return pc.any(pc.equal(ordered[1:], ordered[:-1])).as_py() is True
 
 
 def _repeated(ids: Sequence[str]) -> list[str]:
@@ -215,19 +227,23 @@ def data_set_fingerprint(records: Iterable[Record], names: Sequence[str]) -> str
     return digest.hexdigest()[:16]
 
 
-def listed(path: Path, records: Mapping[str, Record]) -> list[str]:
+def listed(path: Path, records: Mapping[str, Record]) -> Ids:
     """The image ids of a list of training images of the split, one a line.
 
     Raises:
         Problem: it is no list; an id is not in the manifest, or that of an image which measures what was learned.
     """
-    ids = read_ids(path, made_by="split")
-    splits = splits_of(records, ids)
-    if unknown := [image_id for image_id, split in zip(ids, splits, strict=True) if split is None]:
-        raise Problem(f"{path}: {len(unknown)} ids are not in the manifest, {unknown[0]} first", made_by="split")
-    if measuring := [image_id for image_id, split in zip(ids, splits, strict=True) if split != "train"]:
+    ids = _read_ids(path, made_by="split")
+    known = Records.of_all(records)
+    rows, trained_on = known.rows(ids), known.is_of("train")
+    if (unknown := np.flatnonzero(rows < 0)).size:
+        first = ids[int(unknown[0])]
+        raise Problem(f"{path}: {len(unknown)} ids are not in the manifest, {first} first", made_by="split")
+    if (measuring := np.flatnonzero(~trained_on[rows])).size:
         raise Problem(
-            f"{path}: {len(measuring)} ids are validation images, {measuring[0]} first, and those are never trained on",
+            f"{path}: {len(measuring)} ids are validation images, {ids[int(measuring[0])]} first, and those are never "
+            "trained on",
             made_by="split",
         )
-    return ids
+    give_back()
+    return known.ids_at(rows)

@@ -6,6 +6,7 @@ So `Records` keeps columns, and makes a record when somebody asks for it.
 
 from bisect import bisect_left
 from collections.abc import Collection, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_type_hints, overload
 
@@ -19,6 +20,10 @@ from segcore.data.record import Record, Split
 
 pc: Any = pyarrow.compute  # makes its functions as it is loaded, where no type checker sees them
 
+if "jemalloc" in pa.supported_memory_backends():
+    # It can hand back at once what a column took on its way; Arrow's others keep half of the manifest's size for later.
+    pa.jemalloc_set_decay_ms(0)
+    pa.set_memory_pool(pa.jemalloc_memory_pool())
 
 _TEXT, _WHOLE, _CLASSES = pa.large_string(), pa.int64(), pa.list_(pa.int64())
 _TYPES: dict[Any, pa.DataType] = {str: _TEXT, str | None: _TEXT, Split: _TEXT, int: _WHOLE}
@@ -35,7 +40,51 @@ IN_SHARDS = pa.schema([
 """Further columns of a manifest whose pictures or labels lie in shards; null where they are files of their own."""
 
 _AT_ONCE = 4096
-"""Records that are made together when all are wanted."""
+"""Records, or ids, that are made together when all are wanted."""
+
+
+class Ids(Sequence[str]):
+    """Ids in some lines of a column, of which the numbers are kept: a list of a million texts would take 90 MB."""
+
+    def __init__(self, column: pa.ChunkedArray, rows: Int64[np.ndarray, " n"]) -> None:
+        self.column = column
+        self.rows = rows
+
+    @classmethod
+    def of(cls, ids: Iterable[str]) -> "Ids":
+        """These ids, of which few are in memory as Python's texts at once."""
+        ids, parts = iter(ids), []
+        while some := [*islice(ids, _AT_ONCE)]:
+            parts.append(pa.array(some, _TEXT))
+        column = pa.chunked_array([pa.chunked_array(parts, _TEXT).combine_chunks()])
+        return cls(column, np.arange(len(column)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Ids": ...
+    def __getitem__(self, index: int | slice) -> "str | Ids":
+        if isinstance(index, slice):
+            return Ids(self.column, self.rows[index])
+        return self.column[int(self.rows[index])].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), _AT_ONCE):
+            yield from self[first : first + _AT_ONCE].texts().to_pylist()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and [*self] == [*other]
+
+    def and_also(self, others: "Ids") -> "Ids":
+        """These and then others of the same column."""
+        return Ids(self.column, np.concatenate([self.rows, others.rows]))
+
+    def texts(self) -> pa.ChunkedArray:
+        """All of them as a column of their own."""
+        return self.column.take(pa.array(self.rows))
 
 
 class Records(Mapping[str, Record]):
@@ -44,6 +93,7 @@ class Records(Mapping[str, Record]):
     def __init__(self, table: pa.Table) -> None:
         """Of a table with the columns of `SCHEMA`, and those of `IN_SHARDS` where there are shards."""
         self._table = table
+        self._ids: pa.ChunkedArray = table.column("image_id")
         self._order: np.ndarray | None = None
 
     @classmethod
@@ -82,10 +132,6 @@ class Records(Mapping[str, Record]):
         """The columns."""
         return self._table
 
-    @property
-    def _ids(self) -> pa.ChunkedArray:
-        return self._table.column("image_id")
-
     def record(self, row: int) -> Record:
         """The record of a line."""
         return _record({name: self._table.column(name)[row].as_py() for name in self._table.column_names})
@@ -106,10 +152,14 @@ class Records(Mapping[str, Record]):
 
     def rows(self, image_ids: Collection[str]) -> Int64[np.ndarray, " n"]:
         """The line of each id; -1 where there is none."""
-        if not image_ids:
-            return np.zeros(0, dtype=np.int64)
-        found = pc.index_in(pa.array(image_ids, _TEXT), value_set=self._ids.combine_chunks())
+        if isinstance(image_ids, Ids) and image_ids.column is self._ids:
+            return image_ids.rows
+        found = pc.index_in(column_of(image_ids), value_set=self._ids)
         return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+
+    def ids_at(self, rows: Int64[np.ndarray, " n"]) -> Ids:
+        """The ids of these lines."""
+        return Ids(self._ids, rows)
 
     def of(self, image_ids: Collection[str]) -> "Rows":
         """The records of these ids.
@@ -151,7 +201,7 @@ class Records(Mapping[str, Record]):
 
     def _with(self, name: str, column: pa.Array | pa.ChunkedArray) -> "Records":
         made = Records(self._table.set_column(self._table.column_names.index(name), name, column))
-        made._order = self._order
+        made._ids, made._order = self._ids, self._order
         return made
 
 
@@ -198,9 +248,9 @@ class Rows(Sequence[Record]):
             yield from map(_record, some_rows.to_pylist())
 
     @property
-    def ids(self) -> list[str]:
+    def ids(self) -> Ids:
         """The ids alone."""
-        return self.records.table.column("image_id").take(pa.array(self.rows)).to_pylist()
+        return self.records.ids_at(self.rows)
 
     def tags_at(self, index: int) -> Sequence[int]:
         """The tags alone of one of them."""
@@ -210,6 +260,11 @@ class Rows(Sequence[Record]):
 def of(records: Mapping[str, Record], image_ids: Collection[str]) -> Sequence[Record]:
     """The records of these ids, not yet made where they are columns."""
     return records.of(image_ids) if isinstance(records, Records) else [records[one] for one in image_ids]
+
+
+def column_of(image_ids: Collection[str]) -> pa.ChunkedArray:
+    """The ids as a column."""
+    return image_ids.texts() if isinstance(image_ids, Ids) else pa.chunked_array([pa.array(image_ids, _TEXT)])
 
 
 def splits_of(records: Mapping[str, Record], image_ids: Collection[str]) -> list[Split | None]:
@@ -225,7 +280,7 @@ def tags_at(records: Sequence[Record], index: int) -> Sequence[int]:
     return records.tags_at(index) if isinstance(records, Rows) else records[index].tags
 
 
-def ids_of(records: Sequence[Record]) -> list[str]:
+def ids_of(records: Sequence[Record]) -> Sequence[str]:
     """The id of each."""
     return records.ids if isinstance(records, Rows) else [record.image_id for record in records]
 
@@ -247,7 +302,30 @@ def _plain(value: Any) -> Any:
     return value.name if isinstance(value, Member) else value.as_posix() if isinstance(value, Path) else value
 
 
+def give_back() -> None:
+    """Hand memory that is free to the system: Arrow and C's library keep what reading took on its way."""
+    for pool in (pa.default_memory_pool(), pa.system_memory_pool()):
+        pool.release_unused()
+
+
+def as_bytes(hashes: list[pa.Array]) -> list[pa.Array]:
+    """Columns of SHA-256 as their bytes, half of the memory; as they are, if anything else is among them."""
+    found: list[pa.Array] = []
+    for part in hashes:
+        text = "".join(part.drop_null().to_pylist())
+        try:
+            content = bytes.fromhex(text)
+        except ValueError:
+            return hashes
+        if content.hex() != text or not pc.all(pc.equal(pc.utf8_length(part), 64), skip_nulls=False).as_py():
+            return hashes
+        found.append(pa.Array.from_buffers(pa.binary(32), len(part), [None, pa.py_buffer(content)]))
+    return found
+
+
 def _record(line: dict[str, Any]) -> Record:
+    if isinstance(image_sha256 := line["image_sha256"], bytes):
+        line["image_sha256"] = image_sha256.hex()
     label_classes = line["label_classes"]
     return Record(
         image_id=line["image_id"],

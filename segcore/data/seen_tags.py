@@ -17,7 +17,7 @@ from pyarrow.csv import ConvertOptions, read_csv
 
 from segcore.config.data import TagNoise
 from segcore.data.manifest import Record
-from segcore.data.records import Records, of
+from segcore.data.records import Records, column_of, give_back, of
 from segcore.data.splits import Splits
 from segcore.errors import Problem
 from segcore.made_of import TAGS_FILE
@@ -78,27 +78,34 @@ def as_training_sees(
             table = read_csv(lines, convert_options=ConvertOptions(column_types=text, include_columns=[*text]))
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise Problem(f"{file} is no table of tags ({error})", made_by="split") from None
-    ids = [*ids]
-    places = pc.index_in(pa.array(ids, text["image_id"]), value_set=table.column("image_id").combine_chunks())
+    places = pc.index_in(column_of(ids), value_set=table.column("image_id")).combine_chunks()
     if places.null_count:
         missing = [image_id for image_id, place in zip(ids, places.to_pylist(), strict=True) if place is None]
         raise Problem(f"{file} lacks {len(missing)} images of the split, {missing[0]} first", made_by="split")
-    tags = _as_indices(table.column("tags").combine_chunks(), classes, file)
-    return known.with_tags(known.rows(ids), tags.take(places))
+    tags = _as_indices(table.column("tags"), classes, file)
+    del table
+    seen = known.with_tags(known.rows(ids), tags.take(places))
+    del places, tags
+    give_back()
+    return seen
 
 
-def _as_indices(cells: pa.Array, classes: Sequence[str], file: Path) -> pa.ListArray:
+def _as_indices(cells: pa.ChunkedArray, classes: Sequence[str], file: Path) -> pa.ListArray:
     """Of cells with names of classes and `|` between them, the indices."""
-    names = pc.split_pattern(cells, "|")
-    each, of_line = pc.list_flatten(names), pc.list_parent_indices(names).to_numpy()
-    is_name = pc.not_equal(each, "").to_numpy(zero_copy_only=False)
-    each, of_line = each.filter(pa.array(is_name)), of_line[is_name]
-    places = pc.index_in(each, value_set=pa.array(classes[1:], each.type))
-    if places.null_count:
-        strange = sorted({*each.filter(pc.is_null(places)).to_pylist()})
-        raise Problem(f"{file} has tags that are no classes of the data set, {strange[0]} first", made_by="split")
-    ends = np.bincount(of_line, minlength=len(cells)).cumsum()
-    return pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), pc.add(places, 1).cast(pa.int64()))
+    parts, strange = [], set[str]()
+    for chunk in cells.chunks:
+        names = pc.split_pattern(chunk, "|")
+        each, of_line = pc.list_flatten(names), pc.list_parent_indices(names).to_numpy()
+        is_name = pc.not_equal(each, "").to_numpy(zero_copy_only=False)
+        each, of_line = each.filter(pa.array(is_name)), of_line[is_name]
+        places = pc.index_in(each, value_set=pa.array(classes[1:], each.type))
+        strange |= {*each.filter(pc.is_null(places)).to_pylist()}
+        ends = np.bincount(of_line, minlength=len(chunk)).cumsum()
+        parts.append(pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), pc.add(places, 1).cast(pa.int16())))
+    if strange:
+        first = min(strange)
+        raise Problem(f"{file} has tags that are no classes of the data set, {first} first", made_by="split")
+    return pa.chunked_array(parts, pa.list_(pa.int16())).combine_chunks()
 
 
 def mistakes(seen: Mapping[str, tuple[int, ...]], records: Mapping[str, Record]) -> dict[str, int]:

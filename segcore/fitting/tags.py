@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.optimize import minimize
 from torch import Tensor
 
 from segcore.config.classifiers import FitParams
@@ -113,6 +112,8 @@ def calibration(
 
 
 def _platt(logits: Float[np.ndarray, " N"], has: Bool[np.ndarray, " N"]) -> tuple[float, float]:
+    from scipy.optimize import minimize  # here, as it takes 30 MB, and most classifiers are not fitted
+
     n, m = has.sum(), (~has).sum()
     target = np.where(has, (n + 1) / (n + 2), 1 / (m + 2))
 

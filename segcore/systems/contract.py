@@ -29,8 +29,8 @@ class Inputs:
     """
 
     records: Mapping[str, Record]
-    strong: list[str]
-    weak: list[str]
+    strong: Sequence[str]
+    weak: Sequence[str]
     images: Literal["strong", "weak"]
     labels: Path
     n_tags: int
