@@ -1,5 +1,6 @@
 """Processes that load images: one that has no room or dies is a clear error soon, and Ctrl-C ends them at once."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -73,6 +74,29 @@ def test_a_worker_that_dies_is_told() -> None:
     assert "error: workers: a process that loads images died (" in said
     assert "set workers of the recipe lower or to 0" in said
     assert "Traceback" not in said
+
+
+def fail(error: BaseException, said: Path) -> None:
+    """Have Python tell of an error that nobody caught, with `said` as the terminal."""
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 2)
+    sys.stderr = os.fdopen(2, "w", closefd=False)
+    sys.excepthook(type(error), error, None)
+    sys.stderr.flush()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(ConnectionResetError("gone"), ""), (EOFError(), ""), (ValueError("odd"), "ValueError: odd\n")],
+)
+def test_workers_say_nothing_of_connections_that_break(error: Exception, told: str, tmp_path: Path) -> None:
+    """As the one with the run's own process does on Ctrl-C, in the middle of an answer."""
+    assert sys.excepthook is not command._uncaught, "it is for workers alone"
+    worker = multiprocessing.get_context("spawn").Process(target=fail, args=(error, tmp_path / "said"))
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
+    assert (tmp_path / "said").read_text() == told
 
 
 @pytest.mark.parametrize("moment", ["workers start", "a worker is at work"])

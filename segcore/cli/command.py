@@ -6,8 +6,10 @@ import functools
 import inspect
 import logging
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import typer
@@ -18,6 +20,20 @@ from segcore.config.settings import Settings, load
 from segcore.errors import Problem
 
 _RESTARTS = "torchrun --max-restarts N starts all again up to N times, from the last checkpoint"
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What a process that loads images says of an error that nobody catches: nothing of a run that was stopped.
+
+    Its thread that hands out shared memory shows each connection that breaks, as the one at work does on Ctrl-C.
+    """
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
+# Such a process imports what the run's own has as its main module; of whom it comes it knows later.
+if multiprocessing.current_process().name != "MainProcess":
+    sys.excepthook = _uncaught
 
 
 def start(main: Callable[..., None]) -> None:
