@@ -81,6 +81,16 @@ def first_faults(count: int, fault: str) -> Any:
     return of
 
 
+def assert_given_up(store: Store, record: Any, patience: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of a server that does not answer is a clear problem soon."""
+    monkeypatch.setattr(remote, "PATIENCE", patience)
+    store.fault = lambda number, path: "hang"
+    begin = time.monotonic()
+    with pytest.raises(Problem, match="could not be read in 6 tries"):
+        read_image(record.image)
+    assert time.monotonic() - begin < 5
+
+
 class TestHTTP:
     def test_every_stage_gives_what_the_folder_gives(self, store: Store) -> None:
         short = [stage for stage in STAGES if stage in ("prepare", "split", "train_classifier")]
@@ -121,13 +131,7 @@ class TestHTTP:
         assert len(store.requests) == remote.TRIES
 
     def test_a_server_that_hangs_is_given_up(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        record = read_manifest(prepared(store))["train_000"]
-        monkeypatch.setattr(remote, "PATIENCE", 0.1)
-        store.fault = lambda number, path: "hang"
-        begin = time.monotonic()
-        with pytest.raises(Problem, match="could not be read in 6 tries"):
-            read_image(record.image)
-        assert time.monotonic() - begin < 5
+        assert_given_up(store, read_manifest(prepared(store))["train_000"], 0.1, monkeypatch)
 
     def test_a_failure_in_prepare_leaves_what_was_there(self, store: Store) -> None:
         prepared(store)
@@ -363,13 +367,7 @@ class TestS3:
     def test_a_server_that_hangs_is_given_up(
         self, bucket: str, between: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        record = read_manifest(prepared(bucket))["train_000"]
-        monkeypatch.setattr(remote, "PATIENCE", 0.2)
-        between.fault = lambda number, path: "hang"
-        begin = time.monotonic()
-        with pytest.raises(Problem, match="could not be read in 6 tries"):
-            read_image(record.image)
-        assert time.monotonic() - begin < 5
+        assert_given_up(between, read_manifest(prepared(bucket))["train_000"], 0.2, monkeypatch)
 
     def test_what_is_forbidden_midway_is_told_at_once(self, bucket: str, between: Store) -> None:
         record = read_manifest(prepared(bucket))["train_000"]
