@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from segcore.config.labels import CalibratedLabels, Candidates
 from segcore.data.geometry import Grid
@@ -16,8 +17,9 @@ from segcore.errors import Problem
 from segcore.evaluation import calibration, map_labels
 from segcore.evaluation.map_labels import MapLabels
 from segcore.localisation.aggregation import Merged
-from segcore.localisation.deciding import Found, Learned
+from segcore.localisation.deciding import Found
 from segcore.localisation.labeller import PseudoLabeller
+from segcore.localisation.refinement import Learned
 from segcore.processes import Runtime
 from tests.devkit import make_record
 from tests.networks import N_TAGS
@@ -25,6 +27,7 @@ from tests.test_classifiers import stochastic_classifier
 
 BOUNDARY = {"width": 4, "steps": 3, "batch_size": 2, "learning_rate": 0.01, "examples": 3}
 AFFINITY = {"kind": "affinity", "radius": 3, "beta": [2.0, 8.0], "steps": [2], "boundary": BOUNDARY}
+JOINT = AFFINITY | {"kind": "joint_affinity"}
 CRF = {
     "kind": "crf", "confidence": [0.6, 0.8], "long_side": 20,
     "crf": {
@@ -52,13 +55,18 @@ def entry(**candidates: Any) -> CalibratedLabels:
 
 def test_every_combination_is_tried() -> None:
     candidates: Candidates = entry(
-        aggregations=[{"kind": "union"}, {"kind": "quantile", "q": 0.9}], refinements=[AFFINITY, CRF, PAMR]
+        aggregations=[{"kind": "union"}, {"kind": "quantile", "q": 0.9}], refinements=[AFFINITY, JOINT, CRF, PAMR]
     ).candidates
     tried = calibration.ways(candidates)
-    assert len(tried) == 2 * 2 * 6
+    assert len(tried) == 2 * 2 * 8
     assert len({str(calibration.plain(way)) for way in tried}) == len(tried)
     assert all(way.theta == getattr(way.background, "score", None) for way in tried), "no pixel is left unknown"
     assert [map_labels.way_of(calibration.plain(way)) for way in tried] == tried
+
+
+def test_both_walks_have_one_net() -> None:
+    with pytest.raises(ValidationError, match="by one net of boundaries; give both the same radius"):
+        entry(refinements=[AFFINITY, JOINT | {"radius": 4}])
 
 
 def test_folds_are_even_and_depend_on_no_order() -> None:
@@ -133,7 +141,11 @@ def labels_of(params: CalibratedLabels, strong: list[Record], seed: int = 0) -> 
 
 
 @pytest.mark.parametrize("background", [CONSTANT, OBJECTS], ids=["constant", "objects"])
-@pytest.mark.parametrize("refinements", [[AFFINITY], [{"kind": "none"}, CRF], [PAMR]], ids=["affinity", "crf", "pamr"])
+@pytest.mark.parametrize(
+    "refinements",
+    [[AFFINITY], [JOINT], [{"kind": "none"}, CRF], [PAMR]],
+    ids=["affinity", "joint", "crf", "pamr"],
+)
 def test_it_reads_s_and_nothing_else_and_goes_on_where_it_was(
     refinements: list[dict[str, Any]], background: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from segcore.data.pictures import IGNORE
 from segcore.localisation import affinity, boundary, refinement
 from segcore.localisation.cells import cells_of, enlarged, moved
 from segcore.localisation.pamr import LEAST, SHARPNESS, pamr
+from segcore.localisation.refinement import Learned
 from segcore.networks.trunk import Trunk
 from tests.networks import squares
 from tests.test_classifiers import stochastic_classifier
@@ -106,6 +107,44 @@ def test_the_walk_is_the_dense_formula(radius: int, beta: float) -> None:
     expected /= expected.max((1, 2), keepdims=True)
     np.testing.assert_allclose(affinity.walk(maps, wall, radius, beta, 4), expected, rtol=1e-4)
     np.testing.assert_allclose(affinity.transitions(wall, radius, beta).toarray().sum(1), 1, rtol=1e-5)
+
+
+def test_averages_keep_their_size_where_the_published_walk_divides() -> None:
+    """Two objects behind a wall: what a map has on each side stays there, and an even map stays as it is."""
+    wall = np.zeros((5, 9), dtype=np.float32)
+    wall[:, 4] = 1.0
+    maps = np.stack([np.full((5, 9), 0.3), np.where(np.arange(9) < 4, 0.6, 0.1) * np.ones((5, 1))]).astype(np.float32)
+    found = affinity.averaged(maps, wall, radius=3, beta=2.0, steps=20)
+    np.testing.assert_allclose(found[0], 0.3, rtol=1e-5)
+    np.testing.assert_allclose(found[1], maps[1], rtol=1e-5)
+    uneven = np.random.default_rng(0).random((1, 5, 9)).astype(np.float32)
+    found = affinity.averaged(uneven, wall, radius=3, beta=2.0, steps=200)
+    for side in (slice(0, 4), slice(5, 9)):
+        assert np.ptp(found[0, :, side]) < 0.01
+        assert uneven[0, :, side].min() < found[0, 2, side].mean() < uneven[0, :, side].max()
+    assert affinity.walk(uneven, wall, radius=3, beta=2.0, steps=200).max() == 1
+
+
+def test_the_joint_walk_takes_objects_along() -> None:
+    """The walk of each alone, by hand; IRN's leaves objects as the net has them."""
+    rng = np.random.default_rng(0)
+    picture, grid = np.zeros((65, 65, 3), dtype=np.uint8), Grid(65, 4)
+    wall, objects = (rng.random((17, 17)).astype(np.float32) for _ in range(2))
+    scores = torch.from_numpy(rng.random((2, 17, 17)).astype(np.float32))
+    how = AffinityParams(kind="joint_affinity", radius=3, boundary=SMALL, beta=5.0, steps=4)
+    learned = Learned((wall, grid), (objects, grid))
+    found = refinement.at_pixels(scores, grid, how, picture, learned)
+    expected = affinity.averaged(np.concatenate([scores.numpy(), objects[None]]), wall, 3, 5.0, 4)
+    assert found.objects is not None
+    together = torch.cat([found.maps, found.objects[None]])
+    torch.testing.assert_close(together, enlarged(torch.from_numpy(expected), grid, 65, 65))
+    alone = refinement.at_pixels(scores, grid, how, picture, Learned((wall, grid), None))
+    assert alone.objects is None
+    torch.testing.assert_close(alone.maps, found.maps)
+    published = refinement.at_pixels(scores, grid, how.model_copy(update={"kind": "affinity"}), picture, learned)
+    assert published.objects is not None
+    torch.testing.assert_close(published.objects, enlarged(torch.from_numpy(objects)[None], grid, 65, 65)[0])
+    assert not torch.allclose(published.objects, found.objects)
 
 
 def test_a_walk_of_nothing_is_nothing() -> None:
@@ -231,6 +270,7 @@ def test_a_crf_on_labels_fills_what_is_unknown_up_to_the_border() -> None:
         NoRefinement(kind="none"),
         PAMRParams(kind="pamr", dilations=(1, 2), iterations=2, long_side=32),
         AffinityParams(kind="affinity", radius=3, boundary=SMALL, beta=5.0, steps=4),
+        AffinityParams(kind="joint_affinity", radius=3, boundary=SMALL, beta=5.0, steps=4),
     ],
     ids=lambda how: how.kind,
 )
@@ -239,9 +279,12 @@ def test_every_refinement_gives_maps_of_the_picture(how: refinement.Refinement) 
     grid, finer = Grid(65, 8), Grid(65, 4)
     wall = np.full((17, 17), 0.1, dtype=np.float32)
     for tags in (0, 2):
-        maps = refinement.maps_at_pixels(torch.rand(tags, 9, 9), grid, how, picture, (wall, finer))
-        assert maps.shape == (tags, 50, 65)
-        assert ((maps >= 0) & (maps <= 1)).all()
+        learned = Learned((wall, finer), (wall, finer))
+        found = refinement.at_pixels(torch.rand(tags, 9, 9), grid, how, picture, learned)
+        assert found.maps.shape == (tags, 50, 65)
+        assert ((found.maps >= 0) & (found.maps <= 1)).all()
+        assert found.objects is not None
+        torch.testing.assert_close(found.objects, torch.full((50, 65), 0.1))
 
 
 def test_a_trunk_that_pads_its_pictures_has_cells_to_cut_off() -> None:

@@ -4,7 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from segcore.config.refinements import AffinityParams, CRFParams, NetParams, RefinementCandidates, RefinementParams
+from segcore.config.refinements import (
+    AffinityCandidates,
+    AffinityParams,
+    CRFParams,
+    NetParams,
+    RefinementCandidates,
+    RefinementParams,
+)
 from segcore.config.section import (
     Count,
     Fraction,
@@ -195,6 +202,16 @@ class Candidates(Section):
             kinds = [one.kind for one in some]
             if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
                 raise ValueError(f"{name} must name each kind once, as it lists its settings; found {twice[0]} again")
+        return self
+
+    @model_validator(mode="after")
+    def _walks_share_a_net(self) -> "Candidates":
+        nets = [(one.radius, one.boundary) for one in self.refinements if isinstance(one, AffinityCandidates)]
+        if any(net != nets[0] for net in nets):
+            raise ValueError(
+                "refinements: affinity and joint_affinity walk by one net of boundaries; give both the same radius and "
+                "the same boundary"
+            )
         return self
 
 

@@ -78,9 +78,12 @@ class NetParams(Section):
 
 
 class _Affinity(Section):
-    """A random walk of the maps that boundaries stop: m <- T^n m, T = D^-1 A^beta (IRN, Ahn et al. 2019)."""
+    """A random walk that boundaries stop: m <- T^n m, T = D^-1 A^beta (IRN, Ahn et al. 2019)."""
 
-    kind: Literal["affinity"]
+    kind: Literal["affinity", "joint_affinity"]
+    """affinity: of the maps alone, each then divided by its greatest value, as published; joint_affinity: of the maps
+    and of what the net of the background `objects` finds, none divided, so that each value is an average of those
+    around it."""
     radius: Annotated[int, Field(ge=2, le=12)]
     """Cells that one step of the walk reaches (published: 5), of the trunk's first level of stride 4 or more."""
     boundary: NetParams

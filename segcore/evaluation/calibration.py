@@ -35,8 +35,8 @@ from segcore.data.geometry import Grid, resized, resized_labels
 from segcore.evaluation.metrics import ConfusionMatrix
 from segcore.evaluation.per_image import ImageCounts, mean_iou
 from segcore.evaluation.quality import Quality
-from segcore.localisation.deciding import Found, Learned, Way, decided
-from segcore.localisation.refinement import Refinement, maps_at_pixels
+from segcore.localisation.deciding import Found, Way, decided
+from segcore.localisation.refinement import Learned, Refinement, at_pixels
 from segcore.seeds import derived_seed
 
 LONG_SIDE = 200
@@ -103,7 +103,7 @@ def counted(
     learned: Learned,
     n_classes: int,
 ) -> Int64[np.ndarray, "ways 3 K"]:
-    """What one image adds to the score of each way; the maps are refined once for all scores of the background."""
+    """What one image adds to the score of each way; what is refined is so once for all scores of the background."""
     scale = min(1.0, LONG_SIDE / max(truth.shape))
     height, width = (max(1, round(side * scale)) for side in truth.shape)
     small, mask = resized(picture, width, height), resized_labels(truth, width, height)
@@ -112,12 +112,9 @@ def counted(
     for way in candidates:
         key = (way.aggregation, way.refinement)
         if kept[0] != key:
-            kept = (
-                key,
-                maps_at_pixels(found.maps.scores(way.aggregation), grid, way.refinement, small, learned.boundary),
-            )
+            kept = key, at_pixels(found.maps.scores(way.aggregation), grid, way.refinement, small, learned)
         confusion: ConfusionMatrix = Quality(n_classes)
-        confusion.update(mask, decided(kept[1], found, way, grid, small, learned))
+        confusion.update(mask, decided(kept[1], found, way, grid, small))
         counts.append(ImageCounts.of("", confusion).counts[0])
     return np.stack(counts)
 

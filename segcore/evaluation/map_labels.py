@@ -31,9 +31,9 @@ from segcore.evaluation import calibration
 from segcore.files import write_atomically
 from segcore.localisation import boundary as boundaries
 from segcore.localisation.boundary import CellNet, Lesson
-from segcore.localisation.deciding import Found, Learned, Way, labels_of
+from segcore.localisation.deciding import Found, Way, labels_of
 from segcore.localisation.labeller import PseudoLabeller
-from segcore.localisation.refinement import Boundary
+from segcore.localisation.refinement import Boundary, Learned
 from segcore.networks.classifiers import Classifier
 from segcore.processes import Runtime
 from segcore.seeds import derived_seed

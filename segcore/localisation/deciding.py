@@ -13,8 +13,7 @@ from segcore.data.geometry import Grid
 from segcore.data.pictures import IGNORE
 from segcore.localisation import refinement
 from segcore.localisation.aggregation import Aggregation, Merged
-from segcore.localisation.cells import enlarged
-from segcore.localisation.refinement import Boundary, Refinement
+from segcore.localisation.refinement import Learned, Refined, Refinement
 
 
 def classes_at(
@@ -77,14 +76,6 @@ class Found:
         return self.cue
 
 
-@dataclass(frozen=True)
-class Learned:
-    """What nets of the masks of S find in one image; None where there is no such net."""
-
-    boundary: Boundary | None
-    objects: Boundary | None
-
-
 def labels_of(
     found: Found, way: Way, grid: Grid, picture: UInt8[np.ndarray, "H W 3"], learned: Learned
 ) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "H W"]]:
@@ -98,25 +89,20 @@ def labels_of(
         cells = found.labels_at_cells(way).cpu().numpy()
         return cells, grid.at_pixels(cells, *picture.shape[:2])
     scores = found.maps.scores(way.aggregation)
-    maps = refinement.maps_at_pixels(scores, grid, way.refinement, picture, learned.boundary)
-    labels = decided(maps, found, way, grid, picture, learned)
+    refined = refinement.at_pixels(scores, grid, way.refinement, picture, learned)
+    labels = decided(refined, found, way, grid, picture)
     return grid.at_cells(labels), labels
 
 
 def decided(
-    maps: Float[Tensor, "T H W"],
-    found: Found,
-    way: Way,
-    grid: Grid,
-    picture: UInt8[np.ndarray, "H W 3"],
-    learned: Learned,
+    refined: Refined, found: Found, way: Way, grid: Grid, picture: UInt8[np.ndarray, "H W 3"]
 ) -> UInt8[np.ndarray, "H W"]:
-    """The labels that refined maps at the pixels become."""
+    """The labels that what was refined becomes."""
+    maps = refined.maps
     if isinstance(way.background, Objects):
-        assert learned.objects is not None
-        probability, cells = learned.objects
-        likely = enlarged(torch.from_numpy(probability)[None], cells, *picture.shape[:2])
-        maps = maps.clamp(min=0) ** (1 - way.background.share) * likely**way.background.share
+        assert refined.objects is not None
+        share = way.background.share
+        maps = maps.clamp(min=0) ** (1 - share) * refined.objects**share
     ground = found.ground(maps, way.background)
     if ground is not None and not isinstance(way.background, Constant | Objects):
         ground = torch.from_numpy(grid.at_pixels(ground.cpu().numpy(), *picture.shape[:2]))

@@ -1,5 +1,7 @@
 """What draws maps of tags, or labels made of them, to the borders of a picture."""
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
@@ -17,28 +19,73 @@ from segcore.localisation.pamr import pamr
 Refinement = NoRefinement | PAMRParams | LabelCRFParams | AffinityParams
 Picture = UInt8[np.ndarray, "H W 3"]
 Boundary = tuple[Float[np.ndarray, "y x"], Grid]
-"""The probability of a boundary of objects at the cells of a grid."""
+"""The probability of a boundary of objects, or of an object, at the cells of a grid."""
 
 
-def maps_at_pixels(
-    scores: Float[Tensor, "T h w"],
-    grid: Grid,
-    how: Refinement,
-    picture: Picture,
-    boundary: Boundary | None,
-) -> Float[Tensor, "T H W"]:
-    """The scores of an image's tags at the pixels of its picture, after what refines maps: PAMR or the walk.
+@dataclass(frozen=True)
+class Learned:
+    """What nets of the masks of S find in one image, at the cells of one grid; None where there is no such net."""
 
-    `boundary` is the probability of one at the cells of its grid, which the walk needs.
+    boundary: Boundary | None
+    objects: Boundary | None
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What is known of an image at the pixels of its picture.
+
+    Attributes:
+        maps: the scores of its tags, in 0..1.
+        objects: the probability of any object; None where there is no net of it.
+    """
+
+    maps: Float[Tensor, "T H W"]
+    objects: Float[Tensor, "H W"] | None
+
+
+def at_pixels(
+    scores: Float[Tensor, "T h w"], grid: Grid, how: Refinement, picture: Picture, learned: Learned
+) -> Refined:
+    """The scores of an image's tags, and its objects, at the pixels of its picture, after what refines them.
+
+    PAMR and IRN's walk refine the maps alone, the joint walk both.
     """
     height, width = picture.shape[:2]
+    objects = learned.objects
     if isinstance(how, AffinityParams):
-        assert boundary is not None
-        probability, finer = boundary
+        assert learned.boundary is not None
+        walls, finer = learned.boundary
         reader = cells_of(finer, grid)
         fine = scores if reader is None else reader.to(scores) @ scores @ reader.to(scores).mT
-        walked = affinity.walk(fine.cpu().numpy(), probability, how.radius, how.beta, how.steps)
-        return enlarged(torch.from_numpy(walked), finer, height, width)
+        walked, objects = _walked(fine.cpu().numpy(), objects, walls, how)
+        maps = enlarged(torch.from_numpy(walked), finer, height, width)
+    else:
+        maps = _maps_at_pixels(scores, grid, how, picture)
+    if objects is None:
+        return Refined(maps, None)
+    probability, cells = objects
+    return Refined(maps, enlarged(torch.from_numpy(probability)[None], cells, height, width)[0])
+
+
+def _walked(
+    maps: Float[np.ndarray, "T y x"],
+    objects: Boundary | None,
+    walls: Float[np.ndarray, "y x"],
+    how: AffinityParams,
+) -> tuple[Float[np.ndarray, "T y x"], Boundary | None]:
+    if how.kind == "affinity":
+        return affinity.walk(maps, walls, how.radius, how.beta, how.steps), objects
+    if objects is None:
+        return affinity.averaged(maps, walls, how.radius, how.beta, how.steps), None
+    together = np.concatenate([maps, objects[0][None]])
+    walked = affinity.averaged(together, walls, how.radius, how.beta, how.steps)
+    return walked[:-1], (walked[-1], objects[1])
+
+
+def _maps_at_pixels(
+    scores: Float[Tensor, "T h w"], grid: Grid, how: Refinement, picture: Picture
+) -> Float[Tensor, "T H W"]:
+    height, width = picture.shape[:2]
     if isinstance(how, PAMRParams) and len(scores):
         small = _small(picture, how.long_side)
         maps = enlarged(scores.cpu(), grid, *small.shape[:2])
