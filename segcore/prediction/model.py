@@ -227,7 +227,13 @@ def as_array(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:
     return np.asarray(to_rgb(picture)) if isinstance(picture, Image.Image) else picture
 
 
-def load(path: str | Path, *, device: str | torch.device | None = None, how: str | Path | None = None) -> Model:
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    how: str | Path | None = None,
+    as_trained: bool = False,
+) -> Model:
     """A finished segmenter, ready to predict.
 
     Args:
@@ -235,6 +241,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, how: str
         device: where it runs; a GPU if there is one.
         how: a JSON file with the key `prediction`; otherwise `prediction.json` beside the model, or what
             `check_params` wrote in the project that trained it.
+        as_trained: keep the network's layers as they were trained, instead of fusing what predicts faster as one.
 
     Raises:
         Problem: no model there, or nothing says how it predicts.
@@ -243,7 +250,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, how: str
     card = read_card(folder, "system")
     content = _how(folder, card["name"], None if how is None else Path(how))
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    system, card = load_system(folder, content["prediction"], target)
+    system, card = load_system(folder, content["prediction"], target, as_trained)
     return Model(system, card, content)
 
 
