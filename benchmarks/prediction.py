@@ -1,11 +1,12 @@
 """`segcore predict` against the bare network's forward: `python -m benchmarks.prediction [MODEL IMAGES...]`.
 
 The same photographs, the same batches, the same views. The one reads, resizes, predicts, takes the winners at the
-photograph's own size, and writes masks, the journal and the table; the other only runs the network, with the layers that
-it was trained with, on squares that lie in memory. What `predict` loses beside its own, fused network is told, too. Without a model: JPEGs of 500 x 375 pixels and DeepLab on EfficientNet-Lite0, as the profile `own` has it,
-with random weights, so that more classes win somewhere than in photographs. Both keep memory as the command does.
-Turns alternate, so that a busy machine slows both alike, and their medians count: by the clock, and in CPU time of the
-whole process, which a busy machine changes less.
+photograph's own size, and writes masks, the journal and the table; the other only runs the network, with the layers
+that it was trained with, on squares that lie in memory. What `predict` loses beside its own, fused network is told,
+too. Without a model: JPEGs of 500 x 375 pixels and DeepLab on EfficientNet-Lite0, as the profile `own` has it, with
+random weights, so that more classes win somewhere than in photographs. All keep memory as the command does. Turns
+alternate, so that a busy machine slows all alike, and their medians count: by the clock, and in CPU time of the whole
+process, which a busy machine changes less.
 """
 
 import json

@@ -1,23 +1,23 @@
 """A finished network, rewritten so that it gives the same scores with fewer passes over memory.
 
-A light network on a CPU spends more time on carrying maps to memory and back than on its convolutions. Two such trips go:
+On a CPU, a light network spends more time on carrying maps to memory and back than on its convolutions. Two trips go:
 
 * a batch normalisation that follows a convolution is, once its statistics stand still, a factor and a shift of each
   channel, which the weights of the convolution can take over;
-* TensorFlow's `SAME` padding, of which timm's ports keep the habit of padding one more below and to the right, copies the
+* TensorFlow's `SAME` padding, which adds one more zero below and to the right in some of timm's networks, copies the
   map; a kernel with a row and a column of zeros before its own gets by with a padding that is alike on all sides.
 
 Scores change by the rounding of the first alone.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.layers import BatchNormAct2d
 from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
 from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,7 +34,7 @@ AFTER: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
     DecayedBatchNorm2d: lambda norm: nn.Identity(),
     BatchNormAct2d: lambda norm: norm.act,
 }
-"""What is left of a normalisation in eval mode once its factor and shift are taken over; of no other type is it known."""
+"""What is left of a normalisation in eval mode, once its factor and shift are taken over; other types stay."""
 
 
 LOOKS = ("__get__", "dim", "size")
@@ -54,26 +54,45 @@ def fuse(network: nn.Module, run: Callable[[], object]) -> None:
         _take_over(convolution, norm)
         _replace(network, norm, AFTER[type(norm)](norm))
     for module in [*network.modules()]:
-        if type(module) is Conv2dSame and module.dilation == (1, 1):
+        if isinstance(module, nn.Conv2d) and isinstance(module, Conv2dSame) and module.dilation == (1, 1):
             _replace(network, module, SamePadded(module))
 
 
-class SamePadded(nn.Module):
-    """A convolution that pads by the rule `SAME`, without a padded copy of the map."""
+class SamePadded(nn.Conv2d):
+    """A convolution that pads by the rule `SAME`, without a padded copy of the map.
 
-    def __init__(self, like: Conv2dSame) -> None:
-        super().__init__()
-        self.like = like
+    Args:
+        like: timm's convolution of this kind, whose weights it takes.
+    """
 
-    def forward(self, maps: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
-        like = self.like
-        if maps.device.type != "cpu":  # where kernels of even sizes may be the slow ones
-            return like(maps)
-        about = zip(maps.shape[2:], like.kernel_size, like.stride, like.dilation, strict=True)
-        rows, columns = (get_same_padding(*one) for one in about)
+    def __init__(self, like: nn.Conv2d) -> None:
+        super().__init__(
+            like.in_channels,
+            like.out_channels,
+            _two(like.kernel_size),
+            _two(like.stride),
+            groups=like.groups,
+            bias=like.bias is not None,
+            device="meta",
+        )
+        self.weight, self.bias = like.weight, like.bias
+
+    def forward(self, input: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
+        sides = zip(input.shape[2:], self.kernel_size, self.stride, strict=True)
+        rows, columns = (int(get_same_padding(*one, 1)) for one in sides)
+        odd = rows % 2, columns % 2
+        if any(odd) and input.device.type != "cpu":  # where kernels of even sizes may be the slow ones
+            around = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+            return F.conv2d(F.pad(input, around), self.weight, self.bias, self.stride, 0, 1, self.groups)
         # An odd number of zeros has one more at the end; a zero before the kernel moves it there.
-        weight = F.pad(like.weight, (columns % 2, 0, rows % 2, 0)) if rows % 2 or columns % 2 else like.weight
-        return F.conv2d(maps, weight, like.bias, like.stride, ((rows + 1) // 2, (columns + 1) // 2), 1, like.groups)
+        weight = F.pad(self.weight, (odd[1], 0, odd[0], 0)) if any(odd) else self.weight
+        padding = ((rows + 1) // 2, (columns + 1) // 2)
+        return F.conv2d(input, weight, self.bias, self.stride, padding, 1, self.groups)
+
+
+def _two(numbers: Sequence[int]) -> tuple[int, int]:
+    rows, columns = numbers
+    return rows, columns
 
 
 class _Seen(TorchFunctionMode):
@@ -113,8 +132,9 @@ class _Seen(TorchFunctionMode):
         found = []
         for convolution, takers in self.takers.items():
             norm = takers[0]
-            alone = norm is not None and all(taker is norm for taker in takers)
-            if alone and all(giver is convolution for giver in self.givers[norm]) and _fits(convolution):
+            if norm is None or not _fits(convolution) or any(taker is not norm for taker in takers):
+                continue
+            if all(giver is convolution for giver in self.givers[norm]):
                 found.append((convolution, norm))
         return found
 
@@ -151,8 +171,6 @@ def _take_over(convolution: Convolution, norm: nn.BatchNorm2d) -> None:
 def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put a module in another's place, wherever it stands."""
     for parent in [*network.modules()]:
-        if isinstance(parent, SamePadded):
-            continue
         for name, child in [*parent.named_children()]:
             if child is old:
                 setattr(parent, name, new)

@@ -29,6 +29,9 @@ Picture = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Labels = UInt8[np.ndarray, "H W"]
 
+ROUNDING = 2
+"""Raised where the same weights come to round otherwise, so that no run goes on from one that rounded as before."""
+
 HOW = "prediction.json"
 """Beside a model that was taken out of its project: how it predicts."""
 
@@ -77,7 +80,8 @@ class Model:
 
     def fingerprint(self, weights: Path) -> str:
         """A short name for the weights and for how they are used: equal only for equal predictions."""
-        return fingerprint([self.card, self._how["prediction"], self.views.model_dump(mode="json")], [weights])
+        how = self._how["prediction"], self.views.model_dump(mode="json")
+        return fingerprint([self.card, *how, ROUNDING], [weights])
 
     def predict(self, picture: Picture) -> Labels:
         """The class of each pixel of a picture, at its own size as a person sees it (turned by its EXIF orientation).
