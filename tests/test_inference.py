@@ -369,10 +369,8 @@ def test_classes_that_win_nowhere_are_left_out_and_no_other(
 
 @pytest.mark.parametrize("seed", range(24))
 @pytest.mark.parametrize("passes", [1, 2, 3])
-def test_labels_of_few_planes_are_those_of_all_bit_for_bit(
-    seed: int, passes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where scores lie in planes, only classes that may win are enlarged: random scores, ties, near ties, constants."""
+def test_labels_of_planes_in_turn_are_those_of_all_bit_for_bit(seed: int, passes: int) -> None:
+    """Where planes are looked at one by one: random scores, ties, near ties, constants."""
     generator = torch.Generator().manual_seed(seed)
     grid = torch.randn(1, 9, 40, 40, generator=generator) * torch.tensor(10.0) ** (seed % 5 - 2)
     if seed % 2:  # smooth, as scores are
@@ -386,11 +384,10 @@ def test_labels_of_few_planes_are_those_of_all_bit_for_bit(
         grid[:, 1] = grid[:, 0] * (1 + 2**-23)  # apart by a rounding
     if seed % 6 == 5:
         grid[:, 2:] = grid[:, 2:3]
-    monkeypatch.setattr(score_maps, "WORTHWHILE", 0)
     maps = score_maps.Mean(110, 90, (110, 90) if seed % 2 else (110, 110), 9, passes)
     maps.add(grid)
     assert maps.small
-    assert maps.one_by_one
+    assert maps.in_planes
     assert np.array_equal(maps.winners(), winners(maps.ranked(slice(0, 9))))
     among = [7, 0, 3, 1]
     whole = winners(maps.ranked(slice(0, 9))[among])

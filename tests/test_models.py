@@ -81,8 +81,8 @@ def save(folder: Path, module: str, card: dict[str, Any], system: System, **chan
 
 
 def load(folder: Path, module: str, **changes: Any) -> tuple[System, dict[str, Any]]:
-    """Load a system to predict as its small entry says, or with changes."""
-    return load_system(folder, entry(module, prediction=changes)["prediction"], CPU)
+    """Load a system to predict as its small entry says, or with changes; its layers as they were trained."""
+    return load_system(folder, entry(module, prediction=changes)["prediction"], CPU, as_trained=True)
 
 
 def card_in(folder: Path) -> dict[str, Any]:

@@ -306,7 +306,7 @@ def test_systems_over_a_transformer(module: str, changes: dict[str, Any], tmp_pa
     card |= {"tags": tag_names()}
     training = entry(module, training=changes)["training"]
     save_system(tmp_path / "system", "tested", module, training, card, size, system)
-    again, _ = load_system(tmp_path / "system", entry(module)["prediction"], torch.device("cpu"))
+    again, _ = load_system(tmp_path / "system", entry(module)["prediction"], torch.device("cpu"), as_trained=True)
     assert torch.equal(again.predict(batch.images), system.predict(batch.images))
 
 

@@ -177,7 +177,7 @@ def sizes_of(system: System, input_size: int, scales: Sequence[float]) -> list[i
     Raises:
         Problem: a scale makes images too small for the system.
     """
-    sizes = [input_size_of(system, input_size * scale) for scale in scales]
+    sizes = [system.side_near(input_size * scale) for scale in scales]
     for scale, size in zip(scales, sizes, strict=True):
         if size < system.smallest_input:
             raise Problem(
@@ -216,12 +216,6 @@ def maps_of(
             mean.add(total[i : i + 1])
         means.append(mean)
     return means
-
-
-def input_size_of(system: System, wanted: float) -> int:
-    """The nearest size that the system takes: a multiple of its step, and its offset more."""
-    step = system.input_step
-    return max(step, round((wanted - system.input_offset) / step) * step) + system.input_offset
 
 
 @torch.no_grad()

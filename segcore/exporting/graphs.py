@@ -15,7 +15,6 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 from segcore.errors import Problem
-from segcore.evaluation.inference import input_size_of
 from segcore.exporting import same_padding
 from segcore.networks import resizing
 from segcore.prediction.model import Model
@@ -131,7 +130,7 @@ def of_pictures(model: Model, tags_at_once: int | None) -> Graph:
             f"--with-resize: {model.name} predicts by {system.proposals} EdgeBoxes windows, which OpenCV finds outside "
             "of the network; export the bare network, and give it the windows, or set `proposals` to 0"
         )
-    sides = [input_size_of(system, model.card["input_size"] * scale) for scale in model.views.scales]
+    sides = [system.side_near(model.card["input_size"] * scale) for scale in model.views.scales]
     network = system.exportable(tags_at_once)
     module = FromPicture(network, system.square == "stretch", sides, model.views.flip).eval()
     try:

@@ -47,7 +47,7 @@ def export_model(path: Path, out: Path, wanted: Wanted) -> dict[str, Any]:
     if wanted.format == "onnx":
         onnx_file.check_packages()
     _check_place(out)
-    model, folder = load(path, device="cpu", how=wanted.how), model_folder(path)
+    model, folder = load(path, device="cpu", how=wanted.how, as_trained=True), model_folder(path)
     pictures = beside.pictures(folder, wanted.images, wanted.masks)
     measurable = [picture for picture in pictures if picture.mask is not None]
     if wanted.int8 and not measurable:

@@ -1,6 +1,7 @@
 """Trained systems on disk, and new ones built on backbones and finished models."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from segcore.errors import Problem
 from segcore.files import fingerprint
 from segcore.models.cards import fill, read_card, write
 from segcore.models.classifiers import empty_classifier, load_classifier
+from segcore.networks.fusion import fuse
 from segcore.networks.origin import Origin
 from segcore.systems.contract import System
 
@@ -49,8 +51,13 @@ def save_system(
     write(folder, card, model)
 
 
-def load_system(folder: Path, prediction: dict[str, Any], device: torch.device) -> tuple[System, dict[str, Any]]:
-    """A system in eval mode that predicts as told, and its card (name, module, training, origin, tags, input_size)."""
+def load_system(
+    folder: Path, prediction: dict[str, Any], device: torch.device, as_trained: bool = False
+) -> tuple[System, dict[str, Any]]:
+    """A system in eval mode that predicts as told, and its card (name, module, training, origin, tags, input_size).
+
+    Its network is rewritten to predict faster (`networks/fusion.py`), unless it is wanted with the layers `as_trained`.
+    """
     card = read_card(folder, "system")
     name, module = card["name"], systems.load(card["module"])
     content = {"systems": {name: {"training": card["training"], "prediction": prediction}}}
@@ -58,7 +65,18 @@ def load_system(folder: Path, prediction: dict[str, Any], device: torch.device) 
     model: System = module.build(params, _without_weights(card["origin"]))
     model.prediction = section(content, f"systems.{name}.prediction", module.Prediction)
     fill(folder, model, device)
+    if not as_trained:
+        fuse(model, partial(_predict_once, model, module, card, device))
     return model, card
+
+
+def _predict_once(model: System, module: Any, card: dict[str, Any], device: torch.device) -> None:
+    """Use every layer that predicts, also those that run for found tags alone."""
+    side = model.side_near(card["input_size"])
+    black = torch.zeros(1, 3, side, side, device=device)
+    model.predict(black)
+    if getattr(module, "TAKES_TAGS", False):
+        model.predict_given(black, torch.ones(1, len(card["tags"]), device=device))
 
 
 def build_on(folder: Path, tags: list[str], build: Callable[[Origin], System]) -> tuple[System, dict[str, Any]]:

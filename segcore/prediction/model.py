@@ -29,6 +29,9 @@ Picture = str | Path | Image.Image | UInt8[np.ndarray, "H W 3"]
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Labels = UInt8[np.ndarray, "H W"]
 
+ROUNDING = 2
+"""Raised where the same weights come to round otherwise, so that no run goes on from one that rounded as before."""
+
 HOW = "prediction.json"
 """Beside a model that was taken out of its project: how it predicts."""
 
@@ -77,7 +80,8 @@ class Model:
 
     def fingerprint(self, weights: Path) -> str:
         """A short name for the weights and for how they are used: equal only for equal predictions."""
-        return fingerprint([self.card, self._how["prediction"], self.views.model_dump(mode="json")], [weights])
+        how = self._how["prediction"], self.views.model_dump(mode="json")
+        return fingerprint([self.card, *how, ROUNDING], [weights])
 
     def predict(self, picture: Picture) -> Labels:
         """The class of each pixel of a picture, at its own size as a person sees it (turned by its EXIF orientation).
@@ -227,7 +231,13 @@ def as_array(picture: Picture) -> UInt8[np.ndarray, "H W 3"]:
     return np.asarray(to_rgb(picture)) if isinstance(picture, Image.Image) else picture
 
 
-def load(path: str | Path, *, device: str | torch.device | None = None, how: str | Path | None = None) -> Model:
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    how: str | Path | None = None,
+    as_trained: bool = False,
+) -> Model:
     """A finished segmenter, ready to predict.
 
     Args:
@@ -235,6 +245,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, how: str
         device: where it runs; a GPU if there is one.
         how: a JSON file with the key `prediction`; otherwise `prediction.json` beside the model, or what
             `check_params` wrote in the project that trained it.
+        as_trained: keep the network's layers as they were trained, instead of fusing what predicts faster as one.
 
     Raises:
         Problem: no model there, or nothing says how it predicts.
@@ -243,7 +254,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, how: str
     card = read_card(folder, "system")
     content = _how(folder, card["name"], None if how is None else Path(how))
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    system, card = load_system(folder, content["prediction"], target)
+    system, card = load_system(folder, content["prediction"], target, as_trained)
     return Model(system, card, content)
 
 

@@ -135,6 +135,11 @@ class System(nn.Module, ABC):
         """Object proposals an image is predicted by; 0 predicts it whole."""
         return 0
 
+    def side_near(self, wanted: int | float) -> int:
+        """The side of its squares that is nearest: a multiple of `input_step`, and `input_offset` more."""
+        steps = round((wanted - self.input_offset) / self.input_step)
+        return max(1, steps) * self.input_step + self.input_offset
+
     def begin(self, samples: SizedSamples) -> None:
         """Called once before training, and again when a run goes on, with what it is trained on: to count classes, say.
 
