@@ -153,7 +153,7 @@ def test_the_padding_same(kernel: int, stride: int) -> None:
     """For sides of every remainder: 0 to 3 zeros, alike on both sides or not."""
     torch.manual_seed(0)
     options: dict[str, Any] = {"stride": stride, "groups": 2}
-    padded = Conv2dSame(4, 4, kernel, **options)
+    padded: Any = Conv2dSame(4, 4, kernel, **options)
     own = SamePadded(padded)
     for height in range(8, 13):
         for width in range(8, 13):

@@ -214,19 +214,17 @@ def _mixed(first: Tensor) -> Tensor:
 
 def _winners_in_turn(planes: Iterable[Float[Tensor, "H W"]]) -> UInt8[np.ndarray, "H W"]:
     """Which plane has the greatest score at each pixel, the first one of equal ones; one or two are held at a time."""
-    best = labels = None
-    for place, scores in enumerate(planes):
-        if best is None:
-            best, labels = scores.clone(), torch.zeros(scores.shape, dtype=torch.uint8, device=scores.device)
-        elif best.device.type == "cpu":  # by numpy, in a third of the time
-            mine, theirs = best.numpy(), scores.numpy()
-            above = np.greater(theirs, mine).view(np.uint8)
+    turns = iter(planes)
+    best = next(turns).clone()
+    labels = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+    for place, scores in enumerate(turns, 1):
+        if best.device.type == "cpu":  # by numpy, in a third of the time
+            above = np.greater(scores.numpy(), best.numpy()).view(np.uint8)
             np.maximum(labels.numpy(), np.multiply(above, place, dtype=np.uint8), out=labels.numpy())
-            np.maximum(mine, theirs, out=mine)
+            np.maximum(best.numpy(), scores.numpy(), out=best.numpy())
         else:
             labels.masked_fill_(scores > best, place)
             torch.maximum(best, scores, out=best)
-    assert labels is not None
     return labels.cpu().numpy()
 
 
