@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from segcore.data.ids import Ids
 from segcore.data.record import LONGEST_ID as LONGEST_ID
 from segcore.data.record import PLAIN, Record, Split, wrong_ids
 from segcore.data.record import wrong_id as wrong_id
-from segcore.data.records import IN_SHARDS, SCHEMA, Ids, Records, as_bytes, give_back, table_of
+from segcore.data.records import IN_SHARDS, SCHEMA, Records, as_bytes, give_back, table_of
 from segcore.errors import Problem, Problems, some
 from segcore.files import regular, write_atomically
 

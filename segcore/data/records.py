@@ -6,7 +6,6 @@ So `Records` keeps columns, and makes a record when somebody asks for it.
 
 from bisect import bisect_left
 from collections.abc import Collection, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
-from itertools import islice
 from pathlib import Path
 from typing import Any, get_type_hints, overload
 
@@ -16,6 +15,7 @@ import pyarrow.compute
 from jaxtyping import Bool, Int64
 
 from segcore.data.addresses import Address, Member
+from segcore.data.ids import AT_ONCE, TEXT, Ids, column_of
 from segcore.data.record import Record, Split
 
 pc: Any = pyarrow.compute  # makes its functions as it is loaded, where no type checker sees them
@@ -25,9 +25,9 @@ if "jemalloc" in pa.supported_memory_backends():
     pa.jemalloc_set_decay_ms(0)
     pa.set_memory_pool(pa.jemalloc_memory_pool())
 
-_TEXT, _WHOLE, _CLASSES = pa.large_string(), pa.int64(), pa.list_(pa.int64())
-_TYPES: dict[Any, pa.DataType] = {str: _TEXT, str | None: _TEXT, Split: _TEXT, int: _WHOLE}
-_TYPES |= {Address: _TEXT, Address | None: _TEXT, tuple[int, ...]: _CLASSES, tuple[int, ...] | None: _CLASSES}
+_WHOLE, _CLASSES = pa.int64(), pa.list_(pa.int64())
+_TYPES: dict[Any, pa.DataType] = {str: TEXT, str | None: TEXT, Split: TEXT, int: _WHOLE}
+_TYPES |= {Address: TEXT, Address | None: TEXT, tuple[int, ...]: _CLASSES, tuple[int, ...] | None: _CLASSES}
 
 SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Record).items()])
 """The columns of `manifest.parquet`: the fields of a record; paths are text with slashes, or names in a shard."""
@@ -35,56 +35,9 @@ SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Record
 IN_SHARDS = pa.schema([
     (f"{what}_{part}", kind)
     for what in ("image", "labels")
-    for part, kind in (("shard", _TEXT), ("offset", _WHOLE), ("size", _WHOLE))
+    for part, kind in (("shard", TEXT), ("offset", _WHOLE), ("size", _WHOLE))
 ])  # fmt: skip
 """Further columns of a manifest whose pictures or labels lie in shards; null where they are files of their own."""
-
-_AT_ONCE = 4096
-"""Records, or ids, that are made together when all are wanted."""
-
-
-class Ids(Sequence[str]):
-    """Ids in some lines of a column, of which the numbers are kept: a list of a million texts would take 90 MB."""
-
-    def __init__(self, column: pa.ChunkedArray, rows: Int64[np.ndarray, " n"]) -> None:
-        self.column = column
-        self.rows = rows
-
-    @classmethod
-    def of(cls, ids: Iterable[str]) -> "Ids":
-        """These ids, of which few are in memory as Python's texts at once."""
-        ids, parts = iter(ids), []
-        while some := [*islice(ids, _AT_ONCE)]:
-            parts.append(pa.array(some, _TEXT))
-        column = pa.chunked_array([pa.chunked_array(parts, _TEXT).combine_chunks()])
-        return cls(column, np.arange(len(column)))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Ids": ...
-    def __getitem__(self, index: int | slice) -> "str | Ids":
-        if isinstance(index, slice):
-            return Ids(self.column, self.rows[index])
-        return self.column[int(self.rows[index])].as_py()
-
-    def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self), _AT_ONCE):
-            yield from self[first : first + _AT_ONCE].texts().to_pylist()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and [*self] == [*other]
-
-    def and_also(self, others: "Ids") -> "Ids":
-        """These and then others of the same column."""
-        return Ids(self.column, np.concatenate([self.rows, others.rows]))
-
-    def texts(self) -> pa.ChunkedArray:
-        """All of them as a column of their own."""
-        return self.column.take(pa.array(self.rows))
 
 
 class Records(Mapping[str, Record]):
@@ -107,8 +60,8 @@ class Records(Mapping[str, Record]):
         return self._table.num_rows
 
     def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self), _AT_ONCE):
-            yield from self._ids[first : first + _AT_ONCE].to_pylist()
+        for first in range(0, len(self), AT_ONCE):
+            yield from self._ids[first : first + AT_ONCE].to_pylist()
 
     def __contains__(self, image_id: object) -> bool:
         return isinstance(image_id, str) and self._row(image_id) is not None
@@ -243,8 +196,8 @@ class Rows(Sequence[Record]):
         return self.records.record(int(self.rows[index]))
 
     def __iter__(self) -> Iterator[Record]:
-        for first in range(0, len(self), _AT_ONCE):
-            some_rows = self.records.table.take(pa.array(self.rows[first : first + _AT_ONCE]))
+        for first in range(0, len(self), AT_ONCE):
+            some_rows = self.records.table.take(pa.array(self.rows[first : first + AT_ONCE]))
             yield from map(_record, some_rows.to_pylist())
 
     @property
@@ -260,11 +213,6 @@ class Rows(Sequence[Record]):
 def of(records: Mapping[str, Record], image_ids: Collection[str]) -> Sequence[Record]:
     """The records of these ids, not yet made where they are columns."""
     return records.of(image_ids) if isinstance(records, Records) else [records[one] for one in image_ids]
-
-
-def column_of(image_ids: Collection[str]) -> pa.ChunkedArray:
-    """The ids as a column."""
-    return image_ids.texts() if isinstance(image_ids, Ids) else pa.chunked_array([pa.array(image_ids, _TEXT)])
 
 
 def splits_of(records: Mapping[str, Record], image_ids: Collection[str]) -> list[Split | None]:
