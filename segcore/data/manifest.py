@@ -16,11 +16,13 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from segcore.data.arrow_memory import give_back
+from segcore.data.columns import IN_SHARDS, NARROW, SCHEMA, as_bytes, table_of
 from segcore.data.ids import Ids
 from segcore.data.record import LONGEST_ID as LONGEST_ID
 from segcore.data.record import PLAIN, Record, Split, wrong_ids
 from segcore.data.record import wrong_id as wrong_id
-from segcore.data.records import IN_SHARDS, SCHEMA, Records, as_bytes, give_back, table_of
+from segcore.data.records import Records
 from segcore.errors import Problem, Problems, some
 from segcore.files import regular, write_atomically
 
@@ -105,9 +107,6 @@ def read_manifest(path: Path) -> Records:
 _ROWS = 65_536
 _BUFFER = 2**20
 """Bytes of the file that are read at once."""
-
-NARROW = {number: pa.int32() for number in ("width", "height", "image_size", "labels_size")}
-NARROW |= {classes: pa.list_(pa.int16()) for classes in ("tags", "label_classes")}
 
 
 def _column(file: pq.ParquetFile, field: pa.Field, path: Path) -> pa.Array:

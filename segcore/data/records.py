@@ -6,38 +6,18 @@ So `Records` keeps columns, and makes a record when somebody asks for it.
 
 from bisect import bisect_left
 from collections.abc import Collection, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
-from pathlib import Path
-from typing import Any, get_type_hints, overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from jaxtyping import Bool, Int64
 
-from segcore.data.addresses import Address, Member
-from segcore.data.ids import AT_ONCE, TEXT, Ids, column_of
+from segcore.data.columns import record_of, table_of
+from segcore.data.ids import AT_ONCE, Ids, column_of
 from segcore.data.record import Record, Split
 
 pc: Any = pyarrow.compute  # makes its functions as it is loaded, where no type checker sees them
-
-if "jemalloc" in pa.supported_memory_backends():
-    # It can hand back at once what a column took on its way; Arrow's others keep half of the manifest's size for later.
-    pa.jemalloc_set_decay_ms(0)
-    pa.set_memory_pool(pa.jemalloc_memory_pool())
-
-_WHOLE, _CLASSES = pa.int64(), pa.list_(pa.int64())
-_TYPES: dict[Any, pa.DataType] = {str: TEXT, str | None: TEXT, Split: TEXT, int: _WHOLE}
-_TYPES |= {Address: TEXT, Address | None: TEXT, tuple[int, ...]: _CLASSES, tuple[int, ...] | None: _CLASSES}
-
-SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Record).items()])
-"""The columns of `manifest.parquet`: the fields of a record; paths are text with slashes, or names in a shard."""
-
-IN_SHARDS = pa.schema([
-    (f"{what}_{part}", kind)
-    for what in ("image", "labels")
-    for part, kind in (("shard", TEXT), ("offset", _WHOLE), ("size", _WHOLE))
-])  # fmt: skip
-"""Further columns of a manifest whose pictures or labels lie in shards; null where they are files of their own."""
 
 
 class Records(Mapping[str, Record]):
@@ -87,7 +67,7 @@ class Records(Mapping[str, Record]):
 
     def record(self, row: int) -> Record:
         """The record of a line."""
-        return _record({name: self._table.column(name)[row].as_py() for name in self._table.column_names})
+        return record_of({name: self._table.column(name)[row].as_py() for name in self._table.column_names})
 
     def all(self) -> Iterator[Record]:
         """Every record, in their order."""
@@ -198,7 +178,7 @@ class Rows(Sequence[Record]):
     def __iter__(self) -> Iterator[Record]:
         for first in range(0, len(self), AT_ONCE):
             some_rows = self.records.table.take(pa.array(self.rows[first : first + AT_ONCE]))
-            yield from map(_record, some_rows.to_pylist())
+            yield from map(record_of, some_rows.to_pylist())
 
     @property
     def ids(self) -> Ids:
@@ -231,66 +211,3 @@ def tags_at(records: Sequence[Record], index: int) -> Sequence[int]:
 def ids_of(records: Sequence[Record]) -> Sequence[str]:
     """The id of each."""
     return records.ids if isinstance(records, Rows) else [record.image_id for record in records]
-
-
-def table_of(records: Sequence[Record]) -> pa.Table:
-    """The columns of records; those of `IN_SHARDS` only if anything lies in a shard."""
-    columns = {name: [_plain(getattr(record, name)) for record in records] for name in SCHEMA.names}
-    table = pa.Table.from_pydict(columns, SCHEMA)
-    for what in ("image", "labels"):
-        places = [address if isinstance(address := getattr(record, what), Member) else None for record in records]
-        for name, part in ((f"{what}_{part}", part) for part in ("shard", "offset", "size")):
-            values = [getattr(place, part, None) for place in places]
-            table = table.append_column(IN_SHARDS.field(name), pa.array(values, IN_SHARDS.field(name).type))
-    in_shards = any(table.column(f"{what}_shard").null_count < len(records) for what in ("image", "labels"))
-    return table if in_shards else table.select(SCHEMA.names)
-
-
-def _plain(value: Any) -> Any:
-    return value.name if isinstance(value, Member) else value.as_posix() if isinstance(value, Path) else value
-
-
-def give_back() -> None:
-    """Hand memory that is free to the system: Arrow and C's library keep what reading took on its way."""
-    for pool in (pa.default_memory_pool(), pa.system_memory_pool()):
-        pool.release_unused()
-
-
-def as_bytes(hashes: list[pa.Array]) -> list[pa.Array]:
-    """Columns of SHA-256 as their bytes, half of the memory; as they are, if anything else is among them."""
-    found: list[pa.Array] = []
-    for part in hashes:
-        text = "".join(part.drop_null().to_pylist())
-        try:
-            content = bytes.fromhex(text)
-        except ValueError:
-            return hashes
-        if content.hex() != text or not pc.all(pc.equal(pc.utf8_length(part), 64), skip_nulls=False).as_py():
-            return hashes
-        found.append(pa.Array.from_buffers(pa.binary(32), len(part), [None, pa.py_buffer(content)]))
-    return found
-
-
-def _record(line: dict[str, Any]) -> Record:
-    if isinstance(image_sha256 := line["image_sha256"], bytes):
-        line["image_sha256"] = image_sha256.hex()
-    label_classes = line["label_classes"]
-    return Record(
-        image_id=line["image_id"],
-        image=_address(line, "image"),
-        labels=None if line["labels"] is None else _address(line, "labels"),
-        width=line["width"],
-        height=line["height"],
-        tags=tuple(line["tags"]),
-        split=line["split"],
-        image_sha256=line["image_sha256"],
-        labels_sha256=line["labels_sha256"],
-        label_classes=None if label_classes is None else tuple(label_classes),
-    )
-
-
-def _address(line: Mapping[str, Any], what: str) -> Address:
-    shard = line.get(f"{what}_shard")
-    if shard is None:
-        return Path(line[what])
-    return Member(shard, line[what], line[f"{what}_offset"], line[f"{what}_size"], line[f"{what}_sha256"] or "")
