@@ -27,9 +27,15 @@ IN_SHARDS = pa.schema([
 ])  # fmt: skip
 """Further columns of a manifest whose pictures or labels lie in shards; null where they are files of their own."""
 
+OF_MASKS = ("labels", "labels_sha256", "label_classes", "labels_shard", "labels_offset", "labels_size")
+"""The columns that say something of images with a mask alone, mostly few of all."""
+
 NARROW = {number: pa.int32() for number in ("width", "height", "image_size", "labels_size")}
 NARROW |= {classes: pa.list_(pa.int16()) for classes in ("tags", "label_classes")}
 """Numbers that need less room in memory than in the file, which says nothing of their bounds."""
+
+REPEATED = {"split": pa.int8(), "image_shard": pa.int32(), "labels_shard": pa.int32()}
+"""Columns of few different texts, and the kind of numbers that stand for these in memory."""
 
 
 def table_of(records: Sequence[Record]) -> pa.Table:

@@ -6,7 +6,7 @@ from typing import overload
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int64
+from jaxtyping import Int
 
 TEXT = pa.large_string()
 """What a column of texts is of: its texts may have more than 2 GB together."""
@@ -18,7 +18,7 @@ AT_ONCE = 4096
 class Ids(Sequence[str]):
     """Ids in some lines of a column, of which the numbers are kept: a list of a million texts would take 90 MB."""
 
-    def __init__(self, column: pa.ChunkedArray, rows: Int64[np.ndarray, " n"]) -> None:
+    def __init__(self, column: pa.ChunkedArray, rows: Int[np.ndarray, " n"]) -> None:
         self.column = column
         self.rows = rows
 

@@ -6,14 +6,16 @@ So `Records` keeps columns, and makes a record when somebody asks for it.
 
 from bisect import bisect_left
 from collections.abc import Collection, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from copy import copy
+from functools import reduce
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int
 
-from segcore.data.columns import record_of, table_of
+from segcore.data.columns import OF_MASKS, record_of, table_of
 from segcore.data.ids import AT_ONCE, Ids, column_of
 from segcore.data.record import Record, Split
 
@@ -25,8 +27,16 @@ class Records(Mapping[str, Record]):
 
     def __init__(self, table: pa.Table) -> None:
         """Of a table with the columns of `SCHEMA`, and those of `IN_SHARDS` where there are shards."""
-        self._table = table
+        of_masks = [name for name in table.column_names if name in OF_MASKS]
+        masked = reduce(pc.or_, (pc.is_valid(table.column(name)) for name in of_masks))
+        self._images = table.drop_columns(["image_id", *of_masks])
+        self._masks = table.select(of_masks).filter(masked)
+        """What there is beside: only of images with a mask, as empty cells take as much memory as full ones."""
+        self._mask_of = np.full(table.num_rows, -1, dtype=np.int32)
+        """By line of images: that of its mask, -1 where there is none."""
+        self._mask_of[masked.to_numpy()] = np.arange(len(self._masks))
         self._ids: pa.ChunkedArray = table.column("image_id")
+        """Beside the other columns, not among them too: pickled for a process that loads images it would be two."""
         self._order: np.ndarray | None = None
 
     @classmethod
@@ -37,7 +47,7 @@ class Records(Mapping[str, Record]):
         return cls(table_of(list(records.values() if isinstance(records, Mapping) else records)))
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return self._images.num_rows
 
     def __iter__(self) -> Iterator[str]:
         for first in range(0, len(self), AT_ONCE):
@@ -60,14 +70,24 @@ class Records(Mapping[str, Record]):
         """All ids and records, likewise."""
         return _Items(self)
 
-    @property
-    def table(self) -> pa.Table:
-        """The columns."""
-        return self._table
-
     def record(self, row: int) -> Record:
         """The record of a line."""
-        return record_of({name: self._table.column(name)[row].as_py() for name in self._table.column_names})
+        images, masks, place = self._images, self._masks, int(self._mask_of[row])
+        image = {name: images.column(name)[row].as_py() for name in images.column_names}
+        mask = {name: None if place < 0 else masks.column(name)[place].as_py() for name in masks.column_names}
+        return record_of({"image_id": self._ids[row].as_py(), **image, **mask})
+
+    def some(self, rows: Int[np.ndarray, " n"]) -> Iterator[Record]:
+        """The records of a few lines, made together."""
+        places, ids = self._mask_of[rows], self.ids_at(rows)
+        images = self._images.take(pa.array(rows)).to_pylist()
+        masks = self._masks.take(pa.array(places, mask=places < 0)).to_pylist()
+        lines = zip(ids, images, masks, strict=True)
+        return (record_of({"image_id": image_id, **image, **mask}) for image_id, image, mask in lines)
+
+    def tags(self, row: int) -> Sequence[int]:
+        """The tags alone of a line."""
+        return self._images.column("tags")[row].as_py()
 
     def all(self) -> Iterator[Record]:
         """Every record, in their order."""
@@ -83,14 +103,14 @@ class Records(Mapping[str, Record]):
             return int(order[place])
         return None
 
-    def rows(self, image_ids: Collection[str]) -> Int64[np.ndarray, " n"]:
+    def rows(self, image_ids: Collection[str]) -> Int[np.ndarray, " n"]:
         """The line of each id; -1 where there is none."""
         if isinstance(image_ids, Ids) and image_ids.column is self._ids:
             return image_ids.rows
         found = pc.index_in(column_of(image_ids), value_set=self._ids)
-        return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+        return pc.fill_null(found, -1).to_numpy()
 
-    def ids_at(self, rows: Int64[np.ndarray, " n"]) -> Ids:
+    def ids_at(self, rows: Int[np.ndarray, " n"]) -> Ids:
         """The ids of these lines."""
         return Ids(self._ids, rows)
 
@@ -111,31 +131,38 @@ class Records(Mapping[str, Record]):
 
     def is_of(self, split: Split) -> Bool[np.ndarray, " N"]:
         """Which lines are of a split."""
-        column = self._table.column("split")
+        column = self._images.column("split")
         if pa.types.is_dictionary(column.type):
             column = column.cast(pa.string())
         return pc.equal(column, split).combine_chunks().to_numpy(zero_copy_only=False)
 
-    def with_tags(self, rows: Int64[np.ndarray, " n"], tags: pa.Array) -> "Records":
+    def with_tags(self, rows: Int[np.ndarray, " n"], tags: pa.Array) -> "Records":
         """The same, these lines with other tags, a list of class indices each."""
-        column = self._table.column("tags").combine_chunks()
+        column = self._images.column("tags").combine_chunks()
         places = np.arange(len(self))
         places[rows] = len(self) + np.arange(len(rows))
         both = pa.concat_arrays([column, tags.cast(column.type)])
-        return self._with("tags", both.take(pa.array(places)))
+        changed = both.take(pa.array(places))
+        if changed.equals(column):  # mostly so, and then they are in memory once
+            return self
+        made = copy(self)
+        made._images = _changed(self._images, "tags", changed)
+        return made
 
     def with_masks_of(self, image_ids: Collection[str]) -> "Records":
         """The same, all other images without labels; what is known of these stays."""
         kept = np.zeros(len(self), dtype=bool)
         rows = self.rows(image_ids)
         kept[rows[rows >= 0]] = True
-        column = self._table.column("labels")
-        return self._with("labels", pc.if_else(pa.array(kept), column, pa.scalar(None, column.type)))
-
-    def _with(self, name: str, column: pa.Array | pa.ChunkedArray) -> "Records":
-        made = Records(self._table.set_column(self._table.column_names.index(name), name, column))
-        made._ids, made._order = self._ids, self._order
+        column = self._masks.column("labels")
+        labels = pc.if_else(pa.array(kept[self._mask_of >= 0]), column, pa.scalar(None, column.type))
+        made = copy(self)
+        made._masks = _changed(self._masks, "labels", labels)
         return made
+
+
+def _changed(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, column)
 
 
 class _Values(ValuesView[Record]):
@@ -159,7 +186,7 @@ class _Items(ItemsView[str, Record]):
 class Rows(Sequence[Record]):
     """Some of the records, in an order: a list that holds numbers of lines."""
 
-    def __init__(self, records: Records, rows: Int64[np.ndarray, " n"]) -> None:
+    def __init__(self, records: Records, rows: Int[np.ndarray, " n"]) -> None:
         self.records = records
         self.rows = rows
 
@@ -177,8 +204,7 @@ class Rows(Sequence[Record]):
 
     def __iter__(self) -> Iterator[Record]:
         for first in range(0, len(self), AT_ONCE):
-            some_rows = self.records.table.take(pa.array(self.rows[first : first + AT_ONCE]))
-            yield from map(record_of, some_rows.to_pylist())
+            yield from self.records.some(self.rows[first : first + AT_ONCE])
 
     @property
     def ids(self) -> Ids:
@@ -187,7 +213,7 @@ class Rows(Sequence[Record]):
 
     def tags_at(self, index: int) -> Sequence[int]:
         """The tags alone of one of them."""
-        return self.records.table.column("tags")[int(self.rows[index])].as_py()
+        return self.records.tags(int(self.rows[index]))
 
 
 def of(records: Mapping[str, Record], image_ids: Collection[str]) -> Sequence[Record]:
