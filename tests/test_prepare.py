@@ -20,7 +20,8 @@ from PIL import Image, ImageOps
 from scipy.io import savemat
 
 from segcore.cli import command, provenance
-from segcore.data.manifest import SCHEMA, Record, listed, read_manifest, write_manifest
+from segcore.data.columns import SCHEMA
+from segcore.data.manifest import Record, listed, read_manifest, write_manifest
 from segcore.data.pictures import IGNORE, read_image, read_labels, voc_palette, write_labels
 from segcore.errors import Problem, Problems
 from segcore.files import fingerprint

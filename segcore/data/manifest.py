@@ -16,10 +16,13 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from segcore.data.arrow_memory import give_back
+from segcore.data.columns import IN_SHARDS, NARROW, REPEATED, SCHEMA, as_bytes, table_of
+from segcore.data.ids import Ids
 from segcore.data.record import LONGEST_ID as LONGEST_ID
 from segcore.data.record import PLAIN, Record, Split, wrong_ids
 from segcore.data.record import wrong_id as wrong_id
-from segcore.data.records import IN_SHARDS, SCHEMA, Ids, Records, as_bytes, give_back, table_of
+from segcore.data.records import Records
 from segcore.errors import Problem, Problems, some
 from segcore.files import regular, write_atomically
 
@@ -90,7 +93,6 @@ def read_manifest(path: Path) -> Records:
         raise
     except (OSError, ValueError, NotImplementedError) as error:  # what Arrow raises is one of them
         raise Problem(f"{path} is no manifest: {error}", made_by="prepare") from error
-    give_back()
     ids = table.column("image_id")
     wrong = wrong_ids(_not_plain(ids))
     if _repeat(ids):
@@ -98,15 +100,15 @@ def read_manifest(path: Path) -> Records:
     wrong += [f"{line['image_id']}: {odd}" for line in _suspicious(table) if (odd := _odd(line)) is not None]
     if wrong:
         raise Problems(f"{path} is no manifest:", wrong, made_by="prepare")
-    return Records(table)
+    records = Records(table)
+    del ids, table
+    give_back()
+    return records
 
 
 _ROWS = 65_536
 _BUFFER = 2**20
 """Bytes of the file that are read at once."""
-
-NARROW = {number: pa.int32() for number in ("width", "height", "image_size", "labels_size")}
-NARROW |= {classes: pa.list_(pa.int16()) for classes in ("tags", "label_classes")}
 
 
 def _column(file: pq.ParquetFile, field: pa.Field, path: Path) -> pa.Array:
@@ -115,8 +117,8 @@ def _column(file: pq.ParquetFile, field: pa.Field, path: Path) -> pa.Array:
     parts = [batch.column(0).cast(field.type).cast(kind) for batch in file.iter_batches(_ROWS, columns=[field.name])]
     if field.name == "split":
         _check_splits(parts, path)
-    if field.name in ("split", "image_shard", "labels_shard"):
-        parts = [part.dictionary_encode() for part in parts]
+    if field.name in REPEATED:
+        parts = [part.dictionary_encode().cast(pa.dictionary(REPEATED[field.name], kind)) for part in parts]
     if field.name == "image_sha256":
         parts = as_bytes(parts)
     return pa.chunked_array(parts).unify_dictionaries().combine_chunks() if parts else pa.array([], kind)

@@ -6,85 +6,20 @@ So `Records` keeps columns, and makes a record when somebody asks for it.
 
 from bisect import bisect_left
 from collections.abc import Collection, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
-from itertools import islice
-from pathlib import Path
-from typing import Any, get_type_hints, overload
+from copy import copy
+from functools import reduce
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int
 
-from segcore.data.addresses import Address, Member
+from segcore.data.columns import OF_MASKS, record_of, table_of
+from segcore.data.ids import AT_ONCE, Ids, column_of
 from segcore.data.record import Record, Split
 
 pc: Any = pyarrow.compute  # makes its functions as it is loaded, where no type checker sees them
-
-if "jemalloc" in pa.supported_memory_backends():
-    # It can hand back at once what a column took on its way; Arrow's others keep half of the manifest's size for later.
-    pa.jemalloc_set_decay_ms(0)
-    pa.set_memory_pool(pa.jemalloc_memory_pool())
-
-_TEXT, _WHOLE, _CLASSES = pa.large_string(), pa.int64(), pa.list_(pa.int64())
-_TYPES: dict[Any, pa.DataType] = {str: _TEXT, str | None: _TEXT, Split: _TEXT, int: _WHOLE}
-_TYPES |= {Address: _TEXT, Address | None: _TEXT, tuple[int, ...]: _CLASSES, tuple[int, ...] | None: _CLASSES}
-
-SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Record).items()])
-"""The columns of `manifest.parquet`: the fields of a record; paths are text with slashes, or names in a shard."""
-
-IN_SHARDS = pa.schema([
-    (f"{what}_{part}", kind)
-    for what in ("image", "labels")
-    for part, kind in (("shard", _TEXT), ("offset", _WHOLE), ("size", _WHOLE))
-])  # fmt: skip
-"""Further columns of a manifest whose pictures or labels lie in shards; null where they are files of their own."""
-
-_AT_ONCE = 4096
-"""Records, or ids, that are made together when all are wanted."""
-
-
-class Ids(Sequence[str]):
-    """Ids in some lines of a column, of which the numbers are kept: a list of a million texts would take 90 MB."""
-
-    def __init__(self, column: pa.ChunkedArray, rows: Int64[np.ndarray, " n"]) -> None:
-        self.column = column
-        self.rows = rows
-
-    @classmethod
-    def of(cls, ids: Iterable[str]) -> "Ids":
-        """These ids, of which few are in memory as Python's texts at once."""
-        ids, parts = iter(ids), []
-        while some := [*islice(ids, _AT_ONCE)]:
-            parts.append(pa.array(some, _TEXT))
-        column = pa.chunked_array([pa.chunked_array(parts, _TEXT).combine_chunks()])
-        return cls(column, np.arange(len(column)))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Ids": ...
-    def __getitem__(self, index: int | slice) -> "str | Ids":
-        if isinstance(index, slice):
-            return Ids(self.column, self.rows[index])
-        return self.column[int(self.rows[index])].as_py()
-
-    def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self), _AT_ONCE):
-            yield from self[first : first + _AT_ONCE].texts().to_pylist()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and [*self] == [*other]
-
-    def and_also(self, others: "Ids") -> "Ids":
-        """These and then others of the same column."""
-        return Ids(self.column, np.concatenate([self.rows, others.rows]))
-
-    def texts(self) -> pa.ChunkedArray:
-        """All of them as a column of their own."""
-        return self.column.take(pa.array(self.rows))
 
 
 class Records(Mapping[str, Record]):
@@ -92,8 +27,16 @@ class Records(Mapping[str, Record]):
 
     def __init__(self, table: pa.Table) -> None:
         """Of a table with the columns of `SCHEMA`, and those of `IN_SHARDS` where there are shards."""
-        self._table = table
+        of_masks = [name for name in table.column_names if name in OF_MASKS]
+        masked = reduce(pc.or_, (pc.is_valid(table.column(name)) for name in of_masks))
+        self._images = table.drop_columns(["image_id", *of_masks])
+        self._masks = table.select(of_masks).filter(masked)
+        """What there is beside: only of images with a mask, as empty cells take as much memory as full ones."""
+        self._mask_of = np.full(table.num_rows, -1, dtype=np.int32)
+        """By line of images: that of its mask, -1 where there is none."""
+        self._mask_of[masked.to_numpy()] = np.arange(len(self._masks))
         self._ids: pa.ChunkedArray = table.column("image_id")
+        """Beside the other columns, not among them too: pickled for a process that loads images it would be two."""
         self._order: np.ndarray | None = None
 
     @classmethod
@@ -104,11 +47,11 @@ class Records(Mapping[str, Record]):
         return cls(table_of(list(records.values() if isinstance(records, Mapping) else records)))
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return self._images.num_rows
 
     def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self), _AT_ONCE):
-            yield from self._ids[first : first + _AT_ONCE].to_pylist()
+        for first in range(0, len(self), AT_ONCE):
+            yield from self._ids[first : first + AT_ONCE].to_pylist()
 
     def __contains__(self, image_id: object) -> bool:
         return isinstance(image_id, str) and self._row(image_id) is not None
@@ -127,14 +70,24 @@ class Records(Mapping[str, Record]):
         """All ids and records, likewise."""
         return _Items(self)
 
-    @property
-    def table(self) -> pa.Table:
-        """The columns."""
-        return self._table
-
     def record(self, row: int) -> Record:
         """The record of a line."""
-        return _record({name: self._table.column(name)[row].as_py() for name in self._table.column_names})
+        images, masks, place = self._images, self._masks, int(self._mask_of[row])
+        image = {name: images.column(name)[row].as_py() for name in images.column_names}
+        mask = {name: None if place < 0 else masks.column(name)[place].as_py() for name in masks.column_names}
+        return record_of({"image_id": self._ids[row].as_py(), **image, **mask})
+
+    def some(self, rows: Int[np.ndarray, " n"]) -> Iterator[Record]:
+        """The records of a few lines, made together."""
+        places, ids = self._mask_of[rows], self.ids_at(rows)
+        images = self._images.take(pa.array(rows)).to_pylist()
+        masks = self._masks.take(pa.array(places, mask=places < 0)).to_pylist()
+        lines = zip(ids, images, masks, strict=True)
+        return (record_of({"image_id": image_id, **image, **mask}) for image_id, image, mask in lines)
+
+    def tags(self, row: int) -> Sequence[int]:
+        """The tags alone of a line."""
+        return self._images.column("tags")[row].as_py()
 
     def all(self) -> Iterator[Record]:
         """Every record, in their order."""
@@ -150,14 +103,14 @@ class Records(Mapping[str, Record]):
             return int(order[place])
         return None
 
-    def rows(self, image_ids: Collection[str]) -> Int64[np.ndarray, " n"]:
+    def rows(self, image_ids: Collection[str]) -> Int[np.ndarray, " n"]:
         """The line of each id; -1 where there is none."""
         if isinstance(image_ids, Ids) and image_ids.column is self._ids:
             return image_ids.rows
         found = pc.index_in(column_of(image_ids), value_set=self._ids)
-        return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+        return pc.fill_null(found, -1).to_numpy()
 
-    def ids_at(self, rows: Int64[np.ndarray, " n"]) -> Ids:
+    def ids_at(self, rows: Int[np.ndarray, " n"]) -> Ids:
         """The ids of these lines."""
         return Ids(self._ids, rows)
 
@@ -178,31 +131,38 @@ class Records(Mapping[str, Record]):
 
     def is_of(self, split: Split) -> Bool[np.ndarray, " N"]:
         """Which lines are of a split."""
-        column = self._table.column("split")
+        column = self._images.column("split")
         if pa.types.is_dictionary(column.type):
             column = column.cast(pa.string())
         return pc.equal(column, split).combine_chunks().to_numpy(zero_copy_only=False)
 
-    def with_tags(self, rows: Int64[np.ndarray, " n"], tags: pa.Array) -> "Records":
+    def with_tags(self, rows: Int[np.ndarray, " n"], tags: pa.Array) -> "Records":
         """The same, these lines with other tags, a list of class indices each."""
-        column = self._table.column("tags").combine_chunks()
+        column = self._images.column("tags").combine_chunks()
         places = np.arange(len(self))
         places[rows] = len(self) + np.arange(len(rows))
         both = pa.concat_arrays([column, tags.cast(column.type)])
-        return self._with("tags", both.take(pa.array(places)))
+        changed = both.take(pa.array(places))
+        if changed.equals(column):  # mostly so, and then they are in memory once
+            return self
+        made = copy(self)
+        made._images = _changed(self._images, "tags", changed)
+        return made
 
     def with_masks_of(self, image_ids: Collection[str]) -> "Records":
         """The same, all other images without labels; what is known of these stays."""
         kept = np.zeros(len(self), dtype=bool)
         rows = self.rows(image_ids)
         kept[rows[rows >= 0]] = True
-        column = self._table.column("labels")
-        return self._with("labels", pc.if_else(pa.array(kept), column, pa.scalar(None, column.type)))
-
-    def _with(self, name: str, column: pa.Array | pa.ChunkedArray) -> "Records":
-        made = Records(self._table.set_column(self._table.column_names.index(name), name, column))
-        made._ids, made._order = self._ids, self._order
+        column = self._masks.column("labels")
+        labels = pc.if_else(pa.array(kept[self._mask_of >= 0]), column, pa.scalar(None, column.type))
+        made = copy(self)
+        made._masks = _changed(self._masks, "labels", labels)
         return made
+
+
+def _changed(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, column)
 
 
 class _Values(ValuesView[Record]):
@@ -226,7 +186,7 @@ class _Items(ItemsView[str, Record]):
 class Rows(Sequence[Record]):
     """Some of the records, in an order: a list that holds numbers of lines."""
 
-    def __init__(self, records: Records, rows: Int64[np.ndarray, " n"]) -> None:
+    def __init__(self, records: Records, rows: Int[np.ndarray, " n"]) -> None:
         self.records = records
         self.rows = rows
 
@@ -243,9 +203,8 @@ class Rows(Sequence[Record]):
         return self.records.record(int(self.rows[index]))
 
     def __iter__(self) -> Iterator[Record]:
-        for first in range(0, len(self), _AT_ONCE):
-            some_rows = self.records.table.take(pa.array(self.rows[first : first + _AT_ONCE]))
-            yield from map(_record, some_rows.to_pylist())
+        for first in range(0, len(self), AT_ONCE):
+            yield from self.records.some(self.rows[first : first + AT_ONCE])
 
     @property
     def ids(self) -> Ids:
@@ -254,17 +213,12 @@ class Rows(Sequence[Record]):
 
     def tags_at(self, index: int) -> Sequence[int]:
         """The tags alone of one of them."""
-        return self.records.table.column("tags")[int(self.rows[index])].as_py()
+        return self.records.tags(int(self.rows[index]))
 
 
 def of(records: Mapping[str, Record], image_ids: Collection[str]) -> Sequence[Record]:
     """The records of these ids, not yet made where they are columns."""
     return records.of(image_ids) if isinstance(records, Records) else [records[one] for one in image_ids]
-
-
-def column_of(image_ids: Collection[str]) -> pa.ChunkedArray:
-    """The ids as a column."""
-    return image_ids.texts() if isinstance(image_ids, Ids) else pa.chunked_array([pa.array(image_ids, _TEXT)])
 
 
 def splits_of(records: Mapping[str, Record], image_ids: Collection[str]) -> list[Split | None]:
@@ -283,66 +237,3 @@ def tags_at(records: Sequence[Record], index: int) -> Sequence[int]:
 def ids_of(records: Sequence[Record]) -> Sequence[str]:
     """The id of each."""
     return records.ids if isinstance(records, Rows) else [record.image_id for record in records]
-
-
-def table_of(records: Sequence[Record]) -> pa.Table:
-    """The columns of records; those of `IN_SHARDS` only if anything lies in a shard."""
-    columns = {name: [_plain(getattr(record, name)) for record in records] for name in SCHEMA.names}
-    table = pa.Table.from_pydict(columns, SCHEMA)
-    for what in ("image", "labels"):
-        places = [address if isinstance(address := getattr(record, what), Member) else None for record in records]
-        for name, part in ((f"{what}_{part}", part) for part in ("shard", "offset", "size")):
-            values = [getattr(place, part, None) for place in places]
-            table = table.append_column(IN_SHARDS.field(name), pa.array(values, IN_SHARDS.field(name).type))
-    in_shards = any(table.column(f"{what}_shard").null_count < len(records) for what in ("image", "labels"))
-    return table if in_shards else table.select(SCHEMA.names)
-
-
-def _plain(value: Any) -> Any:
-    return value.name if isinstance(value, Member) else value.as_posix() if isinstance(value, Path) else value
-
-
-def give_back() -> None:
-    """Hand memory that is free to the system: Arrow and C's library keep what reading took on its way."""
-    for pool in (pa.default_memory_pool(), pa.system_memory_pool()):
-        pool.release_unused()
-
-
-def as_bytes(hashes: list[pa.Array]) -> list[pa.Array]:
-    """Columns of SHA-256 as their bytes, half of the memory; as they are, if anything else is among them."""
-    found: list[pa.Array] = []
-    for part in hashes:
-        text = "".join(part.drop_null().to_pylist())
-        try:
-            content = bytes.fromhex(text)
-        except ValueError:
-            return hashes
-        if content.hex() != text or not pc.all(pc.equal(pc.utf8_length(part), 64), skip_nulls=False).as_py():
-            return hashes
-        found.append(pa.Array.from_buffers(pa.binary(32), len(part), [None, pa.py_buffer(content)]))
-    return found
-
-
-def _record(line: dict[str, Any]) -> Record:
-    if isinstance(image_sha256 := line["image_sha256"], bytes):
-        line["image_sha256"] = image_sha256.hex()
-    label_classes = line["label_classes"]
-    return Record(
-        image_id=line["image_id"],
-        image=_address(line, "image"),
-        labels=None if line["labels"] is None else _address(line, "labels"),
-        width=line["width"],
-        height=line["height"],
-        tags=tuple(line["tags"]),
-        split=line["split"],
-        image_sha256=line["image_sha256"],
-        labels_sha256=line["labels_sha256"],
-        label_classes=None if label_classes is None else tuple(label_classes),
-    )
-
-
-def _address(line: Mapping[str, Any], what: str) -> Address:
-    shard = line.get(f"{what}_shard")
-    if shard is None:
-        return Path(line[what])
-    return Member(shard, line[what], line[f"{what}_offset"], line[f"{what}_size"], line[f"{what}_sha256"] or "")

@@ -16,8 +16,10 @@ import pyarrow.compute
 from pyarrow.csv import ConvertOptions, read_csv
 
 from segcore.config.data import TagNoise
+from segcore.data.arrow_memory import give_back
+from segcore.data.ids import column_of
 from segcore.data.manifest import Record
-from segcore.data.records import Records, column_of, give_back, of
+from segcore.data.records import Records, of
 from segcore.data.splits import Splits
 from segcore.errors import Problem
 from segcore.made_of import TAGS_FILE

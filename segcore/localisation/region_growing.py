@@ -10,7 +10,6 @@ from typing import cast
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from scipy import ndimage
 from torch import Tensor
 
 from segcore.data.pictures import IGNORE
@@ -36,6 +35,8 @@ def grow(
     As published, `theta_foreground` holds for every class, and the background must exceed `theta_background` as well:
     where that is the lower one, it changes nothing.
     """
+    from scipy import ndimage  # here, as it takes 9 MB, and every training loads all systems to check their entries
+
     present = np.array(sorted({0, *tags}))
     best = probabilities[present].argmax(0)
     theta_of_background = max(theta_background, theta_foreground)
