@@ -12,30 +12,30 @@ Scores change by the rounding of the first alone.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm_act import BatchNormAct2d
-from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
-from segcore.networks.normalisation import DecayedBatchNorm2d, SharedBatchNorm2d
-
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
-AFTER: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
-    nn.BatchNorm2d: lambda norm: nn.Identity(),
-    SharedBatchNorm2d: lambda norm: nn.Identity(),
-    DecayedBatchNorm2d: lambda norm: nn.Identity(),
-    BatchNormAct2d: lambda norm: norm.act,
+AFTER: Mapping[str, Callable[[Any], nn.Module]] = {
+    "torch.nn.modules.batchnorm.BatchNorm2d": lambda norm: nn.Identity(),
+    "segcore.networks.normalisation.SharedBatchNorm2d": lambda norm: nn.Identity(),
+    "segcore.networks.normalisation.DecayedBatchNorm2d": lambda norm: nn.Identity(),
+    "timm.layers.norm_act.BatchNormAct2d": lambda norm: norm.act,
 }
-"""What is left of a normalisation in eval mode, once its factor and shift are taken over; other types stay."""
+"""What is left of a normalisation in eval mode, once its factor and shift are taken over; other types stay.
 
+By name, as this is loaded with every network, and timm takes a second and 40 MB.
+"""
+
+SAME = "timm.layers.conv2d_same.Conv2dSame"
 
 LOOKS = ("__get__", "dim", "size")
 """Functions that see the shape or the type of a tensor and take nothing of what it holds."""
@@ -52,10 +52,14 @@ def fuse(network: nn.Module, run: Callable[[], object]) -> None:
         run()
     for convolution, norm in seen.pairs():
         _take_over(convolution, norm)
-        _replace(network, norm, AFTER[type(norm)](norm))
+        _replace(network, norm, AFTER[_kind(norm)](norm))
     for module in [*network.modules()]:
-        if isinstance(module, nn.Conv2d) and isinstance(module, Conv2dSame) and module.dilation == (1, 1):
+        if isinstance(module, nn.Conv2d) and _kind(module) == SAME and module.dilation == (1, 1):
             _replace(network, module, SamePadded(module))
+
+
+def _kind(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 class SamePadded(nn.Conv2d):
@@ -79,7 +83,7 @@ class SamePadded(nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "B _ _ _"]) -> Float[Tensor, "B _ _ _"]:
         sides = zip(input.shape[2:], self.kernel_size, self.stride, strict=True)
-        rows, columns = (int(get_same_padding(*one, 1)) for one in sides)
+        rows, columns = (max((ceil(side / step) - 1) * step + kernel - side, 0) for side, kernel, step in sides)
         odd = rows % 2, columns % 2
         if any(odd) and input.device.type != "cpu":  # where kernels of even sizes may be the slow ones
             around = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
@@ -105,7 +109,7 @@ class _Seen(TorchFunctionMode):
         self.by_mean = {
             id(module.running_mean): module
             for module in modules
-            if type(module) in AFTER and isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+            if _kind(module) in AFTER and isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
         }
         self.given: dict[int, tuple[Convolution, Tensor]] = {}
         self.takers: dict[Convolution, list[nn.BatchNorm2d | None]] = defaultdict(list)
