@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.prediction import random_model
-from segcore.prediction import listing, memory, run
+from segcore import memory
+from segcore.prediction import listing, run
 from segcore.prediction.model import load
 from segcore.prediction.tiles import Tiles
 

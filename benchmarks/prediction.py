@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segcore import projects, systems
+from segcore import memory, projects, systems
 from segcore.config.reading import parsed, section
 from segcore.config.settings import Settings
 from segcore.data.geometry import stretched_square
 from segcore.models import systems as finished
 from segcore.networks.origin import Origin
-from segcore.prediction import listing, memory, run
+from segcore.prediction import listing, run
 from segcore.prediction.listing import Photo
 from segcore.prediction.model import Model, as_array, load, model_folder
 

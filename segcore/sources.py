@@ -20,6 +20,7 @@ CHANGES_NO_RESULT = (
     "segcore/cli",  # shows, keeps time, reads options
     "segcore/commands",  # what a person starts
     "segcore/errors.py",  # words for a person
+    "segcore/memory.py",  # where memory goes that is given back
     "segcore/systems/__init__.py",  # finds a module by its name and checks its parameters
     "segcore/regularisers/__init__.py",  # likewise
 )

@@ -1,5 +1,6 @@
 """The class-conditioned segmenter: pairs of an image and a tag, its loss, given tags, labels by known tags."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from segcore.data.manifest import Record
 from segcore.data.pictures import IGNORE, read_image, read_labels
 from segcore.data.samples import binary_labels
 from segcore.data.splits import MASKS_FILE
-from segcore.data.zoomed import Pairs, Zoom, ZoomedImages
+from segcore.data.zoomed import Pairs, Zoom, ZoomedImages, brighter
 from segcore.errors import Problem, Problems
 from segcore.evaluation import inference
 from segcore.evaluation.score_maps import Enlarged
@@ -138,6 +139,26 @@ def test_projections_are_computed_once_an_image_however_many_tags_it_has() -> No
     assert {name.partition(".")[0] for name in rows} == {"classifier", "conditioned", "pyramid"}
 
 
+def test_a_batch_of_one_pair_an_image_teaches_the_same_without_copies_of_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, batch = finished().train(), replace(squares(3), tags=tags_of((2,), (5,), (1,)))
+    decode, asked, learned = system.pyramid.decode, list[bool](), list[list[Tensor]]()
+    for always_copied in (False, True):
+
+        def decoded(top: Tensor, sides: list[Tensor], image: Tensor | None, how: bool = always_copied) -> Tensor:
+            asked.append(image is None)
+            return decode(top, sides, torch.arange(3) if how else image)
+
+        monkeypatch.setattr(system.pyramid, "decode", decoded)
+        system.zero_grad()
+        terms = system.losses(batch)
+        sum(term.total for term in terms.values()).backward()  # type: ignore[union-attr]
+        learned.append([p.grad.clone() for p in system.pyramid.parameters() if p.grad is not None])
+    assert len(learned[0]) > 9
+    assert all(torch.equal(*both) for both in zip(*learned, strict=True))
+    system.losses(replace(batch, tags=tags_of((2, 3), (5,), ())))
+    assert asked == [True, True, False]
+
+
 class Fixed(DecoupledFPN):
     """One whose logits are given."""
 
@@ -251,6 +272,13 @@ def test_pictures_and_labels_are_zoomed_alike() -> None:
         assert differing.mean() < 0.02
     dark = Zoom(64, (1.0, 1.0), 0.5)(image, labels, np.random.default_rng(0))[0]
     assert dark.max() != 200
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.83, 1.0, 1.137, 2.5])
+def test_colours_are_multiplied_rounded_and_kept_in_bounds(factor: float) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)[3:, 5:]
+    expected = np.clip(np.rint(image.astype(np.float32) * np.float32(factor)), 0, 255)
+    assert np.array_equal(brighter(image, factor), expected)
 
 
 def test_a_decoder_joins_the_last_level_of_each_stride() -> None:

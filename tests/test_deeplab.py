@@ -227,6 +227,22 @@ def test_sizes_of_cells_and_one_more_are_enlarged_with_aligned_corners() -> None
     torch.testing.assert_close(enlarged(scores, (33, 25), 8), expected)
 
 
+@pytest.mark.parametrize("size", [(10, 8), (12, 8), (10, 7), (9, 9)])
+def test_scores_are_enlarged_in_their_own_precision(size: tuple[int, int]) -> None:
+    """Autocast would have the edge repeated in float32; scores and gradients are those that this gives."""
+    scores = torch.randn(2, 3, 5, 4).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    taught = torch.randn(2, 3, *size).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        large = enlarged(scores, size, 2)
+    assert large.dtype == torch.bfloat16
+    (own,) = torch.autograd.grad(large, scores, taught)
+    small = F.interpolate(scores, (9, 7), mode="bilinear", align_corners=True)
+    beyond = (0, max(0, size[1] - 7), 0, max(0, size[0] - 9))
+    expected = F.pad(small.float(), beyond, mode="replicate").bfloat16()
+    assert torch.equal(large, expected)
+    assert torch.equal(own, torch.autograd.grad(expected, scores, taught)[0])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("trunk", ["vgg16", "resnet18", "timm/test_resnet"])
 def test_pictures_of_odd_sizes_are_predicted(trunk: str) -> None:

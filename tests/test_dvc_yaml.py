@@ -23,7 +23,7 @@ CHECK, OUTSIDE = "check_params", "outside_files"
 BEFORE_ALL = (CHECK, OUTSIDE)
 """What runs before any stage that makes something: commands, not in stages/."""
 ROOMS = (
-    *("errors", "files", "seeds", "processes", "made_of", "sources"),
+    *("errors", "files", "seeds", "processes", "memory", "made_of", "sources"),
     *("config", "projects", "data", "importers", "exchange", "losses", "networks", "localisation", "features"),
     *("training", "systems", "regularisers", "models", "evaluation", "fitting", "reporting", "prediction"),
     *("exporting", "acquisition", "serving", "cli", "commands"),

@@ -1,8 +1,6 @@
 """Which pictures are meant, and how many are predicted together."""
 
 import io
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from PIL import Image, ImageOps
 
 from segcore.errors import Problem
 from segcore.prediction import journal as journals
-from segcore.prediction import listing, memory, reading, run, threads, writing
+from segcore.prediction import listing, reading, run, threads, writing
 from segcore.prediction.listing import Photo
 from segcore.prediction.model import Model, counted
 from segcore.prediction.tiles import Tiles
@@ -143,46 +141,6 @@ def test_pictures_are_the_same_in_turns_and_beside(cores: int, tmp_path: Path, m
     assert [outcome.problem is None for outcome in done] == [True, True, False, True, True]
     again = [*run.predict_folder(model(), tmp_path / "weights", photos, tmp_path / "out", wanted)]
     assert [outcome.repeated for outcome in again] == [True] * 5
-
-
-@pytest.mark.parametrize(
-    ("most", "set_to"),
-    [
-        (memory.KEPT, [memory.KEPT, "others", "others"]),
-        (memory.KEPT_AT_LEAST, [memory.KEPT, memory.KEPT_AT_LEAST, "others", "others"]),
-        (0, [memory.KEPT, memory.KEPT_AT_LEAST]),
-    ],
-)
-def test_a_glibc_that_takes_less_is_asked_for_less(
-    most: int, set_to: list[int | str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And one that takes nothing is left as it is: other settings alone would make it slower."""
-    asked: list[int | str] = []
-
-    class Libc:
-        @staticmethod
-        def mallopt(what: int, value: int) -> int:
-            asked.append(value if what == memory.MMAP_THRESHOLD else "others")
-            return int(what != memory.MMAP_THRESHOLD or value <= most)
-
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: Libc)
-    memory.keep()
-    assert asked == set_to
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_a_process_that_keeps_memory_takes_no_pages_anew() -> None:
-    lines = (
-        "import resource, segcore.prediction.memory as memory",
-        "memory.keep()",
-        "piece = bytearray(3 * memory.KEPT // 4); del piece",
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
-        "for _ in range(3): piece = bytearray(3 * memory.KEPT // 4); del piece",
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)",
-    )
-    told = subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True, text=True).stdout
-    assert int(told) < 1000  # thousands a piece otherwise
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

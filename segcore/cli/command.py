@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import typer
 
+from segcore import memory
 from segcore.cli import held, marks, meeting, scratch, shard_cache
 from segcore.cli.console import complain, is_main_process, say
 from segcore.config.settings import Settings, load
@@ -48,6 +50,7 @@ def start(main: Callable[..., None]) -> None:
     @functools.wraps(main)
     def command(**arguments: Any) -> None:
         try:
+            _keep_memory()
             shard_cache.begin()
             with _alone(arguments), marks.left():
                 meeting.meet()
@@ -70,6 +73,12 @@ def start(main: Callable[..., None]) -> None:
 
     command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     typer.run(command)
+
+
+def _keep_memory() -> None:
+    """Have a stage keep the memory of its maps as under `make`, whatever starts it; what the environment says stays."""
+    if not os.environ.keys() & {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}:
+        memory.keep()
 
 
 def _ended(problem: Problem) -> typer.Exit:

@@ -73,7 +73,8 @@ def predict(
     with app.told():
         from rich.progress import track
 
-        from segcore.prediction import listing, memory, merging, run
+        from segcore import memory
+        from segcore.prediction import listing, merging, run
         from segcore.prediction.model import load, model_folder
 
         memory.keep()

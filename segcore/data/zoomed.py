@@ -8,6 +8,7 @@ once for each view of a bank.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -69,10 +70,15 @@ class Zoom:
         height, width = (max(1, round(side * factor)) for side in labels.shape)
         image, labels = resized(image, width, height), resized_labels(labels, width, height)
         image, labels = random_window(image, labels, self.input_size, rng)
-        if rng.random() < 0.5:
-            image, labels = image[:, ::-1], labels[:, ::-1]
-        bright = rng.uniform(1 - self.brightness, 1 + self.brightness)
-        return np.clip(np.rint(image * np.float32(bright)), 0, 255).astype(np.uint8), labels
+        mirrored = rng.random() < 0.5
+        image = brighter(image, rng.uniform(1 - self.brightness, 1 + self.brightness))
+        return (image[:, ::-1], labels[:, ::-1]) if mirrored else (image, labels)
+
+
+def brighter(image: UInt8[np.ndarray, "H W 3"], factor: float) -> UInt8[np.ndarray, "H W 3"]:
+    """Colours times a factor, rounded; a table of the 256 there are is a tenth of the work."""
+    table = np.clip(np.rint(np.arange(256, dtype=np.uint8) * np.float32(factor)), 0, 255)
+    return cv2.LUT(image, table.astype(np.uint8))
 
 
 class ZoomedImages:

@@ -9,6 +9,8 @@ pixel: labels are read and scores are enlarged by that rule, whatever the size. 
 pictures that are yet to be stretched.
 """
 
+from typing import Any, cast
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -150,5 +152,35 @@ def enlarged(scores: Float[Tensor, "B K h w"], size: tuple[int, int], stride: in
     rows, columns = (stride * (side - 1) + 1 for side in scores.shape[2:])
     scores = F.interpolate(scores, (rows, columns), mode="bilinear", align_corners=True)
     beyond = (0, max(0, size[1] - columns), 0, max(0, size[0] - rows))
-    scores = F.pad(scores, beyond, mode="replicate") if any(beyond) else scores
+    scores = _repeated(scores, beyond) if any(beyond) else scores
     return scores[:, :, : size[0], : size[1]]
+
+
+def _repeated(maps: Float[Tensor, "B _ _ _"], beyond: tuple[int, int, int, int]) -> Float[Tensor, "B _ _ _"]:
+    """Maps with their outermost values repeated beyond their sides, in the precision that they have.
+
+    On a CPU autocast would have it done in float32: three more passes over the finest maps of a training, for nothing.
+    """
+    if maps.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return cast(Tensor, _Repeated.apply(maps, beyond))
+    return F.pad(maps, beyond, mode="replicate")
+
+
+class _Repeated(torch.autograd.Function):
+    """The padding itself, outside of autocast; gradients of an edge are added up in float32 and rounded once."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, beyond: tuple[int, int, int, int]) -> Tensor:
+        ctx.last = (maps.shape[2] - 1, maps.shape[3] - 1)
+        with torch.autocast("cpu", enabled=False):
+            return F.pad(maps, beyond, mode="replicate")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        row, column = ctx.last
+        own = gradient[:, :, : row + 1, : column + 1].clone()
+        below = gradient[:, :, row:].float().sum(2)
+        own[:, :, row, :column] = below[:, :, :column]
+        own[:, :, :row, column] = gradient[:, :, :row, column:].float().sum(3)
+        own[:, :, row, column] = below[:, :, column:].sum(2)
+        return own, None

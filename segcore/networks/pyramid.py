@@ -22,7 +22,7 @@ from segcore.networks.trunk import Features, Trunk
 
 def conv1(inputs: int, outputs: int) -> nn.Sequential:
     """A 1x1 convolution with batch normalisation and ReLU."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class Pyramid(nn.Module):
@@ -76,10 +76,11 @@ class Pyramid(nn.Module):
             sides: of the images.
             image: which image each map of `top` is of; None for the first of the first, and so on.
         """
-        x = F.relu(self.norms[0](self.enter(top)))
+        x = F.relu_(self.norms[0](self.enter(top)))
         for step, norm, side, ratio in zip(self.steps, self.norms[1:], sides, self.ratios, strict=True):
             x = enlarged(x, (side.shape[2], side.shape[3]), ratio)
-            x = F.relu(norm(step(x) + (side if image is None else side[image])))
+            # In place: on a CPU a step's time goes into passes over fine maps as much as into convolutions.
+            x = F.relu_(norm(step(x).add_(side if image is None else side[image])))
         return self.score(x)
 
 

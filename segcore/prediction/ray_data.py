@@ -15,9 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from segcore import memory
 from segcore.config.section import Views
 from segcore.errors import Problem
-from segcore.prediction import memory
 from segcore.prediction.listing import Photo
 from segcore.prediction.model import Model, load, model_folder
 from segcore.prediction.run import Wanted, claim, predict_shard

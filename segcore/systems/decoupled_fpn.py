@@ -141,10 +141,14 @@ class DecoupledFPN(OverFixedViews):
         maps = torch.einsum("lc,bchw->blhw", vectors, top) + bias[:, None, None]
         images, sides = self.conditioned.image(top), self.pyramid.sides(features.levels)
 
-        def some(image: Int64[Tensor, " Q"], tag: Int64[Tensor, " Q"]) -> Float[Tensor, "Q 1 h w"]:
-            return self.pyramid.decode(self.conditioned(top, images, maps, vectors, image, tag), sides, image)
+        def some(image: Int64[Tensor, " Q"], tag: Int64[Tensor, " Q"], one_each: bool = False) -> Tensor:
+            pairs = self.conditioned(top, images, maps, vectors, image, tag)
+            return self.pyramid.decode(pairs, sides, None if one_each else image)
 
-        if self.training or all_at_once:  # batch normalisation sees the batch; a graph holds no loop over pairs
+        if self.training:  # batch normalisation sees the batch
+            # One of one pair an image, as they mostly are, has its fine maps in place: none is copied.
+            return some(image, tag, one_each=torch.equal(image, torch.arange(len(top), device=image.device)))
+        if all_at_once:  # a graph holds no loop over pairs
             return some(image, tag)
         parts = zip(image.split(PAIRS_AT_ONCE), tag.split(PAIRS_AT_ONCE), strict=True)
         return torch.cat([some(*part) for part in parts])
