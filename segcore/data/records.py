@@ -79,11 +79,12 @@ class Records(Mapping[str, Record]):
 
     def some(self, rows: Int[np.ndarray, " n"]) -> Iterator[Record]:
         """The records of a few lines, made together."""
-        places, ids = self._mask_of[rows], self.ids_at(rows)
+        places = self._mask_of[rows]
         images = self._images.take(pa.array(rows)).to_pylist()
-        masks = self._masks.take(pa.array(places, mask=places < 0)).to_pylist()
-        lines = zip(ids, images, masks, strict=True)
-        return (record_of({"image_id": image_id, **image, **mask}) for image_id, image, mask in lines)
+        masks = iter(self._masks.take(pa.array(places[places >= 0])).to_pylist())
+        nothing = dict.fromkeys(self._masks.column_names)
+        for image_id, image, masked in zip(self.ids_at(rows), images, places >= 0, strict=True):
+            yield record_of({"image_id": image_id, **image, **(next(masks) if masked else nothing)})
 
     def tags(self, row: int) -> Sequence[int]:
         """The tags alone of a line."""
