@@ -43,7 +43,9 @@ def main() -> None:
     os.chdir(folder)
     match task:
         case "write":
-            from benchmarks.manifest_made import write  # here, as it takes the tests and pytest, which no stage does
+            from benchmarks.manifest_parts.made import (
+                write,
+            )  # here, as it takes the tests and pytest, which no stage does
 
             write(count)
         case "split":

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.manifest`: the data set that it opens."""
