@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from segcore.cli import held, scratch
+from segcore.cli import copies, held, scratch
 from segcore.commands import clean_scratch
 from segcore.errors import Problem
 from tests import warm
@@ -29,8 +29,8 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def holding(*paths: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds some paths."""
+def holding(*paths: str, within: str = ".") -> Iterator[subprocess.Popen[str]]:
+    """Another process, at work in a folder, that holds some paths."""
     script = (
         "import contextlib, sys, time\nfrom pathlib import Path\nfrom segcore.cli.held import held\n"
         "with contextlib.ExitStack() as stack:\n"
@@ -38,7 +38,7 @@ def holding(*paths: str) -> Iterator[subprocess.Popen[str]]:
         "    print('held', flush=True)\n    time.sleep(600)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, *paths],
+        [sys.executable, "-c", script, *paths], cwd=within,
         env=os.environ | {"PYTHONPATH": str(PROJECT)}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -139,6 +139,28 @@ def test_scratch_is_emptied_but_for_times_and_runs_at_work(inside: Path, capsys:
     assert "2 files and folders of stopped runs deleted, 4 MB" in said
     assert f".scratch/classifier-b-{OLD}.pt stays: a run is at work on it" in said
     assert {path.name for path in scratch.FOLDER.iterdir()} - {"held"} == {f"classifier-b-{OLD}.pt", "timings"}
+
+
+def test_copies_of_the_project_stay_while_a_run_is_at_work_in_them(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between two stages nothing but the copy is held; after a kill, what outlived it holds its own output alone."""
+    monkeypatch.setattr(held, "SECONDS", 0.1)
+    held_copy, outlived, left = (copies.FOLDER / (16 * name) for name in "abc")
+    for folder in (held_copy, outlived, left):
+        (folder / "data").mkdir(parents=True)
+        (folder / "data/model").write_bytes(bytes(2_000_000))
+    (left / "voc").symlink_to(inside)
+    with copies.alone_in(held_copy, patiently=False), holding("data/out", within=str(outlived)):
+        held.wait_for_all(Path(), patiently=False)  # a pipeline in the workspace need not wait for a copy
+        clean_scratch.main()
+    said = capsys.readouterr().out
+    assert "1 files and folders of stopped runs deleted, 2 MB" in said
+    assert re.findall(r"experiments/(\w+) stays", said) == [held_copy.name, outlived.name]
+    assert sorted(path.name for path in copies.FOLDER.iterdir()) == [held_copy.name, outlived.name]
+    assert (held_copy / "data/model").exists()
+    clean_scratch.main()
+    assert list(copies.FOLDER.iterdir()) == []
 
 
 def test_two_runs_of_a_stage_do_not_meet(inside: Path) -> None:

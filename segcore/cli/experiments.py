@@ -3,13 +3,14 @@
 Why not `dvc exp run`: in the workspace it changes params.yaml and all results, and leaves them so when it is killed;
 with --temp or in a queue it keeps nothing of a run that is killed, not even checkpoints. Here a run that is killed goes
 on: the folder stays until all that was wanted of it is done, with its dvc.lock and its checkpoints, and what DVC has in
-its cache, such as a classifier that the change does not concern, is not made again.
+its cache, such as a classifier that the change does not concern, is not made again. A copy is one run's at a time.
 """
 
 import hashlib
 import itertools
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,13 +20,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from segcore.cli import console
+from segcore.cli import console, held
+from segcore.cli.copies import FOLDER, alone_in
 from segcore.config import reading
 from segcore.config.settings import Settings
 from segcore.errors import Problem
 from segcore.reporting.kept import Experiment, perform, with_values
 
-FOLDER = Path(".scratch/experiments")
 CODE = ("segcore", "stages")
 LOCAL = """[core]
     no_scm = true
@@ -47,21 +48,28 @@ class Copies:
     def __init__(self, root: Path, params: Path) -> None:
         self.root = root.resolve()
         self.given = reading.read(params)
-        listing = _run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], self.root)
+        listing = _said(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], self.root)
         self.files = [name for name in listing.split("\0") if name and not _is_kept(name)]
-        self.cache = Path(_run([sys.executable, "-m", "dvc", "cache", "dir"], self.root).strip())
+        self.cache = Path(_said([sys.executable, "-m", "dvc", "cache", "dir"], self.root).strip())
 
     def run(self, experiment: Experiment) -> Path:
         """Evaluate the system by the changed values, with all that this takes; gives the folder of its result.
 
+        Waits for another run in the same copy.
+
         Raises:
             Problem: DVC failed; its last lines are told.
         """
+        with alone_in(self.folder(experiment.changes), patiently=True):
+            return self._evaluated(experiment)
+
+    def _evaluated(self, experiment: Experiment) -> Path:
+        """`run`, for those who hold the copy."""
         folder = self.folder(experiment.changes)
         given = with_values(self.given, experiment.changes)
+        held.wait_for_all(folder, patiently=True)  # a stage whose DVC was killed alone works on, by the code there
         self._laid_out(folder, given)
-        command = [sys.executable, "-m", "dvc", "repro", f"evaluate@{experiment.system}"]
-        _run(command, folder, log=folder / ".scratch" / f"{experiment.system}.log")
+        _repro(f"evaluate@{experiment.system}", folder, folder / ".scratch" / f"{experiment.system}.log")
         return folder / "data" / given["dataset"]["name"] / "results" / experiment.system
 
     def folder(self, changes: Mapping[str, Any]) -> Path:
@@ -74,20 +82,17 @@ class Copies:
     ) -> list[str]:
         """Run what is not kept yet, see `kept.perform`; a copy goes once all that was wanted of it is kept.
 
-        Experiments with the same changes follow each other, so that what they share is made once.
+        Experiments with the same changes follow each other, so that what they share is made once. Another terminal may
+        want other systems by these changes, hence of the same copy: it waits until the copy is gone or left.
         """
         failed = []
-        for _, some in itertools.groupby(experiments, key=lambda experiment: self.folder(experiment.changes)):
-            of_one_copy = list(some)
-            missed = perform(of_one_copy, settings, data_set, self.run, console.say)
-            if not (missed or keep_copies):
-                self.remove(of_one_copy[0].changes)
+        for copy, some in itertools.groupby(experiments, key=lambda experiment: self.folder(experiment.changes)):
+            with alone_in(copy, patiently=True):
+                missed = perform(some, settings, data_set, self._evaluated, console.say)
+                if not (missed or keep_copies):
+                    shutil.rmtree(copy, ignore_errors=True)  # what it made is in DVC's cache
             failed += missed
         return failed
-
-    def remove(self, changes: Mapping[str, Any]) -> None:
-        """Take the copy away; what it made is in DVC's cache."""
-        shutil.rmtree(self.folder(changes), ignore_errors=True)
 
     def _laid_out(self, folder: Path, given: dict[str, Any]) -> None:
         """A fresh copy, or one of a run that was killed, which keeps what it has made but gets today's code."""
@@ -134,26 +139,45 @@ def _texts(content: Any) -> Iterator[str]:
         yield content
 
 
-def _run(command: list[str], folder: Path, log: Path | None = None) -> str:
-    """What a command says; with `log`, what it says is also there while it runs.
+def _said(command: list[str], folder: Path) -> str:
+    """What a command says.
 
     Raises:
         Problem: it fails.
     """
-    own = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"}
-    python = os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", "")])
-    try:
-        if log is None:
-            done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True)
-            said, told = done.stdout, done.stdout + done.stderr
-        else:
-            with log.open("w") as file:
-                done = subprocess.run(command, cwd=folder, env=own | {"PATH": python}, stdout=file, stderr=file)
-            said = told = log.read_text()
-    except OSError as error:
-        raise Problem(f"{command[0]} could not be started ({error.strerror})") from None
+    done = _ended(command, folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if done.returncode:
-        last = "\n".join(told.strip().splitlines()[-8:])
-        where = f"; all it said is in {log}" if log else ""
-        raise Problem(f"`{' '.join(['dvc' if 'dvc' in command else 'git', *command[-2:]])}` failed{where}:\n{last}")
-    return said
+        raise Problem(f"`{shlex.join(command)}` failed:\n{_last(done.stdout + done.stderr)}")
+    return done.stdout
+
+
+def _repro(target: str, copy: Path, log: Path) -> None:
+    """Have DVC make a stage in a copy; what it says is in `log` while it runs.
+
+    Raises:
+        Problem: it fails.
+    """
+    command = [sys.executable, "-m", "dvc", "repro", target]
+    with log.open("w") as file:
+        done = _ended(command, copy, stdout=file, stderr=file)
+    if done.returncode == 0:
+        return
+    try:
+        told = log.read_text(errors="replace")
+    except FileNotFoundError:
+        raise Problem(f"`dvc repro {target}` failed: {copy} was deleted while it ran; run this again") from None
+    raise Problem(f"`dvc repro {target}` failed; all it said is in {log}:\n{_last(told)}")
+
+
+def _ended(command: list[str], folder: Path, **streams: Any) -> "subprocess.CompletedProcess[str]":
+    """A command once it has ended, with this Python's folder first on its PATH."""
+    own = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"}
+    own["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), own.get("PATH", "")])
+    try:
+        return subprocess.run(command, cwd=folder, env=own, text=True, **streams)
+    except OSError as error:
+        raise Problem(f"{command[0]} could not be started ({error.filename}: {error.strerror})") from None
+
+
+def _last(said: str) -> str:
+    return "\n".join(said.strip().splitlines()[-8:])

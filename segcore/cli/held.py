@@ -22,13 +22,15 @@ SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def held(path: Path, *, patiently: bool) -> Iterator[None]:
+def held(path: Path, *, patiently: bool, note: Path | None = None) -> Iterator[None]:
     """Hold `path`, which need not be there, until the block ends; `patiently` waits for another who holds it.
+
+    `note` is the file that says who does, where it is not to be among those of the working directory.
 
     Raises:
         Problem: another process holds it, and there is no patience.
     """
-    file = _lock_of(path)
+    file = note or _lock_of(path)
     with _opened(file, path, patiently) as lock:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} since {time.strftime('%H:%M:%S')}: {shlex.join(sys.orig_argv)}")
@@ -72,11 +74,26 @@ def is_held(path: Path) -> bool:
 
 def wait_for_all_but(path: Path) -> None:
     """Until nobody holds anything else that was ever held in this working directory; says who does."""
-    for file in sorted(FOLDER.rglob("*.lock")):
-        if file == _lock_of(path):
+    _wait_for(Path(), patiently=True, but=_lock_of(path))
+
+
+def wait_for_all(directory: Path, *, patiently: bool) -> None:
+    """Until nobody holds anything that was ever held by those who work in a directory; says who does.
+
+    Raises:
+        Problem: somebody does, and there is no patience.
+    """
+    _wait_for(directory, patiently=patiently)
+
+
+def _wait_for(directory: Path, *, patiently: bool, but: Path | None = None) -> None:
+    for file in sorted((directory / FOLDER).rglob("*.lock")):
+        if file == but:
             continue
         with contextlib.suppress(FileNotFoundError), file.open("r+") as lock:
             if not _taken(lock, 0.0):
+                if not patiently:
+                    raise Problem(f"{directory} is being worked in by {_holder(file)}; wait for its end, or stop it")
                 say(f"waiting for the end of {_holder(file)}")
                 fcntl.flock(lock, fcntl.LOCK_EX)
 

@@ -1,0 +1,93 @@
+"""Copies of the project with runs at work in them: whose they are, what is laid out there, going on after a kill.
+
+What DVC makes of a whole project in one is in `test_copies`.
+"""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segcore.cli import experiments
+from segcore.cli.experiments import Copies
+from segcore.config.settings import load
+from segcore.errors import Problem
+from segcore.reporting.kept import Experiment
+from tests.devkit import PARAMS
+
+PYTHON = """#!/bin/sh
+case "$*" in
+    "-m dvc cache dir") echo cache ;;
+    *) {instead} ;;
+esac
+"""
+"""In place of Python where only what is around DVC is tested."""
+
+
+@pytest.fixture
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Says by a line of shell what DVC does in a copy."""
+    file = tmp_path / "python"
+
+    def does(instead: str) -> None:
+        file.write_text(PYTHON.format(instead=instead))
+        file.chmod(0o755)
+
+    monkeypatch.setattr(sys, "executable", str(file))
+    does("exit 1")
+    return does
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    (folder / ".dvc").mkdir(parents=True)
+    (folder / ".dvc/config").touch()
+    (folder / "params.yaml").write_text("seed: 0\ndataset: {name: tiny, root: my-images}\n")
+    (folder / ".gitignore").write_text("/.scratch\n")
+    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def wanted(system: str = "one", **changes: Any) -> Experiment:
+    return Experiment(system, {"seed": 1} | changes, Path("kept") / system)
+
+
+@pytest.mark.usefixtures("python")
+def test_a_copy_that_two_want_is_there_until_the_second_is_done(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two terminals, the same seed, other systems."""
+    copies, settings = Copies(project, Path("params.yaml")), load(PARAMS)
+    copy = copies.folder({"seed": 1})
+    seconds, found = {"short": 0.3, "long": 0.9}, {}
+
+    def works(some: Iterable[Experiment], *_: Any) -> list[str]:
+        for one in some:
+            copy.mkdir(parents=True, exist_ok=True)
+            time.sleep(seconds[one.system])
+            found[one.system] = copy.is_dir()
+        return []
+
+    monkeypatch.setattr(experiments, "perform", works)
+    monkeypatch.setattr(experiments.held, "SECONDS", 0.05)
+    both = [threading.Thread(target=copies.perform, args=([wanted(name)], settings, None, False)) for name in seconds]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert found == {"short": True, "long": True}
+    assert "waiting for the end of process" in capsys.readouterr().out
+    assert list(copy.parent.iterdir()) == []
+
+
+def test_a_copy_that_was_deleted_under_a_run_is_told(project: Path, python: Callable[[str], None]) -> None:
+    python('rm -r "$PWD"; exit 1')
+    with pytest.raises(Problem, match=r"was deleted while it ran; run this again"):
+        Copies(project, Path("params.yaml")).run(wanted())
