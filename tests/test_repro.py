@@ -258,6 +258,20 @@ def test_a_lock_of_git_that_a_killed_dvc_left_goes(finished: tuple[Project, str]
     assert not running.exists()
 
 
+def test_a_lock_of_git_is_none_of_a_copy_of_the_project(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    copy, lock = Path(".scratch/experiments/copy"), inside / ".git/index.lock"
+    copy.mkdir(parents=True)
+    lock.touch()
+    Path(".gitignore").write_text(".scratch/\n")
+    monkeypatch.chdir(copy)
+    repro._free_git(0.0)
+    assert lock.exists()
+    monkeypatch.chdir(inside)
+    repro._free_git(0.0)
+    assert not lock.exists()
+
+
 def test_a_stage_outside_of_dvc_leaves_nothing(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_STAGE", raising=False)
     with marks.left():

@@ -18,7 +18,8 @@ from segcore.cli.experiments import Copies
 from segcore.config.settings import load
 from segcore.errors import Problem
 from segcore.reporting.kept import Experiment
-from tests.devkit import PARAMS
+from tests import warm
+from tests.devkit import PARAMS, PROJECT
 
 PYTHON = """#!/bin/sh
 case "$*" in
@@ -91,3 +92,87 @@ def test_a_copy_that_was_deleted_under_a_run_is_told(project: Path, python: Call
     python('rm -r "$PWD"; exit 1')
     with pytest.raises(Problem, match=r"was deleted while it ran; run this again"):
         Copies(project, Path("params.yaml")).run(wanted())
+
+
+STAGE = """
+import sys, time
+from pathlib import Path
+from segcore.cli import held, marks
+with marks.left():
+    out = Path(sys.argv[1])
+    with held.held(out, patiently=False):
+        Path("begun").write_text(Path("begun").read_text() + "." if Path("begun").exists() else ".")
+        while Path("wait").exists():
+            time.sleep(0.02)
+        assert Path("stages/evaluate.py").exists()
+        out.mkdir(parents=True)
+        (out / "metrics.json").write_text("{}")
+"""
+PIPELINE = """
+stages:
+  evaluate:
+    foreach: [one, two]
+    do:
+      cmd: python stages/evaluate.py data/tiny/results/${item}
+      deps: [stages]
+      outs: ["data/tiny/results/${item}"]
+"""
+
+
+@pytest.fixture
+def pipeline(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project that DVC knows, of one stage a system; it ends once there is no file `wait`."""
+    monkeypatch.setenv("PATH", warm.path())
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(project.parent / "site"))
+    monkeypatch.setattr(sys, "executable", str(warm.folder() / "python"))
+    (project / "stages").mkdir()
+    (project / "stages/evaluate.py").write_text(STAGE)
+    (project / "dvc.yaml").write_text(PIPELINE)
+    return project
+
+
+def test_a_copy_whose_lock_a_kill_emptied_goes_on(pipeline: Path) -> None:
+    copies = Copies(pipeline, Path("params.yaml"))
+    result = copies.run(wanted("one"))
+    lock = copies.folder({"seed": 1}) / "dvc.lock"
+    whole = lock.read_text()
+    lock.write_text("")
+    copies.run(wanted("two"))
+    assert lock.read_text().startswith(whole)
+    assert (result / "metrics.json").is_file()
+    assert (lock.parent / "begun").read_text() == ".."
+
+
+def test_what_outlives_a_killed_run_is_waited_for(pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its own code, which the next run does not take from under it; what it made is not made again."""
+    copies = Copies(pipeline, Path("params.yaml"))
+    copy = copies.folder({"seed": 1})
+    copies._laid_out(copy, copies.given)
+    (copy / "wait").touch()
+    alone = subprocess.Popen([sys.executable, "-m", "segcore.commands.repro", "evaluate@one"], cwd=copy)
+    until((copy / "begun").exists)
+    again = threading.Thread(target=copies.run, args=[wanted("one")])
+    again.start()
+    said = ""
+
+    def waits() -> bool:
+        nonlocal said
+        said += capsys.readouterr().out
+        return "waiting for the end of process" in said
+
+    try:
+        until(waits)
+    finally:
+        (copy / "wait").unlink()
+        again.join(60)
+    assert alone.wait() == 0
+    assert (copy / "data/tiny/results/one/metrics.json").is_file()
+    assert (copy / "begun").read_text() == "."
+
+
+def until(there: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -152,12 +152,12 @@ def _said(command: list[str], folder: Path) -> str:
 
 
 def _repro(target: str, copy: Path, log: Path) -> None:
-    """Have DVC make a stage in a copy; what it says is in `log` while it runs.
+    """Have DVC make a stage in a copy, from where a kill may have left it; what it says is in `log` while it runs.
 
     Raises:
         Problem: it fails.
     """
-    command = [sys.executable, "-m", "dvc", "repro", target]
+    command = [sys.executable, "-m", "segcore.commands.repro", target]
     with log.open("w") as file:
         done = _ended(command, copy, stdout=file, stderr=file)
     if done.returncode == 0:

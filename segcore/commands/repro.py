@@ -185,8 +185,11 @@ def _below(place: Path) -> Iterator[Path]:
 def _free_git(begun: float) -> None:
     """Take away the lock of Git's index that a killed DVC left; with it the next DVC fails at its end.
 
-    Not one from before the killed run, nor while a Git is at work here.
+    Not one from before the killed run, nor while a Git is at work here. Nor where Git ignores all: in a copy of the
+    project (`cli.experiments`) DVC leaves Git alone, and the lock is of somebody at work in the project.
     """
+    if _git("check-ignore", "."):
+        return
     lock = Path(_git("rev-parse", "--git-path", "index.lock").strip() or "none")
     gits = [p for p in psutil.process_iter(["name", "cwd"]) if (p.info["name"] or "").startswith("git")]
     here = any(p.info["cwd"] and Path(p.info["cwd"]).is_relative_to(Path.cwd()) for p in gits)
