@@ -26,7 +26,7 @@ DATA = "data/tiny"
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The copy, in Git, which ignores its data set; what `dvc repro` said lies beside it."""
+    """The copy, in Git, which holds its data set without the pictures; what `dvc repro` said lies beside it."""
     folder = tmp_path_factory.mktemp("copies") / "project"
     for name in ("segcore", "stages", "profiles"):
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -38,6 +38,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_params(folder / "params.yaml", tiny | {"dataset": voc_section(KIT)})
     subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
     run(folder, "dvc", "init", "--quiet")
+    run(folder, "dvc", "add", "--quiet", f"{KIT}/JPEGImages")
     commit = ("-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "Small")
     for command in (("add", "--all"), commit):
         subprocess.run(["git", *command], cwd=folder, check=True)

@@ -3,6 +3,8 @@
 What DVC makes of a whole project in one is in `test_copies`.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -92,6 +94,60 @@ def test_a_copy_that_was_deleted_under_a_run_is_told(project: Path, python: Call
     python('rm -r "$PWD"; exit 1')
     with pytest.raises(Problem, match=r"was deleted while it ran; run this again"):
         Copies(project, Path("params.yaml")).run(wanted())
+
+
+def held_in_part(project: Path) -> Path:
+    """A data set of whose files Git holds the lists alone, as after `dvc add my-images/JPEGImages`."""
+    folder = project / "my-images"
+    for name in (
+        "ImageSets/train.txt",
+        "JPEGImages/a.jpg",
+        "JPEGImages/more/b.jpg",
+        "JPEGImages/old/c.jpg",
+        "classes.txt",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / ".gitignore").write_text("/JPEGImages\n")
+    return folder
+
+
+def seen_by_dvc(folder: Path) -> dict[str, str]:
+    """The files in a folder that is named, and what is in them: links to other folders are not gone into."""
+    found = [Path(place, name) for place, _, names in os.walk(folder) for name in names]
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in found}
+
+
+@pytest.mark.usefixtures("python")
+def test_a_copy_has_what_git_does_not_hold_of_a_data_set(project: Path) -> None:
+    folder = held_in_part(project)
+    copies = Copies(project, Path("params.yaml"))
+    copy = copies.folder({"seed": 1})
+    for given in (copies.given, copies.given | {"dataset": {"name": "tiny", "root": "."}}):
+        copies._laid_out(copy, given)
+        assert seen_by_dvc(copy / "my-images") == seen_by_dvc(folder)
+        assert len(seen_by_dvc(folder)) == 6
+    assert not (copy / "my-images/classes.txt").is_symlink()
+    assert not (copy / ".git").exists()
+    (folder / "JPEGImages/a.jpg").unlink()
+    shutil.rmtree(folder / "JPEGImages/old")
+    (folder / "JPEGImages/c.jpg").write_text("c")
+    subprocess.run(["git", "add", "--force", "my-images/JPEGImages/more/b.jpg"], check=True)
+    Copies(project, Path("params.yaml"))._laid_out(copy, copies.given)
+    assert seen_by_dvc(copy / "my-images") == seen_by_dvc(folder)
+
+
+@pytest.mark.usefixtures("python")
+def test_results_of_the_project_are_not_linked_into_a_copy(project: Path) -> None:
+    """DVC would write through the links; a part of them lies in Git."""
+    for name in ("data/tiny/labels/quality.json", "data/tiny/labels/cues/a.png"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).touch()
+    (project / "data/.gitignore").write_text("cues\n")
+    copies = Copies(project, Path("params.yaml"))
+    copy = copies.folder({"seed": 1})
+    copies._laid_out(copy, copies.given | {"others": ["data", "data/tiny", "data/tiny/labels"]})
+    assert sorted(seen_by_dvc(copy / "data")) == [".gitignore", "tiny/labels/quality.json"]
 
 
 STAGE = """

@@ -102,8 +102,11 @@ class Copies:
         for name in self.files:
             made = name == "dvc.lock" or name.startswith("data/")
             if (self.root / name).is_file() and (is_new or not made):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(self.root / name, folder / name)
+                own = folder / name
+                if own.exists() and own.samefile(self.root / name):  # a link, from when Git did not hold it
+                    continue
+                own.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(self.root / name, own)
         (folder / ".scratch").mkdir(parents=True, exist_ok=True)
         (folder / ".dvc/config.local").write_text(LOCAL.format(cache=self.cache))
         self._link_what_is_named(folder, given)
@@ -112,6 +115,7 @@ class Copies:
 
     def _link_what_is_named(self, folder: Path, given: dict[str, Any]) -> None:
         """Files and folders that parameters name and Git does not hold: data sets, weights, lists."""
+        data = Path("data", given["dataset"]["name"])
         for text in _texts(given):
             if not text or Path(text).is_absolute() or not (self.root / text).exists():
                 continue
@@ -121,6 +125,30 @@ class Copies:
             if not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.symlink_to((self.root / text).resolve())
+            elif place.is_dir() and not place.is_symlink() and not _overlap(place, folder / data):
+                _link_what_it_lacks(place, self.root / text)
+
+
+def _overlap(place: Path, results: Path) -> bool:
+    """Whether results lie in a folder, or it in theirs: DVC would write through links to those of the project."""
+    return place.is_relative_to(results) or results.is_relative_to(place)
+
+
+def _link_what_it_lacks(place: Path, source: Path) -> None:
+    """Links to the files of a project's folder that are not in the copy's, as Git holds a part: lists, but no pictures.
+
+    To files alone, in folders of their own: in a folder that is named, DVC looks into no link to another folder.
+    """
+    for folder, _, names in os.walk(place):
+        for own in (Path(folder, name) for name in names):
+            if own.is_symlink() and not own.exists():  # the project has it no longer
+                own.unlink()
+    for folder, below, names in os.walk(source):
+        own = place / Path(folder).relative_to(source)
+        own.mkdir(exist_ok=True)
+        for name in (*names, *(name for name in below if Path(folder, name).is_symlink())):
+            if not (own / name).exists():
+                (own / name).symlink_to(Path(folder, name).resolve())
 
 
 def _is_kept(name: str) -> bool:
