@@ -6,7 +6,7 @@ import pytest
 from segcore.evaluation.per_image import ImageCounts, mean_iou
 from segcore.reporting import chance
 from segcore.reporting.chance import Difference, Scored, difference
-from segcore.reporting.comparison import Entry, compared, told
+from segcore.reporting.comparison import Entry, compared, notes, told
 
 PICTURES = "tiny"
 
@@ -81,11 +81,59 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     assert difference({0: results[0]}, {1: results[1]}) is None
 
 
-def test_other_images_are_refused() -> None:
+def test_a_seed_of_other_images_is_left_out() -> None:
     counts = np.ones((5, 3, 2), dtype=np.int64)
     for other in (scored(counts[:4]), scored(counts, "others")):
-        with pytest.raises(ValueError, match="different images"):
-            difference({0: scored(counts)}, {0: other})
+        assert difference({0: scored(counts)}, {0: other}) is None
+        both = difference({0: scored(counts), 1: scored(counts)}, {0: other, 1: scored(counts)})
+        assert both == difference({1: scored(counts)}, {1: scored(counts)})
+
+
+def with_unknown(unknown: int, known: int, share: float) -> np.ndarray:
+    """Counts of images, the first ones without a known pixel, the others with this share of each class right."""
+    rng = np.random.default_rng(5)
+    pixels = rng.integers(50, 100, (unknown + known, 3))
+    counts = np.stack([(pixels * share * rng.uniform(0.9, 1.0, pixels.shape)).astype(int), pixels, pixels], axis=1)
+    counts[:unknown] = 0
+    return counts
+
+
+@pytest.mark.parametrize(("unknown", "known"), [(1, 2), (2, 2), (5, 5), (1, 9)])
+def test_an_image_without_a_known_pixel_changes_no_interval(unknown: int, known: int) -> None:
+    whole, only = (
+        difference(
+            {0: scored(with_unknown(unknown, known, 0.8)[skip:])}, {0: scored(with_unknown(unknown, known, 0.6)[skip:])}
+        )
+        for skip in (0, unknown)
+    )
+    assert whole is not None
+    assert whole == only
+    assert whole.low < whole.estimate < whole.high
+    assert whole.images == known
+
+
+@pytest.mark.parametrize("unknown", [0, 1])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_known_image_makes_no_interval_and_no_significance(unknown: int, seeds: int) -> None:
+    mine, others = ({s: scored(with_unknown(unknown, 1, q)) for s in range(seeds)} for q in (0.8, 0.4))
+    found = difference(mine, others)
+    assert found is not None
+    assert found.estimate > 0.2
+    assert found.level
+    assert np.isnan([found.low, found.high]).all()
+    assert told(found) == f"{100 * found.estimate:+.1f} (too few images for an interval)"
+
+
+def test_without_any_known_pixel_there_is_no_difference() -> None:
+    assert difference({0: scored(with_unknown(3, 0, 0.8))}, {0: scored(with_unknown(3, 0, 0.6))}) is None
+
+
+def test_two_seeds_that_err_by_as_much_to_opposite_sides_are_level() -> None:
+    one, other = (np.array([[[a], [10], [10]], [[b], [10], [10]]]) for a, b in ((9, 5), (5, 9)))
+    found = difference({0: scored(one), 1: scored(other)}, {0: scored(other), 1: scored(one)})
+    assert found is not None
+    assert found.level
+    assert found.low < 0 < found.high
 
 
 @pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.15)])
@@ -137,6 +185,39 @@ def test_rows_are_compared_with_the_best_of_masks_only_and_with_the_next() -> No
     values = [result.mean_iou for result in first.by_seed.values()]
     assert (rows["first"].mean, rows["first"].std) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     assert rows["fewer"].std is None
+
+
+def of_one_class(*shares: float, pictures: str = PICTURES) -> dict[int, Scored]:
+    """By seed, the same share of the pixels of every image right."""
+    return {
+        s: scored(np.tile([[1000 * share], [1000], [1000]], (9, 1, 1)).astype(int), pictures)
+        for s, share in enumerate(shares)
+    }
+
+
+def test_rows_are_ranked_over_the_seeds_that_all_of_them_have() -> None:
+    """The first has a lucky seed alone; over it the second is better, and it is the best of masks only."""
+    lucky, better = Entry("lucky", of_one_class(0.60), True), Entry("better", of_one_class(0.62, 0.4, 0.4), True)
+    rows = compared([lucky, better])
+    assert list(rows) == ["better", "lucky"]
+    assert rows["better"].mean < rows["lucky"].mean
+    assert rows["better"].shared_mean == of_one_class(0.62)[0].mean_iou
+    assert rows["better"].over_masks is None
+    over = rows["better"].over_next
+    assert over is not None
+    assert over.estimate > 0
+
+
+def test_a_seed_of_other_images_ranks_no_row_and_is_told() -> None:
+    mine, other = of_one_class(0.5, 0.5), of_one_class(0.6) | {1: of_one_class(0.1, pictures="others")[0]}
+    rows = compared(
+        [Entry("mine", mine, False), Entry("other", other, False), Entry("third", of_one_class(0.1), False)]
+    )
+    assert list(rows) == ["other", "mine", "third"]
+    assert {name: row.apart for name, row in rows.items()} == {"other": (1,), "mine": (), "third": ()}
+    assert rows["other"].over_next == difference(of_one_class(0.6), of_one_class(0.5))
+    _, left_out = notes({name: row.apart for name, row in rows.items()})
+    assert left_out == "Left out of differences, as the other row saw other images: seed 1 of other."
 
 
 def test_a_difference_is_told_in_points() -> None:

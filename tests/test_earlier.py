@@ -111,6 +111,15 @@ def test_other_images_and_other_seeds_are_not_compared(here: Path, then: Path) -
     assert found.params == [("seed", "7", str(load(PARAMS).seed))]
 
 
+def test_without_a_known_pixel_there_is_nothing_to_compare(here: Path, then: Path) -> None:
+    for root in (here, then):
+        file = result(root, FIRST) / "images.parquet"
+        table = pd.read_parquet(file)
+        table.assign(intersection=0, truth=0, predicted=0).to_parquet(file)
+    change = changes(then)[FIRST]
+    assert (change.then, change.now, change.over, change.why) == (None, None, None, "no validation image has a mask")
+
+
 def test_other_seeds_of_both_are_paired(here: Path, then: Path) -> None:
     """Two seeds now and then: the interval is over both; a third one that only today has does not count."""
     settings = load(PARAMS)

@@ -9,7 +9,7 @@ import pytest
 from segcore import made_of
 from segcore.config.settings import load
 from segcore.errors import Problem
-from segcore.reporting import kept
+from segcore.reporting import chance, kept
 from segcore.reporting.results import Results
 from tests.devkit import PARAMS, write_params
 from tests.invented import DATA_SET, SYSTEMS, invented_results
@@ -52,8 +52,10 @@ class FakeRunner:
         return folder
 
 
-def perform(data: Path, runner: FakeRunner, seeds: tuple[int, ...] = (1, 2)) -> list[str]:
-    wanted = [experiment(data, system, seed) for seed in seeds for system in (A, B)]
+def perform(
+    data: Path, runner: FakeRunner, seeds: tuple[int, ...] = (1, 2), systems: tuple[str, ...] = (A, B)
+) -> list[str]:
+    wanted = [experiment(data, system, seed) for seed in seeds for system in systems]
     return kept.perform(wanted, load(PARAMS), DATA_SET, runner, lambda _: None)
 
 
@@ -112,6 +114,21 @@ def test_the_table_tells_of_all_seeds_and_mixes_none_that_is_stale(data: Path) -
     stale = Results(data, load(changed)).table().set_index("system")
     assert stale.loc[A, ["state", "seeds"]].tolist() == ["stale", ""]
     assert stale.loc[B, "seeds"] == "0 1 2"
+
+
+def test_a_seed_of_other_pictures_is_told_and_compared_with_none(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a generated set, a seed's pictures are those of the code that drew them."""
+    monkeypatch.setattr(chance, "DRAWS", 20)
+    best, second = list(Results(data, load(PARAMS)).compared)[:2]
+    perform(data, FakeRunner(data), systems=(best, second))
+    folder = experiment(data, best, 1).folder
+    made_of.write(folder, made_of.read(folder) | {"data_set": "drawn by other code"})
+    results = Results(data, load(PARAMS))
+    over = results.compared[best].over_next
+    assert over is not None
+    assert over.seeds == 2
+    assert results.table().set_index("system").loc[best, ["seeds", "seeds_apart"]].tolist() == ["0 1 2", "1"]
+    assert f"seed 1 of {best}" in results.notes[1]
 
 
 def test_a_kept_result_of_other_data_is_stale(data: Path) -> None:

@@ -18,11 +18,11 @@ dsrg,,,,,,missing
 """
 OVER = ",".join(f"{over}{end}" for over in ("over_masks_only", "over_next") for end in ("", "_low", "_high"))
 COLUMNS = "system,state,mean_iou,pixel_accuracy,boundary_f,masks_per_class,tagged_images,published,seeds"
-SEEDED = f"""{COLUMNS},mean_over_seeds,std_over_seeds,{OVER}
-sec,current,0.3,0.7,0.03,none,1500,50.7,0,0.3001,,-0.02,-0.05,0.01,,,
-dis,current,0.31,0.8,0.1,5,1500,,0 1 2,0.4,0.0123,0.08,0.05,0.11,0.08,0.05,0.11
-masks,stale,0.5,0.8,0.1,,,,,,,,,,,,
-deeplab,current,0.32,0.9,0.1,5,0,,0 1,0.32,0.02,,,,0.02,-0.01,0.05
+SEEDED = f"""{COLUMNS},seeds_apart,mean_over_seeds,std_over_seeds,mean_over_shared_seeds,{OVER}
+sec,current,0.3,0.7,0.03,none,1500,50.7,0,,0.3001,,0.3,-0.02,-0.05,0.01,,,
+dis,current,0.31,0.8,0.1,5,1500,,0 1 2,1,0.4,0.0123,0.33,0.08,0.05,0.11,0.08,,
+masks,stale,0.5,0.8,0.1,,,,,,,,,,,,,,
+deeplab,current,0.32,0.9,0.1,5,0,,0 1,,0.29,0.02,0.32,,,,0.02,-0.01,0.05
 """
 CURVE = """system,point,seed,masks_per_class,masks,tagged,hours,mean_iou
 dis,masks_5,0,5.0,50,1000,8.6,0.3
@@ -120,7 +120,7 @@ def test_states_are_told_where_they_differ_only(root: Path) -> None:
 
 
 def test_seeds_and_what_chance_may_explain(root: Path) -> None:
-    """The best over its seeds first; a paper's number where there is one."""
+    """The best over the seeds of all first; a paper's number where there is one."""
     (root / "README.md").write_text(marked("report/voc_mini"))
     (root / "data/voc_mini/report").mkdir(parents=True)
     (root / "data/voc_mini/report/systems.csv").write_text(SEEDED)
@@ -131,14 +131,37 @@ def test_seeds_and_what_chance_may_explain(root: Path) -> None:
         "| system | mIoU | pixel accuracy | boundary F | seeds | over masks only | over the next row | published "
         "| masks per class | tagged images | state |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n"
-        "| dis | 40.0 ± 1.2 | 80.0 | 10.0 | 3 | +8.0 (+5.0 to +11.0) | +8.0 (+5.0 to +11.0) "
+        "| dis | 40.0 ± 1.2 | 80.0 | 10.0 | 3 | +8.0 (+5.0 to +11.0) | +8.0 (too few images for an interval) "
         "| - | 5 | 1,500 | current |\n"
-        "| deeplab | 32.0 ± 2.0 | 90.0 | 10.0 | 2 | - | +2.0 (-1.0 to +5.0), level | - | 5 | 0 | current |\n"
+        "| deeplab | 29.0 ± 2.0 | 90.0 | 10.0 | 2 | - | +2.0 (-1.0 to +5.0), level | - | 5 | 0 | current |\n"
         "| sec | 30.0 | 70.0 | 3.0 | 1 | -2.0 (-5.0 to +1.0), level | - | 50.7 | none | 1,500 | current |\n"
         "| masks | 50.0 | 80.0 | 10.0 | - | - | - | - |  |  | stale |\n"
-        "\nmIoU in per cent, mean ± standard deviation"
+        "\nIn per cent; mIoU over several seeds is mean ± standard deviation"
     ) in readme(root)
-    assert "holds 0.\n\n`make seeds`.\n\n<!-- end -->" in readme(root)
+    left_out = "Left out of differences, as the other row saw other images: seed 1 of dis."
+    assert f"holds 0. {left_out}\n\n`make seeds`.\n\n<!-- end -->" in readme(root)
+
+
+@pytest.mark.parametrize(
+    ("choice", "line"),
+    [
+        ({"rows": "sec", "columns": "system, mIoU"}, "seed 0"),
+        (
+            {"rows": "dis", "columns": "system, mIoU"},
+            "mIoU: mean ± standard deviation over seeds 0, 1, 2, other scores of",
+        ),
+        ({"rows": "dis, sec"}, "mIoU: mean ± standard deviation over the seeds of each row, other scores of"),
+        ({"rows": "dis", "columns": "system, boundary F"}, ""),
+    ],
+)
+def test_a_choice_says_of_which_seeds_it_is(root: Path, choice: dict[str, str], line: str) -> None:
+    (root / "README.md").write_text(marked("demo"))
+    (root / "data/shapes/report").mkdir(parents=True)
+    (root / tables.SYSTEMS).write_text(SEEDED)
+    (root / "docs/tables/demo.json").write_text(json.dumps(choice | {"command": "make demo"}))
+    tables.main(root=root)
+    assert f"|\n\n`make demo`{'; ' * bool(line)}{line}" in readme(root)
+    assert line or "|\n\n`make demo`.\n" in readme(root)
 
 
 def test_a_curve_as_a_table(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

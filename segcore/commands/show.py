@@ -30,11 +30,11 @@ def main(*, params: Path = Path("params.yaml")) -> None:
     results = Results(data, settings)
     table = shown(results)
     if console.console.is_terminal:
-        console.console.print(pretty(table))
+        console.console.print(pretty(table, " ".join(results.notes)))
     else:
         console.say(table.to_string(index=False))
-    if not console.console.is_terminal:
-        console.say(comparison.NOTE)
+        for note in results.notes:
+            console.say(note)
     current = [row for row in results.ranked if row.state == "current"]
     for warning in findings.warnings(current):
         console.say(f"warning: {warning}")
@@ -96,8 +96,8 @@ def _percent(fraction: float | None) -> str:
     return NONE if fraction is None else f"{100 * fraction:.1f}"
 
 
-def pretty(table: pd.DataFrame) -> Table:
-    drawn = Table(box=box.SIMPLE_HEAD, caption=comparison.NOTE)
+def pretty(table: pd.DataFrame, note: str) -> Table:
+    drawn = Table(box=box.SIMPLE_HEAD, caption=note)
     for number, title in enumerate(table.columns):
         drawn.add_column(title, justify="right" if number > 1 else "left", no_wrap=number == 0)
     for cells in table.itertuples(index=False):

@@ -18,6 +18,7 @@ import typer
 from segcore.cli import command, console
 from segcore.errors import Problem, hint
 from segcore.files import write_atomically
+from segcore.reporting import comparison
 from segcore.reporting import rows as rows_of
 
 DOCUMENTS = ("README.md", "docs/own-data.md", "docs/results.md")
@@ -29,7 +30,10 @@ MADE = {"report": "data/{}/report/systems.csv", "curve": "data/{}/curve/curve.cs
 
 PLACE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n)(?P<content>.*?)(?P<end><!-- end -->)", re.DOTALL)
 OPENING = re.compile(r"<!-- table:.*")
-NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?( ± [\d.]+| \([+-][\d.]+ to [+-][\d.]+\)(, level)?)?")
+NUMBER = re.compile(
+    r"[+-]?\d[\d,]*(\.\d+)?( ± [\d.]+| \([+-][\d.]+ to [+-][\d.]+\)(, level)?"
+    rf"| \({comparison.TOO_FEW}\))?"
+)
 NOTHING = ("", "-", "none")
 """Cells that may stand in a column of numbers."""
 
@@ -93,7 +97,10 @@ def table(name: str, root: Path, where: str) -> str | None:
             return None
         rows, note = rows_of.curve(made) if kind == "curve" else rows_of.systems(made)
         shown = chosen(rows, file.with_suffix(".json"))
-        return markdown(shown) + (note if shown == rows else "") + about(file.with_suffix(".json"))
+        if shown == rows:
+            return markdown(shown) + note + about(file.with_suffix(".json"))
+        # A choice may leave out the columns that the note speaks of, but must say what its mIoU is.
+        return markdown(shown) + about(file.with_suffix(".json"), "" if kind == "curve" else rows_of.seeds(made, shown))
     if file.is_file():
         with file.open(newline="") as lines:
             rows = [row for row in csv.reader(lines) if row]
@@ -138,10 +145,10 @@ def chosen(rows: list[list[str]], file: Path) -> list[list[str]]:
     return [[row[place] for place in places] for row in [header, *body] if row is header or row[0] in lines]
 
 
-def about(file: Path) -> str:
-    """The line below a table: what made it; nothing where there is no such file."""
-    told = "; ".join(form.format(text) for key, form in ABOUT.items() if (text := _told(file).get(key)))
-    return f"\n{told}.\n" if told else ""
+def about(file: Path, seeds: str = "") -> str:
+    """The line below a table: what made it, by the file beside it, where there is one, and of which seeds it is."""
+    told = [form.format(text) for key, form in ABOUT.items() if (text := _told(file).get(key))] + [seeds] * bool(seeds)
+    return f"\n{'; '.join(told)}.\n" if told else ""
 
 
 def _told(file: Path) -> dict[str, str]:

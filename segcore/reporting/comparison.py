@@ -1,21 +1,27 @@
 """The rows of the table beside each other: mean and spread over seeds, and differences with what chance may explain."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
-from segcore.reporting.chance import BySeed, Difference, difference
+from segcore.reporting.chance import BySeed, Difference, difference, paired
 
 NOTE = (
-    "mIoU in per cent, mean ± standard deviation of single seeds; differences in points with 95 % intervals over "
-    "images and seeds (with one seed over images alone), level where the interval holds 0."
+    "In per cent; mIoU over several seeds is mean ± standard deviation of single ones, other scores are of the seed in "
+    "params.yaml. Rows are ranked over the seeds that all of them have. Differences, in points, are over the "
+    "seeds that both rows have, with 95 % intervals over images and seeds (with one seed over images alone), level "
+    "where the interval holds 0."
 )
+TOO_FEW = "too few images for an interval"
 DIGITS = 5
 """Of fractions, which are told in tenths of a point."""
+SEEDS, APART = OF_SEEDS = ("seeds", "seeds_apart")
+MEAN, STD, SHARED = OVER_SEEDS = ("mean_over_seeds", "std_over_seeds", "mean_over_shared_seeds")
+"""Columns of the table as a file."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,10 @@ class Entry:
 
     @property
     def mean(self) -> float:
-        return float(np.mean([scored.mean_iou for scored in self.by_seed.values()]))
+        return self.mean_over(self.by_seed)
+
+    def mean_over(self, seeds: Collection[int]) -> float:
+        return float(np.mean([self.by_seed[seed].mean_iou for seed in seeds]))
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,21 @@ class Compared:
     """Of single seeds (n - 1); None for one seed."""
     over_masks: Difference | None
     over_next: Difference | None
+    shared_mean: float
+    """Over the seeds that all rows have of the same images, by which they are ranked."""
+    apart: tuple[int, ...]
+    """Seeds left out of a difference, as the other row has them of other images."""
 
 
 def compared(entries: Sequence[Entry]) -> dict[str, Compared]:
-    """By system, the best one first; a system without any score is left out."""
-    ranked = sorted((entry for entry in entries if not math.isnan(entry.mean)), key=lambda entry: -entry.mean)
+    """By system, the best one first; a system without any score is left out.
+
+    Raises:
+        ValueError: there is no seed that all have of the same images, so that nothing ranks them.
+    """
+    scored = [entry for entry in entries if not math.isnan(entry.mean)]
+    shared = _shared(scored)
+    ranked = sorted(scored, key=lambda entry: -entry.mean_over(shared))
     best = next((entry for entry in ranked if entry.masks_only), None)
     return {
         entry.system: Compared(
@@ -58,9 +77,26 @@ def compared(entries: Sequence[Entry]) -> dict[str, Compared]:
             std=_std(entry.by_seed),
             over_masks=_over(entry, None if entry is best else best),
             over_next=_over(entry, after),
+            shared_mean=entry.mean_over(shared),
+            apart=_apart(entry, best, after),
         )
         for entry, after in zip_longest(ranked, ranked[1:])
     }
+
+
+def _shared(entries: Sequence[Entry]) -> list[int]:
+    found = set.intersection(*({*paired(entries[0].by_seed, entry.by_seed)} for entry in entries)) if entries else set()
+    if entries and not found:
+        raise ValueError("the rows have no seed in common that was measured on the same images")
+    return sorted(found)
+
+
+def _apart(entry: Entry, *others: Entry | None) -> tuple[int, ...]:
+    apart: set[int] = set()
+    for other in others:
+        if other is not None:
+            apart |= (entry.by_seed.keys() & other.by_seed.keys()) - {*paired(entry.by_seed, other.by_seed)}
+    return tuple(sorted(apart))
 
 
 def _over(entry: Entry, other: Entry | None) -> Difference | None:
@@ -80,19 +116,34 @@ def spread(mean: float | None, std: float | None) -> str:
 
 
 def told(over: Difference | None) -> str:
-    """In points of per cent: `+4.7 (+3.1 to +6.3)`, or `level` and the same; empty without another row."""
+    """In points of per cent: `+4.7 (+3.1 to +6.3)`, or the same and `level`; empty without another row."""
     if over is None:
         return ""
+    if math.isnan(over.low):
+        return f"{100 * over.estimate:+.1f} ({TOO_FEW})"
     text = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in (over.estimate, over.low, over.high)))
     return f"{text}, level" if over.level else text
+
+
+def notes(apart: Mapping[str, Collection[object]]) -> list[str]:
+    """What stands below the table of systems: how to read it, and what is odd in it; `apart` are seeds by system."""
+    odd = [
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {_listed(seeds)} of {name}" for name, seeds in apart.items() if seeds
+    ]
+    return [NOTE] + ([f"Left out of differences, as the other row saw other images: {'; '.join(odd)}."] if odd else [])
+
+
+def _listed(seeds: Collection[object]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def columns(found: Compared | None) -> dict[str, Any]:
     """What the table of systems tells of seeds and of chance; fractions, rounded."""
     if found is None:
-        return {"seeds": "", "mean_over_seeds": None, "std_over_seeds": None} | _ends(None, None)
-    seeds, std = " ".join(map(str, found.seeds)), None if found.std is None else round(found.std, DIGITS)
-    own = {"seeds": seeds, "mean_over_seeds": round(found.mean, DIGITS), "std_over_seeds": std}
+        return dict.fromkeys(OF_SEEDS, "") | dict.fromkeys(OVER_SEEDS) | _ends(None, None)
+    texts = (" ".join(map(str, seeds)) for seeds in (found.seeds, found.apart))
+    values = (None if value is None else round(value, DIGITS) for value in (found.mean, found.std, found.shared_mean))
+    own = dict(zip((*OF_SEEDS, *OVER_SEEDS), (*texts, *values), strict=True))
     return own | _ends(found.over_masks, found.over_next)
 
 

@@ -5,6 +5,7 @@ but for their state: today's code cannot say what that commit's parameters meant
 lie there, and those of other seeds only where today's code knows its parameters.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from segcore.config.settings import Settings
 from segcore.errors import Problem
 from segcore.evaluation import per_image
 from segcore.reporting import kept
-from segcore.reporting.chance import BySeed, Difference, difference
+from segcore.reporting.chance import BySeed, Difference, difference, paired
 from segcore.reporting.reading import read_scores
 from segcore.reporting.results import Results, scored_by_seed
 
@@ -32,7 +33,7 @@ FILES = ("metrics.json", per_image.FILE, made_of.FILE, kept.SPLIT)
 class Change:
     """A system then and now: mIoU as fractions over the seeds that both have, None where one has no result.
 
-    `over` is None where there is no telling, for the reason `why`.
+    `over` is None where there is no telling, for the reason `why`; seeds of other images are left out.
     """
 
     system: str
@@ -117,15 +118,17 @@ def _change(system: str, then: _Then | None, now: BySeed | None, metrics: Mappin
     if not shared:
         why = "other seeds" if then.by_seed else f"its {per_image.FILE} is neither in Git nor in DVC's cache"
         return Change(system, then.metrics.get("mean_iou"), _mean(now), None, why, classes)
-    old, new = ({seed: of[seed] for seed in shared} for of in (then.by_seed, now))
-    try:
-        return Change(system, _mean(old), _mean(new), difference(new, old), "", classes)
-    except ValueError:
+    same = paired(then.by_seed, now)
+    old, new = ({seed: of[seed] for seed in same or shared} for of in (then.by_seed, now))
+    if not same:
         return Change(system, _mean(old), _mean(new), None, "other images", {})
+    return Change(system, _mean(old), _mean(new), difference(new, old), "no validation image has a mask", classes)
 
 
-def _mean(by_seed: BySeed) -> float:
-    return float(np.mean([scored.mean_iou for scored in by_seed.values()]))
+def _mean(by_seed: BySeed) -> float | None:
+    """None where no image has a known pixel."""
+    mean = float(np.mean([scored.mean_iou for scored in by_seed.values()]))
+    return None if math.isnan(mean) else mean
 
 
 def changed_values(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:

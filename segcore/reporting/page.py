@@ -90,7 +90,7 @@ def rendered(results: Results, params_text: str, run: Run, earlier: Earlier | No
         "wanting": results.wanting,
         "compared": results.compared,
         "tags_alone": results.tags_alone,
-        "note": comparison.NOTE,
+        "note": " ".join(results.notes),
         "confusions": counts,
         "gallery": pictures,
         "gallery_data": _gallery_data(pictures, names, class_colours),

@@ -18,7 +18,7 @@ from segcore.evaluation.per_image import TAGS_ALONE
 from segcore.files import fingerprint
 from segcore.reporting import kept, published
 from segcore.reporting.chance import Scored
-from segcore.reporting.comparison import Compared, Entry, columns, compared
+from segcore.reporting.comparison import Compared, Entry, columns, compared, notes
 from segcore.reporting.reading import SCORES, read_json, read_scores
 from segcore.reporting.states import RANKS, Part, Row
 from segcore.reporting.supervision import supervision
@@ -73,12 +73,12 @@ class Results:
 
     @property
     def ranked(self) -> list[Row]:
-        """The rows, best first over their seeds; a stale one never stands before a current one."""
+        """The rows, best first over the seeds that all have; a stale one never stands before a current one."""
         return sorted(self.rows, key=lambda row: (RANKS.index(row.state), -self._mean(row)))
 
     def _mean(self, row: Row) -> float:
         found = self.compared.get(row.system)
-        return found.mean if found else row.metrics.get("mean_iou") or row.tag_precision or 0.0
+        return found.shared_mean if found else row.metrics.get("mean_iou") or row.tag_precision or 0.0
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -96,6 +96,11 @@ class Results:
     def compared(self) -> dict[str, Compared]:
         """The current rows beside each other, by system; the best one first."""
         return compared(self.entries)
+
+    @property
+    def notes(self) -> list[str]:
+        """What stands below the table."""
+        return notes({system: found.apart for system, found in self.compared.items()})
 
     def current(self, kind: str) -> list[str]:
         """The names of the current results of a kind."""

@@ -11,7 +11,7 @@ from segcore.reporting.chance import Difference
 
 SCORES = {"mean_iou": "mIoU", "pixel_accuracy": "pixel accuracy", "boundary_f": "boundary F"}
 COUNTS = {"masks_per_class": "masks per class", "tagged_images": "tagged images"}
-OVER_SEEDS = ("mean_over_seeds", "std_over_seeds")
+OVER_SEEDS = (comparison.MEAN, comparison.STD)
 OVER = {"over_masks_only": "over masks only", "over_next": "over the next row"}
 ENDS = ("", "_low", "_high")
 AMOUNTS = {"masks_per_class": 1, "masks": 0, "tagged": 0, "hours": 1}
@@ -29,10 +29,11 @@ def systems(file: Path) -> tuple[list[list[str]], str]:
     read = _read(file)
     if STATE in read:
         read = read.loc[read[STATE] != MISSING]
-    numbers = [*SCORES, *OVER_SEEDS, PUBLISHED, *(f"{over}{end}" for over in OVER for end in ENDS)]
+    numbers = [*SCORES, *comparison.OVER_SEEDS, PUBLISHED, *(f"{over}{end}" for over in OVER for end in ENDS)]
     ranked = read.assign(**{n: pd.to_numeric(read[n], errors="coerce") for n in numbers if n in read})
     by_seeds = {*OVER_SEEDS} <= {*ranked}
-    best = ranked["mean_over_seeds"].fillna(ranked["mean_iou"]) if by_seeds else ranked["mean_iou"]
+    of_all = ranked["mean_iou"]  # of the seed in params.yaml, which every row has
+    best = ranked[comparison.SHARED].fillna(of_all) if comparison.SHARED in ranked else of_all
     ranked = ranked.assign(best=best).sort_values("best", ascending=False, kind="stable")
     told = STATE in ranked and {*ranked[STATE]} != {CURRENT}
     if told:
@@ -47,8 +48,27 @@ def systems(file: Path) -> tuple[list[list[str]], str]:
     columns |= {title: ranked[name].map(_grouped) for name, title in COUNTS.items()}
     if told:
         columns["state"] = ranked[STATE]
-    note = f"\n{comparison.NOTE}\n" if by_seeds else ""
+    note = f"\n{' '.join(comparison.notes(_seeds(ranked, comparison.APART)))}\n" if by_seeds else ""
     return [[*columns], *map(list, zip(*columns.values(), strict=True))], note
+
+
+def seeds(file: Path, shown: list[list[str]]) -> str:
+    """Of which seeds some rows and columns of the report's table are; empty where mIoU is not among them."""
+    header, *body = shown
+    of = _seeds(_read(file), comparison.SEEDS)
+    found = [of[row[0]] for row in body if of.get(row[0])]
+    if "mIoU" not in header or not found:
+        return ""
+    same = all(seeds == found[0] for seeds in found)
+    if same and len(found[0]) == 1:
+        return f"seed {found[0][0]}"
+    over = f"seeds {', '.join(found[0])}" if same else "the seeds of each row"
+    return f"mIoU: mean ± standard deviation over {over}, other scores of the seed in params.yaml"
+
+
+def _seeds(read: pd.DataFrame, column: str) -> dict[str, list[str]]:
+    """By system; nothing where the file does not tell."""
+    return dict(zip(read["system"], read[column].str.split(), strict=True)) if column in read else {}
 
 
 def _of_seeds(ranked: pd.DataFrame, columns: dict[str, Any]) -> dict[str, pd.Series]:
@@ -58,7 +78,7 @@ def _of_seeds(ranked: pd.DataFrame, columns: dict[str, Any]) -> dict[str, pd.Ser
     found["seeds"] = ranked["seeds"].str.split().map(len).map(str).replace("0", "-")
     for over, title in OVER.items():
         rows = ranked[[f"{over}{end}" for end in ENDS]].itertuples(index=False)
-        texts = ["-" if pd.isna(low) else comparison.told(Difference(at, low, high, 0, 0)) for at, low, high in rows]
+        texts = ["-" if pd.isna(at) else comparison.told(Difference(at, low, high, 0, 0)) for at, low, high in rows]
         found[title] = pd.Series(texts, ranked.index, dtype=str)
     return found
 
@@ -86,4 +106,4 @@ def _grouped(count: str) -> str:
 
 
 def _read(file: Path) -> pd.DataFrame:
-    return pd.read_csv(file, dtype=dict.fromkeys([*COUNTS, STATE, "seeds"], str), keep_default_na=False)
+    return pd.read_csv(file, dtype=dict.fromkeys([*COUNTS, STATE, *comparison.OF_SEEDS], str), keep_default_na=False)
