@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 
 from segcore import made_of
+from segcore.commands import seeds
 from segcore.config.settings import load
 from segcore.errors import Problem
 from segcore.reporting import chance, kept
 from segcore.reporting.results import Results
-from tests.devkit import PARAMS, write_params
+from tests.devkit import PARAMS, voc_section, write_params
 from tests.invented import DATA_SET, SYSTEMS, invented_results
 
 A, B = SYSTEMS[:2]
@@ -91,8 +92,38 @@ def test_one_that_fails_does_not_stop_the_others(data: Path) -> None:
 def test_a_result_of_other_parameters_is_not_kept(data: Path) -> None:
     settings = kept.changed(load(PARAMS), {"seed": 1})
     with pytest.raises(Problem, match="other parameters"):
-        kept.keep(data / "results" / A, experiment(data, A, 1).folder, settings, A)
+        kept.keep(data / "results" / A, experiment(data, A, 1).folder, settings, A, DATA_SET)
     assert not experiment(data, A, 1).folder.exists()
+
+
+@pytest.fixture
+def on_disk(data: Path) -> Path:
+    """Parameters by which the data set is not generated."""
+    return write_params(data.parents[1] / "params.yaml", {"dataset": voc_section("voc") | {"name": "mine"}})
+
+
+def test_seeds_of_files_that_have_changed_since_they_were_prepared_are_not_kept(data: Path, on_disk: Path) -> None:
+    settings = load(on_disk)
+
+    def run(wanted: kept.Experiment) -> Path:
+        folder = FakeRunner(data)(wanted)
+        own = kept.changed(settings, wanted.changes)
+        of = {"training": kept.fingerprints.expected(own, f"segmenters/{wanted.system}"), "data_set": "as it is now"}
+        of |= {"prediction": kept.fingerprints.of(kept.plan.evaluate(own, wanted.system))}
+        made_of.write(folder, made_of.read(folder) | of)
+        return folder
+
+    wanted = [experiment(data, A, 1)]
+    (failed,) = kept.perform(wanted, settings, "as it was prepared", run, lambda _: None)
+    assert "files of voc have changed since they were prepared there" in failed
+    assert not wanted[0].folder.exists()
+    assert kept.perform(wanted, settings, "as it is now", run, lambda _: None) == []
+
+
+def test_seeds_of_a_data_set_that_was_not_prepared_are_refused(data: Path, on_disk: Path) -> None:
+    with pytest.raises(Problem, match="has no data set of today's parameters") as caught:
+        seeds.main(seeds=[1], systems=[A], params=on_disk)
+    assert caught.value.made_by == "prepare"
 
 
 def test_the_table_tells_of_all_seeds_and_mixes_none_that_is_stale(data: Path) -> None:

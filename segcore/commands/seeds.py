@@ -11,6 +11,7 @@ import typer
 
 from segcore.cli import command, console
 from segcore.cli.experiments import Copies
+from segcore.errors import Problem
 from segcore.reporting import kept
 from segcore.reporting.results import data_set_of
 
@@ -27,6 +28,9 @@ def main(
     chosen = kept.chosen_systems(settings, systems)
     root = params.parent
     data = root / "data" / settings.dataset.name
+    data_set = data_set_of(data, settings)
+    if data_set is None and not kept.is_generated(settings):
+        raise Problem(f"{data} has no data set of today's parameters, of which results could be", made_by="prepare")
     if settings.seed in seeds:
         console.say(f"seed {settings.seed} is that of params.yaml: `dvc repro` makes its results")
     wanted = [
@@ -35,7 +39,7 @@ def main(
         for system in chosen
         if seed != settings.seed
     ]
-    failed = Copies(root, params).perform(wanted, settings, data_set_of(data, settings), keep_copies)
+    failed = Copies(root, params).perform(wanted, settings, data_set, keep_copies)
     if failed:
         console.say("not done:\n" + "\n".join(failed))
         raise typer.Exit(1)

@@ -56,22 +56,24 @@ def run_of(settings: Settings, system: str) -> str:
     return fingerprint([*map(plan.plain, stages), fingerprints.expected(settings, f"{SEGMENTERS}/{system}")], ())
 
 
-def is_current(folder: Path, settings: Settings, system: str, data_set: str | None) -> bool:
-    """Whether the result kept in `folder` is of these settings and of this data set.
+def is_generated(settings: Settings) -> bool:
+    """Whether the data set is a function of the settings, the seed among them: each seed then has its own."""
+    return isinstance(settings.dataset, ShapesParams)
 
-    A set that is generated is a function of the settings, its seed among them, and not compared.
-    """
+
+def is_current(folder: Path, settings: Settings, system: str, data_set: str | None) -> bool:
+    """Whether the result kept in `folder` is of these settings and of this data set, unless that is generated."""
     found = made_of.read(folder)
-    same_data = isinstance(settings.dataset, ShapesParams) or found.get("data_set") == data_set
+    same_data = is_generated(settings) or found.get("data_set") == data_set
     whole = all((folder / name).is_file() for name in FILES)
     return whole and same_data and found.get(RUN) == run_of(settings, system)
 
 
-def keep(result: Path, folder: Path, settings: Settings, system: str) -> None:
+def keep(result: Path, folder: Path, settings: Settings, system: str, data_set: str | None) -> None:
     """Copy a result that was just made, `<data>/results/<system>`; `made_of.json`, by which it is known, comes last.
 
     Raises:
-        Problem: the result is of other parameters.
+        Problem: the result is of other parameters, or of other data than `data_set`.
     """
     found = made_of.read(result)
     wanted = {
@@ -80,6 +82,11 @@ def keep(result: Path, folder: Path, settings: Settings, system: str) -> None:
     }
     if any(found.get(key) != value for key, value in wanted.items()):
         raise Problem(f"{result} is of other parameters than those that it was to be made by; run this again")
+    if not is_generated(settings) and found.get("data_set") != data_set:
+        raise Problem(
+            f"{result} is of other data than the workspace: files of {settings.dataset.root} have changed since they "
+            "were prepared there. Run the stage prepare there, then this again, which keeps what was trained"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / made_of.FILE).unlink(missing_ok=True)
     for name in FILES:
@@ -119,7 +126,7 @@ def perform(
                 say(f"{what}: done before")
                 continue
             say(f"{what}: running")
-            keep(run(experiment), experiment.folder, own, experiment.system)
+            keep(run(experiment), experiment.folder, own, experiment.system, data_set)
             say(f"{what}: kept in {experiment.folder}")
         except Problem as problem:
             failed.append(f"{what}: {problem}")
