@@ -216,7 +216,7 @@ def test_a_seed_of_other_images_ranks_no_row_and_is_told() -> None:
     assert list(rows) == ["other", "mine", "third"]
     assert {name: row.apart for name, row in rows.items()} == {"other": (1,), "mine": (), "third": ()}
     assert rows["other"].over_next == difference(of_one_class(0.6), of_one_class(0.5))
-    _, left_out = notes({name: row.apart for name, row in rows.items()})
+    _, left_out = notes({name: row.apart for name, row in rows.items()}, {})
     assert left_out == "Left out of differences, as the other row saw other images: seed 1 of other."
 
 

@@ -67,7 +67,7 @@ def test_another_seed_runs_in_a_copy_and_leaves_the_workspace_alone(project: Pat
     assert all(path.read_bytes() == content for path, content in before.items())
     mine, other = (json.loads((data / "results/toy" / place / "metrics.json").read_text()) for place in ("", "seeds/1"))
     assert not any((project / ".scratch/experiments").iterdir())
-    assert "done before" in run(project, "segcore.commands.seeds", "--seeds", "1")
+    assert "done before\n" in run(project, "segcore.commands.seeds", "--seeds", "1")
     run(project, "dvc", "repro", "report")
     table = pd.read_csv(data / "report/systems.csv", dtype={"seeds": str})
     assert table["seeds"].tolist() == ["0 1"]
@@ -91,7 +91,7 @@ def test_what_failed_is_told_with_the_last_lines_of_dvc(project: Path, monkeypat
     copies = Copies(project, project / "params.yaml")
     changes = {"seed": 0, "split.strong": {"kind": "per_class", "images": 9}}
     wanted = kept.Experiment("toy", changes, project / DATA / "curve/toy/masks_9/0")
-    (failed,) = copies.perform([wanted], load(project / "params.yaml"), None, keep_copies=False)
+    (failed,) = copies.perform([wanted], load(project / "params.yaml"), None, keep_copies=False, anew=False)
     assert "split.strong.images: 9 images a class" in failed
     assert (copies.folder(changes) / "params.yaml").is_file()
     assert not wanted.folder.exists()

@@ -40,7 +40,7 @@ class Trainer:
         self.root = root
 
     def perform(self, wanted: list[kept.Experiment], *rest: Any) -> list[str]:
-        settings, data_set, _ = rest
+        settings, data_set, *_ = rest
         return kept.perform(wanted, settings, data_set, self.run, lambda _: None)
 
     def run(self, wanted: kept.Experiment) -> Path:

@@ -13,9 +13,9 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
 from segcore import sources
-from segcore.commands import check_params
 from segcore.config import plan
 from segcore.config.settings import Settings, load
+from segcore.reporting import code_behind
 from segcore.sources import Code
 from tests.devkit import PROJECT
 
@@ -60,7 +60,7 @@ MAKING = [name for name in STAGES if name not in BEFORE_ALL]
 @cache
 def handed() -> dict[str, dict[str, str]]:
     """The files of code that each stage's results come from, as it is handed them."""
-    return {name: CODE.fingerprints(*check_params.roots(TODAY, name.replace("@", "/"))) for name in MAKING}
+    return {name: CODE.fingerprints(*code_behind.roots(TODAY, name.replace("@", "/"))) for name in MAKING}
 
 
 def test_no_stage_lists_code_but_the_check() -> None:
@@ -73,7 +73,7 @@ def test_a_stage_is_handed_its_script_and_its_module(name: str) -> None:
     script, _, entry = name.partition("@")
     assert f"stages/{script}.py" in handed()[name]
     modules = {file for file in handed()[name] if re.match(r"segcore/systems/[a-z]", file)} - {CONTRACT}
-    if script in check_params.OF_A_SYSTEM:
+    if script in code_behind.OF_A_SYSTEM:
         assert f"segcore/systems/{TODAY.systems[entry].module}.py" in modules
     else:
         assert modules == set(), "another system would make it run again"
@@ -211,7 +211,7 @@ def f(a):
         monkeypatch.setattr(sources, "PACKAGE", tmp_path / "segcore")
         file = tmp_path / "segcore/data/order.py"
         text = file.read_text()
-        roots = check_params.roots(TODAY, "train_segmenter/deeplab")
+        roots = code_behind.roots(TODAY, "train_segmenter/deeplab")
         file.write_text(f"# Another remark.\n{text}")
         assert Code().fingerprints(*roots) == handed()["train_segmenter@deeplab"]
         file.write_text(f"{text}\nOTHER = 1\n")
@@ -347,7 +347,7 @@ class TestWhatRunsAgain:
         code = Code()
         assert place in code.files
         assert {
-            name: code.fingerprints(*check_params.roots(TODAY, name.replace("@", "/"))) for name in MAKING
+            name: code.fingerprints(*code_behind.roots(TODAY, name.replace("@", "/"))) for name in MAKING
         } == handed()
 
     def test_background_cues_retrain_nothing_by_themselves(self) -> None:

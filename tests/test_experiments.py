@@ -10,10 +10,11 @@ from segcore import made_of
 from segcore.commands import seeds
 from segcore.config.settings import load
 from segcore.errors import Problem
-from segcore.reporting import chance, kept
+from segcore.reporting import chance, code_behind, kept
 from segcore.reporting.results import Results
+from segcore.sources import Code
 from tests.devkit import PARAMS, voc_section, write_params
-from tests.invented import DATA_SET, SYSTEMS, invented_results
+from tests.invented import DATA_SET, SYSTEMS, invented_results, write_json
 
 A, B = SYSTEMS[:2]
 
@@ -73,6 +74,26 @@ def test_what_is_kept_is_not_run_again_and_a_killed_one_goes_on(data: Path) -> N
     assert third.ran == []
     names = {path.name for path in experiment(data, A, 1).folder.iterdir()}
     assert names == {"metrics.json", "images.parquet", "split.json", "made_of.json"}
+
+
+def test_a_result_of_other_code_is_told_and_runs_again_when_asked_for(data: Path) -> None:
+    settings, said = kept.changed(load(PARAMS), {"seed": 1}), []
+    fake, wanted = FakeRunner(data), [experiment(data, A, 1)]
+
+    def perform_it(anew: bool = False) -> str:
+        kept.perform(wanted, load(PARAMS), DATA_SET, fake, said.append, anew)
+        return said[-1]
+
+    perform_it()
+    assert perform_it().endswith("done before, by unknown code; --anew runs it again")
+    known = Code()
+    for stage in code_behind.stages(settings, A):
+        write_json(data / "params" / f"{stage}.json", {"code": known.fingerprints(*code_behind.roots(settings, stage))})
+    assert "kept in" in perform_it(anew=True)
+    assert perform_it(anew=True).endswith("done before")
+    assert len(fake.ran) == 2
+    made_of.write(wanted[0].folder, made_of.read(wanted[0].folder) | {kept.CODE: "of other code"})
+    assert perform_it().endswith("done before, by other code; --anew runs it again")
 
 
 def test_one_that_fails_does_not_stop_the_others(data: Path) -> None:
@@ -160,6 +181,7 @@ def test_a_seed_of_other_pictures_is_told_and_compared_with_none(data: Path, mon
     assert over.seeds == 2
     assert results.table().set_index("system").loc[best, ["seeds", "seeds_apart"]].tolist() == ["0 1 2", "1"]
     assert f"seed 1 of {best}" in results.notes[1]
+    assert results.notes[2] == "Results of other seeds that are of earlier or unknown code, and counted: 4."
 
 
 def test_a_kept_result_of_other_data_is_stale(data: Path) -> None:

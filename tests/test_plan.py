@@ -10,6 +10,7 @@ from segcore.commands import check_params
 from segcore.config import plan, profiles
 from segcore.config.settings import Settings, load
 from segcore.errors import Problem
+from segcore.reporting import code_behind
 from segcore.sources import Code
 from tests.devkit import PARAMS, PROJECT, changed, voc_section, write_params
 
@@ -158,7 +159,7 @@ class TestCheckParams:
         code = {name: content.pop("code") for name, content in written.items()}
         assert written == json.loads(json.dumps(dict(plan.files(BEFORE))))
         known = Code()
-        assert code == {name: known.fingerprints(*check_params.roots(BEFORE, name)) for name in written}
+        assert code == {name: known.fingerprints(*code_behind.roots(BEFORE, name)) for name in written}
         assert all(code.values())
         cards = {
             file.parts[-3]: json.loads(file.read_text()) for file in tmp_path.glob("data/backbones/*/model/*.json")

@@ -78,7 +78,7 @@ class Copies:
         return self.root / FOLDER / name[:16]
 
     def perform(
-        self, experiments: Iterable[Experiment], settings: Settings, data_set: str | None, keep_copies: bool
+        self, experiments: Iterable[Experiment], settings: Settings, data_set: str | None, keep_copies: bool, anew: bool
     ) -> list[str]:
         """Run what is not kept yet, see `kept.perform`; a copy goes once all that was wanted of it is kept.
 
@@ -88,7 +88,7 @@ class Copies:
         failed = []
         for copy, some in itertools.groupby(experiments, key=lambda experiment: self.folder(experiment.changes)):
             with alone_in(copy, patiently=True):
-                missed = perform(some, settings, data_set, self._evaluated, console.say)
+                missed = perform(some, settings, data_set, self._evaluated, console.say, anew)
                 if not (missed or keep_copies):
                     shutil.rmtree(copy, ignore_errors=True)  # what it made is in DVC's cache
             failed += missed

@@ -13,18 +13,11 @@ from pathlib import Path
 from segcore.cli import command, console
 from segcore.commands.outside_files import SCRATCH
 from segcore.config import outside, plan
-from segcore.config.settings import Settings
 from segcore.files import write_atomically
 from segcore.models.systems import save_backbone
 from segcore.networks import sizes
+from segcore.reporting.code_behind import roots
 from segcore.sources import Code
-
-OF_A_SYSTEM = ("train_segmenter", "evaluate")
-"""The stages that load the module of a system.
-
-Pseudo-labels from a segmenter load its module, too. They depend on the segmenter, and so run again when a change of its
-module trains another one.
-"""
 
 
 def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
@@ -47,17 +40,6 @@ def main(*, data: Path, params: Path = Path("params.yaml")) -> None:
         sums = outside.sums({name: backbone.model_dump(mode="json")}, None, data, SCRATCH)
         save_backbone(data / f"backbones/{name}/model", name, backbone, sums)
     console.say(f"{params} is in order")
-
-
-def roots(settings: Settings, name: str) -> list[str]:
-    """The files that the code of a stage, `<script>` or `<script>/<entry>`, is reached from."""
-    script, _, entry = name.partition("/")
-    found = [f"stages/{script}.py"]
-    if script in OF_A_SYSTEM:
-        system = settings.systems[entry]
-        found.append(f"segcore/systems/{system.module}.py")
-        found += [f"segcore/regularisers/{other}.py" for other in system.training.get("regularisers", {})]
-    return found
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """mIoU against annotation for some systems: run what is missing, then write the curve and its advice.
 
 Every point, a number of masks per class or of tagged images, runs with each seed in a copy of the project
-(`segcore.cli.experiments`); what is kept already is not run again, and a run that was killed goes on. Writes into
-`data/<name>/curve/`: `curve.csv` (a line a result), `curve.png` and `advice.txt`. No stage of the pipeline.
+(`segcore.cli.experiments`); what is kept already is not run again (with `--anew` unless it is of other code), and a run
+that was killed goes on. Writes into `data/<name>/curve/`: `curve.csv` (a line a result), `curve.png` and `advice.txt`.
+No stage of the pipeline.
 
 The costs are those that Bearman et al. 2016 ("What's the point: semantic segmentation with point supervision") measured
 on PASCAL VOC: 20.0 seconds an image for its tags, 239.7 for all of its masks.
@@ -33,6 +34,7 @@ def main(
     mask_seconds: float = 239.7,
     params: Path = Path("params.yaml"),
     keep_copies: bool = False,
+    anew: bool = False,
     run: bool = True,
 ) -> None:
     """Run `systems` at `--masks 1 --masks all ...` and `--tagged 400 ...`; `--no-run` draws what is kept already."""
@@ -47,7 +49,7 @@ def main(
     if run:
         chosen = kept.chosen_systems(settings, systems)
         wanted = curve.experiments(settings, data, chosen, points, seeds, console.say)
-        failed = Copies(params.parent, params).perform(wanted, settings, data_set, keep_copies)
+        failed = Copies(params.parent, params).perform(wanted, settings, data_set, keep_copies, anew)
     cost = law.Cost(tag_seconds, mask_seconds)
     found = curve.measured(data, settings, data_set, cost)
     if not found:

@@ -1,7 +1,8 @@
 """Train and evaluate systems with other seeds, and keep what the table needs of each, for means and intervals.
 
 Each seed runs in a copy of the project that shares DVC's cache (`segcore.cli.experiments`); the workspace stays as it
-is. What is kept already and of today's parameters is not run again; a run that was killed goes on. The report and
+is. What is kept already and of today's parameters is not run again, with `--anew` unless it is of other code than
+today's; a run that was killed goes on. The report and
 `make tables` then show the spread over seeds. No stage of the pipeline.
 """
 
@@ -22,6 +23,7 @@ def main(
     systems: list[str] = [],  # noqa: B006 typer reads it, nobody changes it
     params: Path = Path("params.yaml"),
     keep_copies: bool = False,
+    anew: bool = False,
 ) -> None:
     """Run `systems` (all of params.yaml where none is named) with each of `seeds`: `--seeds 1 --seeds 2`."""
     settings = command.settings(params)
@@ -39,7 +41,7 @@ def main(
         for system in chosen
         if seed != settings.seed
     ]
-    failed = Copies(root, params).perform(wanted, settings, data_set, keep_copies)
+    failed = Copies(root, params).perform(wanted, settings, data_set, keep_copies, anew)
     if failed:
         console.say("not done:\n" + "\n".join(failed))
         raise typer.Exit(1)

@@ -19,7 +19,7 @@ NOTE = (
 TOO_FEW = "too few images for an interval"
 DIGITS = 5
 """Of fractions, which are told in tenths of a point."""
-SEEDS, APART = OF_SEEDS = ("seeds", "seeds_apart")
+SEEDS, APART, OTHER_CODE = OF_SEEDS = ("seeds", "seeds_apart", "seeds_of_other_code")
 MEAN, STD, SHARED = OVER_SEEDS = ("mean_over_seeds", "std_over_seeds", "mean_over_shared_seeds")
 """Columns of the table as a file."""
 
@@ -31,6 +31,8 @@ class Entry:
     system: str
     by_seed: BySeed
     masks_only: bool
+    other_code: tuple[int, ...] = ()
+    """Seeds of which the result is of other code than today's, or of unknown code."""
 
     @property
     def mean(self) -> float:
@@ -58,6 +60,7 @@ class Compared:
     """Over the seeds that all rows have of the same images, by which they are ranked."""
     apart: tuple[int, ...]
     """Seeds left out of a difference, as the other row has them of other images."""
+    other_code: tuple[int, ...]
 
 
 def compared(entries: Sequence[Entry]) -> dict[str, Compared]:
@@ -79,6 +82,7 @@ def compared(entries: Sequence[Entry]) -> dict[str, Compared]:
             over_next=_over(entry, after),
             shared_mean=entry.mean_over(shared),
             apart=_apart(entry, best, after),
+            other_code=entry.other_code,
         )
         for entry, after in zip_longest(ranked, ranked[1:])
     }
@@ -125,12 +129,17 @@ def told(over: Difference | None) -> str:
     return f"{text}, level" if over.level else text
 
 
-def notes(apart: Mapping[str, Collection[object]]) -> list[str]:
-    """What stands below the table of systems: how to read it, and what is odd in it; `apart` are seeds by system."""
+def notes(apart: Mapping[str, Collection[object]], other_code: Mapping[str, Collection[object]]) -> list[str]:
+    """What stands below the table of systems: how to read it, and what is odd in it; both are seeds by system."""
     odd = [
         f"{'seed' if len(seeds) == 1 else 'seeds'} {_listed(seeds)} of {name}" for name, seeds in apart.items() if seeds
     ]
-    return [NOTE] + ([f"Left out of differences, as the other row saw other images: {'; '.join(odd)}."] if odd else [])
+    found = [NOTE]
+    if odd:
+        found.append(f"Left out of differences, as the other row saw other images: {'; '.join(odd)}.")
+    if count := sum(map(len, other_code.values())):
+        found.append(f"Results of other seeds that are of earlier or unknown code, and counted: {count}.")
+    return found
 
 
 def _listed(seeds: Collection[object]) -> str:
@@ -141,7 +150,7 @@ def columns(found: Compared | None) -> dict[str, Any]:
     """What the table of systems tells of seeds and of chance; fractions, rounded."""
     if found is None:
         return dict.fromkeys(OF_SEEDS, "") | dict.fromkeys(OVER_SEEDS) | _ends(None, None)
-    texts = (" ".join(map(str, seeds)) for seeds in (found.seeds, found.apart))
+    texts = (" ".join(map(str, seeds)) for seeds in (found.seeds, found.apart, found.other_code))
     values = (None if value is None else round(value, DIGITS) for value in (found.mean, found.std, found.shared_mean))
     own = dict(zip((*OF_SEEDS, *OVER_SEEDS), (*texts, *values), strict=True))
     return own | _ends(found.over_masks, found.over_next)

@@ -1,10 +1,11 @@
 """Results of other runs that are kept beside today's: of other seeds, and of other splits for the curve.
 
 A kept result is what a table needs: `metrics.json`, `images.parquet`, the counts of its split (`split.json`), and
-`made_of.json` with one fingerprint more, `run`, that of all parameters behind it. They are a few kilobytes each and lie
-in Git, not in DVC's cache, so that any clone can write the table; those of other seeds in
-`results/<system>/seeds/<seed>/`, on which the report depends with the rest of `results`. A result of parameters that
-are no longer today's is never mixed with those that are.
+`made_of.json` with two fingerprints more: `run`, that of all parameters behind it, and `code`, that of all code. They
+are a few kilobytes each and lie in Git, not in DVC's cache, so that any clone can write the table; those of other seeds
+in `results/<system>/seeds/<seed>/`, on which the report depends with the rest of `results`. A result of parameters that
+are no longer today's is never mixed with those that are. One of other code is: few changes of code change a result, and
+each costs hours to make again; but it is told.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,9 +21,11 @@ from segcore.config.systems import SEGMENTERS
 from segcore.errors import Problem, hint
 from segcore.evaluation import per_image
 from segcore.files import fingerprint, write_atomically
+from segcore.reporting import code_behind
+from segcore.sources import Code
 
 SEEDS = "seeds"
-RUN = "run"
+RUN, CODE = "run", "code"
 SPLIT = "split.json"
 FILES = ("metrics.json", per_image.FILE, SPLIT)
 
@@ -92,7 +95,16 @@ def keep(result: Path, folder: Path, settings: Settings, system: str, data_set: 
     for name in FILES:
         source = result.parents[1] / "split" if name == SPLIT else result
         write_atomically(folder / name, (source / name).read_bytes())
-    made_of.write(folder, found | {RUN: run_of(settings, system)})
+    code = code_behind.recorded(result.parents[1], settings, system)
+    made_of.write(folder, found | {RUN: run_of(settings, system)} | ({CODE: code} if code else {}))
+
+
+def other_code(folder: Path, settings: Settings, system: str, code: Code) -> str:
+    """What must be said of the code of the result kept in `folder`; empty where it is today's, `code`."""
+    found = made_of.read(folder).get(CODE)
+    if found is None:
+        return "unknown code"
+    return "" if found == code_behind.today(settings, system, code) else "other code"
 
 
 def seeds_of(data: Path, settings: Settings, system: str, data_set: str | None) -> Iterator[tuple[int, Path]]:
@@ -109,22 +121,27 @@ def perform(
     data_set: str | None,
     run: Callable[[Experiment], Path],
     say: Callable[[str], None],
+    anew: bool = False,
 ) -> list[str]:
     """Run what is not kept yet, one after the other, and keep each as soon as it is done.
 
-    `run` gives the folder of the fresh result. One that fails does not stop the others.
+    `run` gives the folder of the fresh result. One that fails does not stop the others. With `anew`, what is kept of
+    other code than today's runs again.
 
     Returns:
         What failed, and why.
     """
     failed = []
+    code = Code()
     for experiment in experiments:
         what = f"{experiment.system} with {', '.join(f'{key}={value}' for key, value in experiment.changes.items())}"
         try:
             own = changed(settings, experiment.changes)
             if is_current(experiment.folder, own, experiment.system, data_set):
-                say(f"{what}: done before")
-                continue
+                by = other_code(experiment.folder, own, experiment.system, code)
+                if not (by and anew):
+                    say(f"{what}: done before{f', by {by}; --anew runs it again' if by else ''}")
+                    continue
             say(f"{what}: running")
             keep(run(experiment), experiment.folder, own, experiment.system, data_set)
             say(f"{what}: kept in {experiment.folder}")

@@ -22,6 +22,7 @@ from segcore.reporting.comparison import Compared, Entry, columns, compared, not
 from segcore.reporting.reading import SCORES, read_json, read_scores
 from segcore.reporting.states import RANKS, Part, Row
 from segcore.reporting.supervision import supervision
+from segcore.sources import Code
 
 WHY = {
     "data_set": "other data",
@@ -84,12 +85,14 @@ class Results:
     def entries(self) -> list[Entry]:
         """The current rows, over all seeds of which a current result is kept."""
         found = []
+        code = Code()
         for row in self.rows:
             if row.state == "current":
-                others = kept.seeds_of(self.data, self.settings, row.system, self._data_set)
+                others = [*kept.seeds_of(self.data, self.settings, row.system, self._data_set)]
+                odd = [seed for seed, at in others if kept.other_code(at, self.settings, row.system, code)]
                 own = (self.settings.seed, self.data / row.part.path)
                 by_seed = scored_by_seed([own, *others], list(row.metrics["iou"]))
-                found.append(Entry(row.system, by_seed, row.learned_from == "masks only"))
+                found.append(Entry(row.system, by_seed, row.learned_from == "masks only", tuple(odd)))
         return found
 
     @cached_property
@@ -100,7 +103,8 @@ class Results:
     @property
     def notes(self) -> list[str]:
         """What stands below the table."""
-        return notes({system: found.apart for system, found in self.compared.items()})
+        rows = self.compared.items()
+        return notes({name: row.apart for name, row in rows}, {name: row.other_code for name, row in rows})
 
     def current(self, kind: str) -> list[str]:
         """The names of the current results of a kind."""

@@ -48,7 +48,8 @@ def systems(file: Path) -> tuple[list[list[str]], str]:
     columns |= {title: ranked[name].map(_grouped) for name, title in COUNTS.items()}
     if told:
         columns["state"] = ranked[STATE]
-    note = f"\n{' '.join(comparison.notes(_seeds(ranked, comparison.APART)))}\n" if by_seeds else ""
+    notes = comparison.notes(*(_seeds(ranked, column) for column in (comparison.APART, comparison.OTHER_CODE)))
+    note = f"\n{' '.join(notes)}\n" if by_seeds else ""
     return [[*columns], *map(list, zip(*columns.values(), strict=True))], note
 
 
