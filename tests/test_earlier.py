@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from segcore.cli import looks
 from segcore.commands import compare
 from segcore.config import reading
 from segcore.config.settings import load
@@ -206,6 +207,14 @@ def test_the_page_tells_of_another_commit_and_changes_nothing(
     (line,) = [line for line in said.splitlines() if line.startswith(f"  {FIRST}: ")]
     assert line.startswith(f"  {FIRST}: +")
     assert "level" not in line
+
+
+def test_the_page_keeps_the_early_looks(history: Path) -> None:
+    place = DATA / "segmenters" / FIRST
+    write_json(looks.file_of(place), {"training": "of today", "curve": [[2, 0.1], [4, 0.2]]})
+    write_json(place / "model/model.json", {"made_of": {"training": "of today"}})
+    compare.written("HEAD")
+    assert "<h3>Early looks</h3>" in (DATA / "report/index.html").read_text()
 
 
 def test_counts_that_no_cache_holds_are_told(history: Path) -> None:

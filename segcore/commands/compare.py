@@ -35,7 +35,7 @@ def written(revision: str, params: Path = Path("params.yaml")) -> None:
     """
     import tempfile
 
-    from segcore.cli import command, provenance, revisions
+    from segcore.cli import command, looks, provenance, revisions
     from segcore.files import write_atomically
     from segcore.reporting import comparison, earlier
     from segcore.reporting.page import Run, rendered
@@ -47,7 +47,8 @@ def written(revision: str, params: Path = Path("params.yaml")) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         commit = revisions.lay_out(revision, data, Path(scratch))
         found = earlier.beside(results, commit, Path(scratch))
-    run = Run(provenance.machine(), provenance.commit(), provenance.versions(), provenance.timings(data))
+    seen = looks.curves(data, [*settings.systems])
+    run = Run(provenance.machine(), provenance.commit(), provenance.versions(), provenance.timings(data), seen)
     out = data / "report" / "index.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, rendered(results, params.read_text("utf-8"), run, found).encode())
