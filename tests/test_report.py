@@ -18,6 +18,7 @@ from segcore.config import fingerprints, plan
 from segcore.config.classifiers import TrainedParams
 from segcore.config.settings import load
 from segcore.errors import Problem
+from segcore.importers import voc
 from segcore.reporting import charts
 from segcore.reporting.comparison import told
 from segcore.reporting.results import SCORES, Results
@@ -283,15 +284,23 @@ def test_the_table_on_the_terminal(project: Path, capsys: pytest.CaptureFixture[
     assert f"results/{LAST} is missing" not in said
 
 
-def test_the_papers_numbers_stand_beside_ours_on_voc(project: Path) -> None:
+@pytest.mark.parametrize("is_voc", [True, False], ids=["VOC's classes", "own classes"])
+def test_the_papers_numbers_stand_beside_ours_on_voc(project: Path, is_voc: bool) -> None:
+    """Whatever the layout: that of VOC's devkit is used for data of one's own, too."""
     settings = load(write_params(Path("params.yaml"), {"dataset": voc_section("voc") | {"name": "mine"}}))
     data = DATA.rename("data/mine")
     card = json.loads((data / "prepared/dataset.json").read_text())
     write_json(data / "prepared/dataset.json", card | {"parameters": fingerprints.of(plan.prepare(settings))})
+    if is_voc:
+        write_json(data / "prepared/classes.json", voc.CLASSES)
     report.main(data=data)
     page = (data / "report/index.html").read_text()
-    assert "in<br>the paper" in page
-    assert all(f"<td>{number}</td>" in page for number in (53.1, 32.7, 15.3, 61.2, 59.0, 50.7, 38.2))
+    numbers = [f"<td>{number}</td>" in page for number in (53.1, 32.7, 15.3, 61.2, 59.0, 50.7, 38.2)]
+    assert numbers == [is_voc] * len(numbers)
+    assert ("in<br>the paper" in page) == is_voc
+    assert ("The papers' numbers are of PASCAL VOC's classes" in page) != is_voc
+    read = pd.read_csv(data / "report/systems.csv")
+    assert read["published"].isna().to_numpy().all() != is_voc
 
 
 def found_by(system: str, iou: Mapping[str, float | None]) -> None:

@@ -91,6 +91,7 @@ def rendered(results: Results, params_text: str, run: Run, earlier: Earlier | No
         "compared": results.compared,
         "tags_alone": results.tags_alone,
         "note": " ".join(results.notes),
+        "is_voc": results.is_voc,
         "confusions": counts,
         "gallery": pictures,
         "gallery_data": _gallery_data(pictures, names, class_colours),

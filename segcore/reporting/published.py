@@ -1,6 +1,9 @@
 """What the papers print for VOC 2012 val, to stand beside ours."""
 
+from collections.abc import Iterable
+
 from segcore.config.settings import Settings
+from segcore.importers.voc import CLASSES
 
 BY_MASKS = {
     ("decouplednet", "weak"): {"all": 67.5, 25: 62.1, 10: 57.4, 5: 53.1},
@@ -18,9 +21,16 @@ BY_TAGS = {"ficklenet": 61.2, "dsrg": 59.0, "sec": 50.7, "wssl_tags": 38.2}
 2016; WSSL: Papandreou et al. 2015)."""
 
 
-def mean_iou(system: str, masks: int | str | None, by_tags: bool, settings: Settings) -> float | None:
-    """The published number of a system of this supervision; None on other data or where no paper has one."""
-    if settings.dataset.layout == "shapes":
+def is_voc(classes: Iterable[str]) -> bool:
+    """Whether a data set has VOC's classes, background among them, in whatever order and layout."""
+    return {*classes} == {*CLASSES}
+
+
+def mean_iou(
+    system: str, masks: int | str | None, by_tags: bool, settings: Settings, classes: Iterable[str]
+) -> float | None:
+    """The published number of a system of this supervision; None on other classes or where no paper has one."""
+    if not is_voc(classes):
         return None
     images = "weak" if by_tags else "strong"
     module = settings.systems[system].module

@@ -11,7 +11,7 @@ from segcore.config import fingerprints, plan
 from segcore.config.labels import LabelsEntry, learns_from_masks
 from segcore.config.settings import Settings
 from segcore.config.systems import CLASSIFIERS, CROPS, SEGMENTERS
-from segcore.data.manifest import read_ids
+from segcore.data.manifest import read_class_names, read_ids
 from segcore.errors import Problem
 from segcore.evaluation import per_image
 from segcore.evaluation.per_image import TAGS_ALONE
@@ -151,8 +151,18 @@ class Results:
             masks_per_class=str(masks or "none"),
             strong_images=len(self._ids("strong")) if masks else 0,
             tagged_images=len(self._ids("weak")) if by_tags else 0,
-            published=published.mean_iou(system, masks, by_tags, self.settings),
+            published=published.mean_iou(system, masks, by_tags, self.settings, self._classes),
         )
+
+    @cached_property
+    def _classes(self) -> list[str]:
+        file = self.data / "prepared/classes.json"
+        return read_class_names(file) if file.is_file() else []
+
+    @property
+    def is_voc(self) -> bool:
+        """Whether the data set has VOC's classes, so that the papers' numbers may stand beside ours."""
+        return published.is_voc(self._classes)
 
     def _part(self, path: str) -> Part:
         kind, _, name = path.partition("/")
