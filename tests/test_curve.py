@@ -137,6 +137,15 @@ def test_the_advice_of_each_system(project: Path) -> None:
     assert advice[2].startswith(f"{TAGS_ONLY}, the next hour: 180 images with tags")
 
 
+def test_a_split_of_other_parameters_gives_no_advice(project: Path) -> None:
+    draw(project, masks=["1", "5"])
+    file = project / "data/shapes/split/split.json"
+    write_json(file, json.loads(file.read_text()) | {"parameters": "older", "weak": 777})
+    with pytest.raises(Problem, match="no data set and split of today's parameters") as caught:
+        draw(project, run=False)
+    assert caught.value.made_by == "split"
+
+
 def test_results_of_other_parameters_are_left_out(project: Path) -> None:
     draw(project, masks=["1", "5"], seeds=[0])
     folder = project / f"data/shapes/curve/{SEMI}/masks_5/0"

@@ -18,8 +18,7 @@ from segcore.cli.experiments import Copies
 from segcore.errors import Problem
 from segcore.files import write_atomically
 from segcore.reporting import curve, curve_figure, kept, law
-from segcore.reporting.reading import read_json
-from segcore.reporting.results import data_set_of
+from segcore.reporting.results import data_set_of, split_of
 
 MASKS = ["0", "1", "2", "5", "10", "25", curve.ALL]
 
@@ -41,8 +40,8 @@ def main(
     settings = command.settings(params)
     data = params.parent / "data" / settings.dataset.name
     data_set = data_set_of(data, settings)
-    split = read_json(data / "split" / kept.SPLIT)
-    if data_set is None or not split:
+    split = split_of(data, settings)
+    if data_set is None or split is None:
         raise Problem(f"{data} has no data set and split of today's parameters", made_by="split")
     points = [*map(curve.Point.of_masks, masks), *map(curve.Point.of_tags, tagged)]
     failed = []

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -213,8 +214,7 @@ class Results:
 
     @cached_property
     def _is_split_current(self) -> bool:
-        card = read_json(self.data / "split/split.json")
-        return card.get("parameters") == fingerprints.of(plan.split(self.settings))
+        return split_of(self.data, self.settings) is not None
 
     def _images(self, *lists: str) -> str | None:
         """The fingerprint of lists of the split, if it was made by today's parameters."""
@@ -241,3 +241,9 @@ def data_set_of(data: Path, settings: Settings) -> str | None:
     """The fingerprint of the data set in the folder `data`, if it was prepared by these settings."""
     card = read_json(data / "prepared/dataset.json")
     return card.get("fingerprint") if card.get("parameters") == fingerprints.of(plan.prepare(settings)) else None
+
+
+def split_of(data: Path, settings: Settings) -> dict[str, Any] | None:
+    """What `split.json` in the folder `data` tells of the split, if it was made by these settings."""
+    card = read_json(data / "split" / kept.SPLIT)
+    return card if card.get("parameters") == fingerprints.of(plan.split(settings)) else None
