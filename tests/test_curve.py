@@ -137,6 +137,21 @@ def test_the_advice_of_each_system(project: Path) -> None:
     assert advice[2].startswith(f"{TAGS_ONLY}, the next hour: 180 images with tags")
 
 
+def test_what_else_lies_among_the_results_is_nobodys(project: Path) -> None:
+    whole = draw(project, masks=["1", "5"])
+    for stray in ("masks_1/.DS_Store", "masks_1/old", "notes/0", "tagged_/0", "masks_0x/0"):
+        (project / f"data/shapes/curve/{SEMI}/{stray}").mkdir(parents=True)
+    pd.testing.assert_frame_equal(draw(project, run=False), whole)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -10.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("option", ["tag_seconds", "mask_seconds"])
+def test_a_cost_that_is_no_time_is_refused_before_the_runs(project: Path, option: str, seconds: float) -> None:
+    with pytest.raises(Problem, match=f"--{option.replace('_', '-')}: found {seconds:g}; allowed are the seconds"):
+        draw(project, **{option: seconds})
+    assert not Trainer.ran
+
+
 def test_a_split_of_other_parameters_gives_no_advice(project: Path) -> None:
     draw(project, masks=["1", "5"])
     file = project / "data/shapes/split/split.json"

@@ -21,6 +21,7 @@ from segcore.reporting import curve, curve_figure, kept, law
 from segcore.reporting.results import data_set_of, split_of
 
 MASKS = ["0", "1", "2", "5", "10", "25", curve.ALL]
+LEAST_SECONDS = 0.1
 
 
 def main(
@@ -37,6 +38,7 @@ def main(
     run: bool = True,
 ) -> None:
     """Run `systems` at `--masks 1 --masks all ...` and `--tagged 400 ...`; `--no-run` draws what is kept already."""
+    cost = _cost(tag_seconds, mask_seconds)
     settings = command.settings(params)
     data = params.parent / "data" / settings.dataset.name
     data_set = data_set_of(data, settings)
@@ -49,7 +51,6 @@ def main(
         chosen = kept.chosen_systems(settings, systems)
         wanted = curve.experiments(settings, data, chosen, points, seeds, console.say)
         failed = Copies(params.parent, params).perform(wanted, settings, data_set, keep_copies, anew)
-    cost = law.Cost(tag_seconds, mask_seconds)
     found = curve.measured(data, settings, data_set, cost)
     if not found:
         raise Problem(f"{data / curve.FOLDER} holds no result of today's parameters")
@@ -63,6 +64,18 @@ def main(
     if failed:
         console.say("not done:\n" + "\n".join(failed))
         raise typer.Exit(1)
+
+
+def _cost(tag_seconds: float, mask_seconds: float) -> law.Cost:
+    """What an image takes, checked before hours of training.
+
+    Raises:
+        Problem: one is no time.
+    """
+    for option, seconds in (("--tag-seconds", tag_seconds), ("--mask-seconds", mask_seconds)):
+        if not LEAST_SECONDS <= seconds < float("inf"):
+            raise Problem(f"{option}: found {seconds:g}; allowed are the seconds of an image, from {LEAST_SECONDS} on")
+    return law.Cost(tag_seconds, mask_seconds)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ Masks are varied with all tags, tags with the masks of today's split: a cross in
 with fewer of them.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from segcore.reporting.supervision import supervision
 
 FOLDER = "curve"
 ALL = "all"
+POINT = re.compile(r"masks_(\d+|all)|tagged_\d+", re.ASCII)
 COLUMNS = ("system", "point", "seed", "masks_per_class", "masks", "tagged", "hours", "mean_iou")
 
 
@@ -99,14 +101,20 @@ class Measured:
 def measured(data: Path, settings: Settings, data_set: str | None, cost: law.Cost) -> list[Measured]:
     """All points of today's parameters that are kept, of systems that are still there."""
     found = []
-    for folder in sorted((data / FOLDER).glob("*/*/*"), key=_order):
+    for folder in sorted(_folders(data, settings), key=_order):
         system, name, seed = folder.relative_to(data / FOLDER).parts
-        if system not in settings.systems or not seed.isdecimal():
-            continue
         own = kept.changed(settings, {"seed": int(seed)} | _point(name).changes)
         if kept.is_current(folder, own, system, data_set):
             found.append(_measured(folder, own, system, name, int(seed), cost))
     return found
+
+
+def _folders(data: Path, settings: Settings) -> Iterator[Path]:
+    """Those whose names are a system, a point and a seed; whatever else lies there is nobody's result."""
+    for folder in (data / FOLDER).glob("*/*/*"):
+        system, name, seed = folder.relative_to(data / FOLDER).parts
+        if system in settings.systems and POINT.fullmatch(name) and seed.isdecimal() and folder.is_dir():
+            yield folder
 
 
 def _order(folder: Path) -> tuple[str, str, int, int]:
