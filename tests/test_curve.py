@@ -35,6 +35,8 @@ class Trainer:
 
     ran: list[tuple[str, str, int]] = []
     stops_at = 10**9
+    blind: tuple[str, ...] = ()
+    """Points whose validation images have no mask."""
 
     def __init__(self, root: Path, params: Path) -> None:
         self.root = root
@@ -59,6 +61,7 @@ class Trainer:
         right = int(1000 * quality(strong, weak, settings.seed))
         counts = np.zeros((10, 3, len(NAMES)), dtype=np.int64)
         counts[:, 0], counts[:, 1:] = right, 1000
+        counts *= wanted.folder.parent.name not in self.blind
         write_json(folder / "metrics.json", {"iou": dict.fromkeys(NAMES, 0.5)})
         per_image.write(folder, [ImageCounts(tuple("abcdefghij"), counts)], None, NAMES)
         training = fingerprints.expected(settings, f"segmenters/{wanted.system}")
@@ -135,6 +138,22 @@ def test_the_advice_of_each_system(project: Path) -> None:
     assert "; 180 images with tags +" in advice[0]
     assert advice[1].endswith("tags were not varied.")
     assert advice[2].startswith(f"{TAGS_ONLY}, the next hour: 180 images with tags")
+
+
+def test_points_that_tell_nothing_are_left_out_and_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without a mIoU, and fewer tags where no other point has as many masks."""
+    monkeypatch.setattr(Trainer, "blind", ("masks_2",))
+    points = ["1", "2", "10", "25", "all"]
+    command.main(systems=[SEMI], masks=points, tagged=[100], params=project / "params.yaml")
+    lines = (project / "data/shapes/curve/curve.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in lines if line.endswith(",")] == ["masks_2"], "has no mIoU"
+    advice = (project / "data/shapes/curve/advice.txt").read_text().splitlines()
+    assert advice[:2] == [
+        f"{SEMI}: 1 of 6 points have no mIoU and are left out.",
+        f"{SEMI}: points with fewer tags are left out, as no others have as many masks.",
+    ]
+    assert advice[2].startswith(f"{SEMI}, the next hour: 15 images with masks, expected +")
+    assert advice[2].endswith("; tags were not varied.")
 
 
 def test_what_else_lies_among_the_results_is_nobodys(project: Path) -> None:

@@ -150,7 +150,8 @@ def table(points: Sequence[Measured]) -> pd.DataFrame:
 def laws(points: Sequence[Measured]) -> dict[str, law.Law]:
     """By system, of those with points enough for one."""
     found = {}
-    for system, some in _by_system(points).items():
+    for system, of_system in _by_system(points).items():
+        some, _ = _telling(of_system)
         tags, masks, mean_iou = _arrays(some)
         if len(some) > 1 + 2 * len(law.varied(tags, masks)):
             found[system] = law.fitted(tags, masks, mean_iou)
@@ -160,7 +161,9 @@ def laws(points: Sequence[Measured]) -> dict[str, law.Law]:
 def advice(points: Sequence[Measured], settings: Settings, split: dict[str, Any], cost: law.Cost) -> list[str]:
     """A sentence a system: what the next hour after today's `split` is best spent on, or why that cannot be told."""
     sentences = []
-    for system, some in _by_system(points).items():
+    for system, of_system in _by_system(points).items():
+        some, left_out = _telling(of_system)
+        sentences += [f"{system}: {why}." for why in left_out]
         sees_masks, by_tags = supervision(system, settings)
         now = (split["weak"] if by_tags else 0, split["strong"] if sees_masks is not None else 0)
         tags, masks, mean_iou = _arrays(some)
@@ -173,6 +176,23 @@ def advice(points: Sequence[Measured], settings: Settings, split: dict[str, Any]
         except Problem as problem:
             sentences.append(f"{system}: {problem}.")
     return sentences
+
+
+def _telling(points: Sequence[Measured]) -> tuple[list[Measured], list[str]]:
+    """The points of one system that a law is fitted to, and why others are not.
+
+    A point with fewer tags needs others with as many masks and other tags: a law without tags would take what it lacks
+    for chance.
+    """
+    some = [point for point in points if np.isfinite(point.scored.mean_iou)]
+    why = []
+    if len(some) < len(points):
+        why.append(f"{len(points) - len(some)} of {len(points)} points have no mIoU and are left out")
+    whole = [point for point in some if not point.line["point"].startswith("tagged_")]
+    if len(whole) < len(some) and "tags" not in law.varied(*_arrays(some)[:2]):
+        why.append("points with fewer tags are left out, as no others have as many masks")
+        some = whole
+    return some, why
 
 
 def _by_system(points: Sequence[Measured]) -> dict[str, list[Measured]]:

@@ -7,9 +7,13 @@ annotation campaigns", CVPR; the mean of their Gaussian process), with a floor f
 
 for C images with tags and S with masks. Theirs is the mean of a Gaussian process whose spread leads to new proportions
 at every round of a campaign; a curve of some ten points cannot tell its parameters, and a bootstrap gives the interval
-here. As they do, the advice compares what the same budget buys and takes the greater expected gain. Of one hour only
-the ends of their front are compared, all tags or all masks: so small a step is nearly straight, and the best place of
-a straight front is an end.
+here: the gain +- t times the spread of the refits, as in `chance`; Student's t (scipy) has a degree of freedom for each
+point more than the law has numbers. Percentiles of the refits promise 95 % and held the gain in 83, 77 and 90 of
+100 simulated curves of 4, 5 and 7 points, this interval in 100, 97 and 98; of 4 points by three seeds in 94 and 96.
+
+As they do, the advice compares what the same budget buys and takes the greater expected gain. Of one hour only the ends
+of their front are compared, all tags or all masks: so small a step is nearly straight, and the best place of a straight
+front is an end.
 """
 
 from collections.abc import Sequence
@@ -18,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from scipy import optimize
+from scipy import optimize, stats
 
 from segcore.errors import Problem
 from segcore.seeds import derived_seed
@@ -57,13 +61,15 @@ class Law:
 
 @dataclass(frozen=True)
 class Gain:
-    """What one more hour of `kind` is expected to add to mIoU, as a fraction, and between what bounds."""
+    """What more of `kind` is expected to add to mIoU, as a fraction, and between what bounds."""
 
     kind: Literal["tags", "masks"]
     images: int
     expected: float
     low: float
     high: float
+    hours: float = 1.0
+    """What the images take: more than was asked for where that pays for none."""
 
 
 def fitted(tags: Amounts, masks: Amounts, mean_iou: Amounts) -> Law:
@@ -73,8 +79,9 @@ def fitted(tags: Amounts, masks: Amounts, mean_iou: Amounts) -> Law:
     that give the least. So there is one answer, without a start to choose.
     """
     best: tuple[float, Law] | None = None
-    for b_c in _rates(tags):
-        for b_s in _rates(masks):
+    kinds = varied(tags, masks)
+    for b_c in _rates(tags, "tags" in kinds):
+        for b_s in _rates(masks, "masks" in kinds):
             columns = [np.ones_like(masks), np.log1p(b_c * tags), np.log1p(b_s * masks)]
             (a, g_c, g_s), error = optimize.nnls(np.stack(columns, axis=1), mean_iou)
             if best is None or error < best[0] - 1e-12:
@@ -83,18 +90,24 @@ def fitted(tags: Amounts, masks: Amounts, mean_iou: Amounts) -> Law:
     return best[1]
 
 
-def _rates(amounts: Amounts) -> list[float]:
-    """Rates to try; a rate of 0, which takes the term out, where the amount is always the same."""
-    if np.ptp(amounts) == 0:
+def _rates(amounts: Amounts, is_varied: bool) -> list[float]:
+    """Rates to try; a rate of 0, which takes the term out, of what was not varied."""
+    if not is_varied:
         return [0.0]
     smallest = amounts[amounts > 0].min()
     return np.geomspace(0.1 / amounts.max(), 10 / smallest, RATES).tolist()
 
 
 def varied(tags: Amounts, masks: Amounts) -> list[Literal["tags", "masks"]]:
-    """What the points tell of: amounts of which there are several."""
-    kinds: list[Literal["tags", "masks"]] = ["tags", "masks"]
-    return [kind for kind, amounts in zip(kinds, (tags, masks), strict=True) if len(np.unique(amounts)) > 1]
+    """What the points tell of: several amounts of masks, and of tags where as many masks have several.
+
+    Where images with masks are not among those with tags, every mask takes a tag away: tags then differ, but what masks
+    add and what tags lack cannot be told apart.
+    """
+    kinds: list[Literal["tags", "masks"]] = []
+    if any(len(np.unique(tags[masks == amount])) > 1 for amount in np.unique(masks)):
+        kinds.append("tags")
+    return [*kinds, "masks"] if len(np.unique(masks)) > 1 else kinds
 
 
 def gains(
@@ -110,28 +123,37 @@ def gains(
 
     Each refit takes one of `drawn`, the points' mIoU on other draws of the images, and adds residuals of the fit, drawn
     with replacement and widened by (points / (points - parameters))^1/2: what seeds, the choice of images and the form
-    of the law leave unexplained.
+    of the law leave unexplained. A draw without a known pixel has no mIoU (NaN) and is left out.
 
     Raises:
-        Problem: there are no more points than numbers in the law.
+        Problem: there are no more points than numbers in the law, or no two draws have a mIoU.
     """
     kinds = varied(tags, masks)
     parameters = 1 + 2 * len(kinds)
-    if len(mean_iou) <= parameters:
-        raise Problem(f"{len(mean_iou)} points tell nothing of a law with {parameters} numbers; add masks or seeds")
+    freedom = len(mean_iou) - parameters
+    if freedom < 1:
+        raise Problem(
+            f"{len(mean_iou)} points leave a law with {parameters} numbers no degree of freedom, so no interval can be "
+            "given; add masks or seeds"
+        )
+    known = drawn[np.isfinite(drawn).all(axis=1)][:DRAWS]
+    if len(known) < 2:
+        raise Problem("too few validation images have masks, so no interval can be given; add masks to them")
     law = fitted(tags, masks, mean_iou)
-    residuals = (mean_iou - law(tags, masks)) * np.sqrt(len(mean_iou) / (len(mean_iou) - parameters))
+    residuals = (mean_iou - law(tags, masks)) * np.sqrt(len(mean_iou) / freedom)
     rng = np.random.default_rng(derived_seed("bootstrap", "law", len(mean_iou)))
     refits = []
-    for draw in drawn[:DRAWS]:
+    for draw in known:
         picked = rng.choice(residuals - residuals.mean(), len(residuals))
         refits.append(fitted(tags, masks, law(tags, masks) + (draw - mean_iou) + picked))
     found = []
     for kind in kinds:
-        images = int(hours * 3600 / getattr(cost, kind.removesuffix("s")))
-        more = [_added(one, kind, images, now) for one in refits]
-        low, high = np.quantile(more, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        found.append(Gain(kind, images, _added(law, kind, images, now), float(low), float(high)))
+        seconds = getattr(cost, kind.removesuffix("s"))
+        images = max(1, int(hours * 3600 / seconds))
+        expected = _added(law, kind, images, now)
+        spread = float(np.std([_added(one, kind, images, now) for one in refits], ddof=1))
+        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * spread
+        found.append(Gain(kind, images, expected, expected - reach, expected + reach, max(hours, seconds / 3600)))
     return found
 
 
@@ -143,17 +165,28 @@ def _added(law: Law, kind: str, images: int, now: tuple[int, int]) -> float:
 
 
 def advice(system: str, found: Sequence[Gain]) -> str:
-    """One sentence: what the next hour is to be spent on, what it is expected to add, and in which interval."""
-    best = max(found, key=lambda gain: gain.expected)
-    sentence = f"{system}, the next hour: {best.images} {_spelled(best)}, expected {_points(best)}"
-    others = [f"{gain.images} {_spelled(gain)} {_points(gain)}" for gain in found if gain is not best]
+    """One sentence: what the next hour is to be spent on, what it is expected to add, and in which interval.
+
+    Where an hour does not pay for one image, the sentence says how many do, and gains are compared by the hour.
+    """
+    best = max(found, key=lambda gain: gain.expected / gain.hours)
+    sentence = f"{system}, the next {_time(best)}: {_spelled(best)}, expected {_points(best)}"
+    others = [
+        f"{_spelled(gain)}{f' in {_time(gain)}' * (gain.hours != best.hours)} {_points(gain)}"
+        for gain in found
+        if gain is not best
+    ]
     never = {"tags", "masks"} - {gain.kind for gain in found}
     others += [f"{kind} were not varied" for kind in sorted(never)]
     return sentence + "".join(f"; {other}" for other in others) + "."
 
 
 def _spelled(gain: Gain) -> str:
-    return "images with tags" if gain.kind == "tags" else "images with masks"
+    return f"{gain.images} image{'s' * (gain.images > 1)} with {gain.kind}"
+
+
+def _time(gain: Gain) -> str:
+    return "hour" if gain.hours == 1 else f"{gain.hours:.2f} hours"
 
 
 def _points(gain: Gain) -> str:
