@@ -34,11 +34,11 @@ ifdef COMPARE
 	@$(BIN)/python -m segcore compare "$(COMPARE)"
 endif
 
-seeds: $(READY)           ## make seeds SYSTEMS="deeplab dsrg" SEEDS="1 2": results of other seeds, for means and intervals
-	$(BIN)/python -m segcore.commands.seeds $(SEEDS:%=--seeds %) $(SYSTEMS:%=--systems %)
+seeds: $(READY)           ## make seeds SYSTEMS="deeplab dsrg" SEEDS="1 2": results of other seeds (ANEW=1: also where code changed)
+	$(BIN)/python -m segcore.commands.seeds $(SEEDS:%=--seeds %) $(SYSTEMS:%=--systems %) $(if $(ANEW),--anew)
 
 curve: $(READY)           ## make curve SYSTEMS="deeplab dsrg": mIoU against masks, and what the next hour is best spent on
-	$(BIN)/python -m segcore.commands.curve $(SYSTEMS:%=--systems %) $(MASKS:%=--masks %) $(TAGGED:%=--tagged %)
+	$(BIN)/python -m segcore.commands.curve $(SYSTEMS:%=--systems %) $(MASKS:%=--masks %) $(TAGGED:%=--tagged %) $(if $(ANEW),--anew)
 
 use: $(READY)             ## make use PROFILE=voc-mini: put a profile in place of params.yaml
 	@$(BIN)/python -m segcore.commands.use_profile --profile "$(PROFILE)"

@@ -2,8 +2,8 @@
 
 Each seed runs in a copy of the project that shares DVC's cache (`segcore.cli.experiments`); the workspace stays as it
 is. What is kept already and of today's parameters is not run again, with `--anew` unless it is of other code than
-today's; a run that was killed goes on. The report and
-`make tables` then show the spread over seeds. No stage of the pipeline.
+today's; a run that was killed goes on. The report and `make tables` then show the spread over seeds. No stage of the
+pipeline.
 """
 
 from pathlib import Path
