@@ -108,7 +108,8 @@ def test_every_system_exports_and_agrees_or_says_why_not(module: str, trunk: str
     path.write_bytes(content)
     found = agreement.measured(_runner(path), graph, model, some, limited=False)
     found.check(path.name)
-    assert found.same_labels == 1
+    # A pixel of 76,800 may have two classes that are equal but for rounding, which differs between CPUs.
+    assert found.same_labels > 0.9999
     assert {size[0] for size in found.sizes} == {"1", "2"}, "batches of one and of two"
     if trunk == TIMM:
         return

@@ -80,7 +80,9 @@ def test_a_copy_that_two_want_is_there_until_the_second_is_done(
 
     monkeypatch.setattr(experiments, "perform", works)
     monkeypatch.setattr(experiments.held, "SECONDS", 0.05)
-    both = [threading.Thread(target=copies.perform, args=([wanted(name)], settings, None, False)) for name in seconds]
+    both = [
+        threading.Thread(target=copies.perform, args=([wanted(name)], settings, None, False, False)) for name in seconds
+    ]
     for one in both:
         one.start()
     for one in both:
