@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from segcore.cli import copies, held, scratch
+from segcore.cli import command, copies, held, scratch
 from segcore.commands import clean_scratch
 from segcore.errors import Problem
 from tests import warm
@@ -122,6 +122,20 @@ def test_what_a_kill_left_half_written_goes_links_unfollowed(inside: Path) -> No
     assert Path("elsewhere/file").exists()
     assert Path("data/out/metrics.json").exists()
     assert Path("data/.another.partial").exists()
+
+
+def test_a_run_deletes_half_of_its_own_folder_that_a_kill_left(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it holds that folder by then."""
+    Path("data/.out.partial/files").mkdir(parents=True)
+    left = []
+
+    def main(out: Path) -> None:
+        left.extend(scratch.halves_of(out))
+
+    monkeypatch.setattr(sys, "argv", ["stage", "--out", "data/out"])
+    with pytest.raises(SystemExit) as end:
+        command.start(main)
+    assert (end.value.code, left) == (0, [])
 
 
 def test_scratch_is_emptied_but_for_times_and_runs_at_work(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:

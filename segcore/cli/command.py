@@ -105,7 +105,7 @@ def _alone(arguments: dict[str, Any]) -> Iterator[None]:
         yield
         return
     with held.held(out, patiently=False):
-        scratch.take_away(scratch.halves_of(out))
+        scratch.delete(scratch.halves_of(out))
         yield
 
 

@@ -28,12 +28,17 @@ def sweep(done: Path) -> None:
 def take_away(paths: Iterable[Path]) -> list[Path]:
     """Delete files and folders that nobody holds; links, not what they lead to."""
     gone = [path for path in paths if not held.is_held(_of_partial(path))]
-    for path in gone:
+    delete(gone)
+    return gone
+
+
+def delete(paths: Iterable[Path]) -> None:
+    """Delete files and folders, whoever holds them: for who does; links, not what they lead to."""
+    for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    return gone
 
 
 def halves_of(out: Path) -> list[Path]:
