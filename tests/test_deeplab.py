@@ -178,7 +178,22 @@ def test_a_file_of_convolutions_only_leaves_fc6_and_fc7_at_random(tmp_path: Path
     assert isinstance(made, DeepLabSystem)
     assert made.pretrained == ("network.trunk.",)
     assert torch.equal(next(made.network.trunk.parameters()), weights["features.0.weight"])
-    assert all(isinstance(branch, LargeFov) and branch.fc6.weight.std() > 0.01 for branch in made.network.branches)
+    assert all(isinstance(branch, LargeFov) and branch.fc6.weight.std() > 0 for branch in made.network.branches)
+
+
+@torch.no_grad()
+def test_scores_start_near_zero_on_a_map_as_large_as_vgg_16_s() -> None:
+    """With random fc6 and fc7 of the published width; 16 times as large, a softmax would be saturated."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        trunk = backbones.build(
+            BackboneParams(name="vgg16", weights="random", width=1.0, frozen_norm=False, stride=8, finer="dilated")
+        )
+    network = DeepLab(trunk, 21, (12,), 3, 1024, 0.5).eval()
+    assert network.borrow({"features.0.weight": torch.zeros(64, 3, 3, 3)}) == ()
+    top = torch.randn(1, 512, 21, 21).relu()
+    top *= 16 / top.square().mean().sqrt()
+    assert 0.1 < network.branches[0](top).std() < 1.0
 
 
 def test_a_kernel_that_vgg_cannot_be_thinned_to_starts_at_random(tmp_path: Path) -> None:

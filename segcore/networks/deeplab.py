@@ -23,6 +23,9 @@ from segcore.networks.vgg import VGG16
 KEPT_PLACES = {3: (0, 3, 6), 4: (0, 2, 4, 6), 7: tuple(range(7))}
 """Rows and columns of VGG-16's 7x7 fc6 that become an fc6 of that side."""
 
+VGG16_SCALE = 16.0
+"""Root mean square of what ImageNet's VGG-16 gives at its top for photographs (measured; a ResNet-18's: 2)."""
+
 
 class LargeFov(nn.Module):
     """A branch over VGG-16: the fully connected layers as a dilated and two 1x1 convolutions.
@@ -102,24 +105,38 @@ class DeepLab(nn.Module):
 
         Returns:
             Prefixes of the parameters that were filled; none if there is nothing to fill them from, as in a file that
-            has VGG-16's convolutions only: fc6 and fc7 then start at random and learn as fast as new layers do.
+            has VGG-16's convolutions only: fc6 and fc7 then start at random and learn as fast as new layers do. A
+            random fc6 keeps the size of a map, and of scores 16 times as large as they should be a softmax is
+            saturated before anything is learned, for good where a loss has a floor under probabilities (SEC); so it
+            starts that much smaller.
         """
-        if "classifier.0.weight" not in weights or not isinstance(self.trunk, VGG16):
-            return ()
-        fc6, fc7 = weights["classifier.0.weight"].unflatten(1, (-1, 7, 7)), weights["classifier.3.weight"]
         branches = [branch for branch in self.branches if isinstance(branch, LargeFov)]
-        width, kernel = branches[0].fc6.out_channels, branches[0].fc6.kernel_size[0]
-        if fc6.shape[1] != self.trunk.channels or len(fc6) % width or kernel not in KEPT_PLACES:
+        if not weights or not branches:
             return ()
-        every, places = len(fc6) // width, torch.tensor(KEPT_PLACES[kernel])
+        published = self._thinned(weights, branches[0].fc6)
         with torch.no_grad():
             for branch in branches:
-                branch.fc6.weight.copy_(fc6[::every][:, :, places][:, :, :, places])
-                branch.fc7.weight.copy_(fc7[::every, ::every, None, None])
-                for layer, key in ((branch.fc6, "classifier.0.bias"), (branch.fc7, "classifier.3.bias")):
-                    assert layer.bias is not None
-                    layer.bias.copy_(weights[key][::every])
-        return tuple(f"branches.{i}.{layer}." for i in range(len(branches)) for layer in ("fc6", "fc7"))
+                if published:
+                    branch.load_state_dict(published, strict=False)
+                else:
+                    branch.fc6.weight /= VGG16_SCALE
+        return tuple(f"branches.{i}.{layer}." for i in range(len(branches)) for layer in ("fc6", "fc7") if published)
+
+    def _thinned(self, weights: dict[str, Tensor], into: nn.Conv2d) -> dict[str, Tensor]:
+        """VGG-16's fc6 and fc7 as those of a branch with such an fc6; none where shapes do not allow it."""
+        if "classifier.0.weight" not in weights:
+            return {}
+        fc6, fc7 = weights["classifier.0.weight"].unflatten(1, (-1, 7, 7)), weights["classifier.3.weight"]
+        width, kernel = into.out_channels, into.kernel_size[0]
+        if fc6.shape[1] != self.trunk.channels or len(fc6) % width or kernel not in KEPT_PLACES:
+            return {}
+        every, places = len(fc6) // width, torch.tensor(KEPT_PLACES[kernel])
+        return {
+            "fc6.weight": fc6[::every][:, :, places][:, :, :, places],
+            "fc6.bias": weights["classifier.0.bias"][::every],
+            "fc7.weight": fc7[::every, ::every, None, None],
+            "fc7.bias": weights["classifier.3.bias"][::every],
+        }
 
 
 def _centred(kernel: int, dilation: int) -> int:
