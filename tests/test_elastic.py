@@ -98,7 +98,9 @@ def test_a_killed_process_changes_nothing(processes: int, victim: int, tmp_path:
 
 def test_a_lost_node_leaves_the_others_to_go_on(tmp_path: Path) -> None:
     """Two nodes of one process, on this machine: the batches stay those of the run, sums round differently."""
-    more = ("--rdzv-backend=c10d", "--rdzv-id=job", "--rdzv-conf=last_call_timeout=3,keep_alive_interval=1")
+    # The first waits so many seconds for the second, which has to import torch; who comes when the first began alone
+    # makes both begin anew, and torch's agents may then miss each other until its time-out of a minute.
+    more = ("--rdzv-backend=c10d", "--rdzv-id=job", "--rdzv-conf=last_call_timeout=10,keep_alive_interval=1")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
