@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,15 @@ def voc_section(root: str | Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@cache
+def _parsed(text: str) -> dict[str, Any]:
+    """Many tests change the same file, and parsing it takes a tenth of a second."""
+    return YAML(typ="safe", pure=True).load(text)
+
+
 def changed(changes: Mapping[str, Any], params: Path = PARAMS) -> dict[str, Any]:
     """The content of a parameters file with other values at dotted keys, without those that are `GONE`."""
-    content = YAML(typ="safe", pure=True).load(params)
+    content = copy.deepcopy(_parsed(params.read_text("utf-8")))
     for key, value in changes.items():
         *sections, last = key.split(".")
         place = content
