@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segcore.config.networks import BackboneParams
-from segcore.data.batches import Batch
+from segcore.data.batches import Batch, Mixed
 from segcore.data.geometry import Grid
 from segcore.data.pictures import write_labels
 from segcore.data.splits import MASKS_FILE
@@ -19,6 +19,7 @@ from segcore.errors import Problem, Problems
 from segcore.networks import backbones, classifiers, dropout
 from segcore.networks.classifiers import Classifier
 from segcore.networks.deeplab import DeepLab, LargeFov, at_cells, colours_at_cells, enlarged
+from segcore.regularisers import self_regulation
 from segcore.systems import deeplab
 from segcore.systems.deeplab import DeepLabSystem
 from tests.networks import (
@@ -319,6 +320,7 @@ def test_prediction_sees_images_as_training_did(geometry: dict[str, Any], square
         ({"geometry": CROPS | {"scales": [1.5, 0.5]}}, "scales [1.5, 0.5] must be the least factor, then the greatest"),
         ({"geometry": {"kind": "squares"}}, "geometry.kind: found 'squares'; allowed are crops, stretched"),
         ({"geometry": {"scales": [1.0, 1.0]}}, "geometry.scales: unknown key"),
+        ({"tagged_images": True}, "tagged_images: true needs a regulariser that learns tags"),
     ],
 )
 def test_parameters_that_cannot_be(changes: dict[str, Any], message: str) -> None:
@@ -342,6 +344,23 @@ def test_masks_are_the_labels_where_they_are_named(tmp_path: Path) -> None:
     assert sample.labels.shape == sample.image.shape[1:] == (97, 97)
     with pytest.raises(Problem, match=r"1 of 2 images have no mask, bare first; .*pseudo-labels"):
         deeplab.samples(params_of("deeplab"), inputs(tmp_path, folder, ["one", "bare"]))
+
+
+def test_tagged_images_stand_beside_the_masks(tmp_path: Path) -> None:
+    """As many in every batch. Nothing is known of their pixels, not even where the image has a mask."""
+    folder = mask_folder(tmp_path / "masks")
+    params = params_of("deeplab", tagged_images=True, regularisers={"self_regulation": self_regulation.smallest()})
+    samples = deeplab.samples(params, inputs(tmp_path, folder, ["two"]))
+    assert isinstance(samples, Mixed)
+    assert samples.parts == (3, 1)
+    found = [samples.sample(index, 0) for index in range(4)]
+    assert [(sample.image_id, sample.strong) for sample in found] == [
+        ("bare", False), ("one", False), ("two", False), ("two", True)
+    ]  # fmt: skip
+    assert [bool((sample.labels != 255).any()) for sample in found] == [False, False, False, True]
+    assert [sample.tags.tolist() for sample in found][2:] == [found[3].tags.tolist()] * 2
+    with pytest.raises(Problem, match="tagged_images: true goes with labels: masks"):
+        deeplab.samples(params, inputs(tmp_path, tmp_path / "made", ["one"]))
 
 
 def test_weak_images_have_no_masks_to_give(tmp_path: Path) -> None:

@@ -207,6 +207,21 @@ class TestSums:
         assert term.weight == 2
         assert case.moved("tags") == [False, False, True, True, True, False]
 
+    def test_the_last_exits_tags_can_be_read_from_features(self) -> None:
+        """The top map learns them then, and the system's scores are left alone; shallow exits still learn from them."""
+        case = Case(exits={"weight": 1.0, "tags": 1.0, "last": "features"})
+        scorer = case.made.tags[-1]
+        assert isinstance(scorer, nn.Linear)
+        assert scorer.weight.shape == (3, 6)
+        last = scorer(case.top.mean((2, 3)))
+        logits = [*case.logits[:-1], last]
+        expected = sum(tag_cross_entropy(each, case.batch.tags).total.item() for each in logits)
+        assert case.total("tags").item() == pytest.approx(expected, rel=1e-5)
+        assert case.moved("tags") == [False, False, True, True, False, True]
+        taught = sum(binary_distillation_loss(last, student, 2.0).total.item() for student in case.logits[:-1])
+        assert case.total("logits").item() == pytest.approx(taught, rel=1e-5)
+        assert case.moved("logits") == [False, False, True, True, False, False]
+
     def test_shallow_features_teach_exits_2_to_n(self) -> None:
         case = Case(features={"weight": 3.0, "temperature": 2.0})
         assert case.made.projection is not None
@@ -321,6 +336,7 @@ WHERE = "systems.mine.training.regularisers.self_regulation"
         ({"warmup": 1.0}, f"{WHERE}.warmup: found 1.0; must be less than 1"),
         ({"exits": None}, f"{WHERE}.exits: found None"),
         ({"exits": {"weight": -1.0}}, f"{WHERE}.exits.weight: found -1.0; must be greater than or equal to 0"),
+        ({"exits": {"last": "top"}}, f"{WHERE}.exits.last: found 'top'; must be 'scores' or 'features'"),
         ({"features": {"kind": "soft"}}, f"{WHERE}.features.kind: found 'soft'; allowed are distilled, hard"),
         ({"features": {"temperature": 0.0}}, f"{WHERE}.features.temperature: found 0.0; must be greater than 0"),
         ({"features": {"kind": "hard"}}, f"{WHERE}.features.temperature: unknown key, found 2.0; .*drop it"),

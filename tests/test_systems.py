@@ -25,6 +25,7 @@ from segcore.evaluation import inference
 from segcore.losses import Term
 from segcore.networks import classifiers, dropout
 from segcore.networks.classifiers import Classifier
+from segcore.regularisers import self_regulation
 from segcore.systems.contract import Inputs, Supervision, System
 from segcore.training.optimisation import group_of
 from tests.devkit import PARAMS, make_record
@@ -365,12 +366,17 @@ def test_the_smallest_entry_leaves_nothing_out(module: str) -> None:
     assert set(smallest["prediction"]) == set(loaded.Prediction.model_fields)
 
 
+TAGGED = {"tagged_images": True, "regularisers": {"self_regulation": self_regulation.smallest()}}
+"""A DeepLab that learns from tags, too."""
+
+
 def test_what_entries_learn_from() -> None:
     cases: list[tuple[str, dict[str, Any], str, Supervision]] = [
         ("decouplednet", {}, "crops", Supervision(masks=True, tags=False)),
         ("deconvnet", {}, "crops", Supervision(masks=True, tags=False)),
         ("deeplab", {}, "masks", Supervision(masks=True, tags=False)),
         ("deeplab", {}, "pseudo_labels/mine", Supervision(masks=False, tags=False)),
+        ("deeplab", TAGGED, "masks", Supervision(masks=True, tags=True)),
         ("sec", {}, "pseudo_labels/mine", Supervision(masks=False, tags=True)),
         ("dsrg", {}, "pseudo_labels/mine", Supervision(masks=True, tags=True)),
         ("dsrg", {"full_weight": 0.0}, "pseudo_labels/mine", Supervision(masks=False, tags=True)),

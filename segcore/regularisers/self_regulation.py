@@ -18,6 +18,8 @@ otherwise:
 * heads are the demo's, but read levels that were brought to the grid of the top map (`networks.exits`);
 * the last exit has no head, so its features are the top map behind a 1x1 convolution that only training has;
 * the last exit's loss on pixels is the system's own, whatever that is, and is not added again;
+* the last exit's tags may be read from its features (`exits.last`): tags of images without masks, read from scores,
+  pull at the scores of every place;
 * pixels of label 255 are left out, where the demo takes them for background; weak samples have tags, and cues if any;
 * the presence of the background is not asked for, as no tag tells it;
 * heads normalise by the batch, where the demo trains with statistics that are never estimated.
@@ -55,6 +57,9 @@ class Exits(Section):
     """Weight within it of the binary cross-entropy of tags (the demo: 0.2)."""
     pixels: NotNegative
     """Weight within it of the softmax cross-entropy of known pixels (the demo: 0.8)."""
+    last: Literal["scores", "features"] = "scores"
+    """What the last exit reads its tags from: the mean of the system's scores (the demo), or that of its top map, where
+    tags teach the trunk and pull at no score. A key that may be absent: it is as in the demo then."""
 
 
 class Distilled(Section):
@@ -127,6 +132,8 @@ class SelfRegulation(Regulariser):
             Exit(channels[level], params.width, n_tags + 1, strides[-1] // strides[level]) for level in levels
         )
         self.tags = nn.ModuleList(tag_scorer(n_tags) for _ in range(len(levels) + 1))
+        if params.exits.last == "features":
+            self.tags[-1] = nn.Linear(channels[-1], n_tags)
         distilled = isinstance(params.features, Distilled)
         self.projection = nn.Conv2d(channels[-1], params.width, 1) if distilled else None
 
@@ -135,9 +142,8 @@ class SelfRegulation(Regulariser):
         params, size = self.params, (outputs.levels[-1].shape[2], outputs.levels[-1].shape[3])
         exits = [head(outputs.levels[level], size) for head, level in zip(self.heads, self.levels, strict=True)]
         features, scores = [feature for feature, _ in exits], [score for _, score in exits]
-        logits = [
-            scorer(score.mean((2, 3))) for scorer, score in zip(self.tags, [*scores, outputs.scores], strict=True)
-        ]
+        last = outputs.scores if params.exits.last == "scores" else outputs.levels[-1]
+        logits = [scorer(read.mean((2, 3))) for scorer, read in zip(self.tags, [*scores, last], strict=True)]
         labels = self._at_grid(batch.labels, size)
         pixels = added([pixel_cross_entropy(score, labels) for score in scores])
         tags = added([tag_cross_entropy(logit, batch.tags) for logit in logits])

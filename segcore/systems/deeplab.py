@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from segcore.config.section import Positive, Section
 from segcore.config.systems import MASKS, PSEUDO_LABELS, Prediction
 from segcore.data import pseudo_labels
-from segcore.data.batches import Batch, SizedSamples
+from segcore.data.batches import Batch, Mixed, SizedSamples
 from segcore.data.samples import LabelledImages
 from segcore.data.splits import MASKS_FILE
 from segcore.errors import Problem
@@ -50,6 +50,15 @@ class Training(GridTraining):
     geometry: Annotated[Stretched | Crops, Field(discriminator="kind")]
     pixel_loss: PixelLossParams | None = None
     """A key that does not apply does not exist: absent, the loss is the cross-entropy, every class counting alike."""
+    tagged_images: bool = False
+    """Whether half of every batch are images with tags alone: no loss of pixels sees them, but that of tags of a
+    regulariser does (Self-Regulation: of every exit). Not published: the source has labels of all its images."""
+
+    @model_validator(mode="after")
+    def _tags_teach(self) -> "Training":
+        if self.tagged_images and not self.regularisers:
+            raise ValueError("tagged_images: true needs a regulariser that learns tags, as self_regulation does")
+        return self
 
 
 __all__ = ["Prediction", "Training"]
@@ -76,12 +85,21 @@ def build(params: Training, origin: Origin) -> DeepLabSystem:
     return DeepLabSystem(*network_of(params.network, origin), params, origin.n_tags + 1)
 
 
-def samples(params: Training, inputs: Inputs) -> LabelledImages:
-    """The images of the list, with their masks or with their pseudo-labels at full size."""
+def samples(params: Training, inputs: Inputs) -> LabelledImages | Mixed:
+    """The images of the list, with their masks or with their pseudo-labels at full size.
+
+    With `tagged_images`, as many of the weak list besides: an image may be both, and teaches by its tags and its mask.
+    """
     records, size = inputs.chosen, params.network.input_size
     scales = params.geometry.scales if isinstance(params.geometry, Crops) else None
     if (inputs.labels / MASKS_FILE).is_file():
-        return LabelledImages(records, masks_of(records), inputs.n_tags, size, scales)
+        masked = LabelledImages(records, masks_of(records), inputs.n_tags, size, scales)
+        if not params.tagged_images:
+            return masked
+        weak = inputs.of(inputs.weak)
+        return Mixed(LabelledImages(weak, [None] * len(weak), inputs.n_tags, size, scales, strong=False), masked)
+    if params.tagged_images:
+        raise Problem("tagged_images: true goes with labels: masks; images with pseudo-labels bring their tags along")
     ids = [record.image_id for record in records]
     if missing := sorted({*ids} - {*pseudo_labels.listed(inputs.labels)}):
         raise Problem(
@@ -93,8 +111,8 @@ def samples(params: Training, inputs: Inputs) -> LabelledImages:
 
 
 def supervision(params: Training, labels: str) -> Supervision:
-    """Masks, or the pseudo-labels of another model alone."""
-    return Supervision(masks=not labels.startswith(PSEUDO_LABELS), tags=False)
+    """Masks, or the pseudo-labels of another model alone; tags, where tagged images stand beside the masks."""
+    return Supervision(masks=not labels.startswith(PSEUDO_LABELS), tags=params.tagged_images)
 
 
 def smallest() -> dict[str, Any]:
