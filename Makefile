@@ -3,8 +3,14 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
+# uv needs a third of pip's time; it reads none of pip's settings, so where they say how packages are had, pip has to.
+UV := uv==0.13.9
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || { echo "uv could not; pip tries it"; $(PIP) $(1); }
 # `dvc repro` that goes on after a kill at any moment
 REPRO := $(BIN)/python -m segcore.commands.repro
+# What Python compiles is kept, whatever the environment says: every command reads seconds of it.
+export PYTHONDONTWRITEBYTECODE :=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Memory that torch gives back is kept for its next tensor instead of going to the system and back: a sixth of the time.
 export MALLOC_TRIM_THRESHOLD_ := 2000000000
@@ -46,9 +52,8 @@ use: $(READY)             ## make use PROFILE=voc-mini: put a profile in place o
 check-params: $(READY)    ## check every value of params.yaml, and make nothing
 	$(REPRO) check_params
 
-# What Python compiles is kept, whatever the environment says: reading the tests is 10 s otherwise.
 test: $(READY)            ## every test, on two cores
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)           ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -73,9 +78,9 @@ format: $(READY)
 
 $(READY): requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
+	@$(PIP) $(UV) || echo "$(UV) is not to be had here"
 ifdef TORCH_INDEX
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --index-url "$(TORCH_INDEX)" \
-		$(shell grep -E '^torch(vision)?==' requirements.txt)
+	$(call install,--no-deps --index-url "$(TORCH_INDEX)" $(shell grep -E '^torch(vision)?==' requirements.txt))
 endif
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	$(call install,-r requirements.txt -c constraints.txt)
 	@touch $(READY)

@@ -29,13 +29,12 @@ def test_torch_comes_from_an_index_of_choice_at_its_pinned_version(tmp_path: Pat
     requirements = (PROJECT / "requirements.txt").read_text()
     for name in ("requirements.txt", "constraints.txt"):
         (tmp_path / name).write_text((PROJECT / name).read_text())
-    first, *rest = [
-        line
-        for line in planned("show", "TORCH_INDEX=https://index/cpu", folder=tmp_path).replace("\\\n", "").splitlines()
-        if " pip install " in line
-    ]
-    assert '--index-url "https://index/cpu"' in first
-    pinned = re.findall(r"torch\w*==\S+", first)
+    said = planned("show", "TORCH_INDEX=https://index/cpu", folder=tmp_path)
+    first, *rest = [line for line in said.splitlines() if "uv pip install" in line]
+    uv, pip = first.split("||")
+    assert uv.partition("--no-deps")[2].strip() == pip.partition("--no-deps")[2].strip(" ;}")
+    assert '--index-url "https://index/cpu"' in uv
+    pinned = re.findall(r"torch\w*==\S+", uv)
     assert [pin.split("==")[0] for pin in pinned] == ["torch", "torchvision"]
     assert all(pin in requirements.splitlines() for pin in pinned)
     assert len(rest) == 1

@@ -281,7 +281,8 @@ def test_a_finished_model_lacks_nothing(module: str, tmp_path: Path) -> None:
     """What may be missing at a start may not be when a model is loaded to predict."""
     system = saved_system(tmp_path, module)
     weights = load_file(tmp_path / "system/model.safetensors")
-    for name in list(weights)[:1] + [n for n in weights if n.startswith(system.may_be_missing or ("-",))]:
+    missable = [name for name in weights if name.startswith(system.may_be_missing or ("-",))]
+    for name in dict.fromkeys([*weights][:1] + missable[:2] + missable[-2:]):
         save_file({key: value for key, value in weights.items() if key != name}, tmp_path / "system/model.safetensors")
         with pytest.raises(Problem, match=f"lacks: {name}"):
             load(tmp_path / "system", module)

@@ -77,8 +77,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         os.chdir(here)
     params = folder / "params.yaml"
-    longer = re.sub(r"checkpoint_every: \d+", "checkpoint_every: 10", params.read_text())
-    params.write_text(re.sub(r"( +)steps: \d+", r"\1steps: 60", longer))
+    longer = re.sub(r'("checkpoint_every"): \d+', r"\1: 10", params.read_text())
+    params.write_text(re.sub(r'("steps"): \d+', r"\1: 60", longer))
     return folder
 
 

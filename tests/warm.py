@@ -99,6 +99,7 @@ def serve(address: Path) -> None:
     gc.disable()
     for name in IMPORTED:
         importlib.import_module(name)
+    runpy.run_path(str(Path(__file__).with_name("quick.py")))["pngs"]()
     gc.collect()
     gc.freeze()  # a child that looked at all of it for garbage would copy all of it
     gc.enable()

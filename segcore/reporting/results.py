@@ -54,6 +54,7 @@ class Results:
     def __init__(self, data: Path, settings: Settings) -> None:
         self.data = data
         self.settings = settings
+        self._fingerprints: dict[tuple[str, ...], str] = {}
         self.rows = [self._row(number, system) for number, system in enumerate(settings.systems)]
         if all(row.state == "missing" for row in self.rows):
             raise Problem(f"{data} holds no results of any system yet", made_by=self.rows[0].part.stage)
@@ -218,8 +219,12 @@ class Results:
 
     def _images(self, *lists: str) -> str | None:
         """The fingerprint of lists of the split, if it was made by today's parameters."""
-        ids = [self._ids(name) for name in lists]
-        return fingerprint(ids if len(ids) > 1 else ids[0], ()) if self._is_split_current else None
+        if not self._is_split_current:
+            return None
+        if lists not in self._fingerprints:  # once, as every row asks, and there may be a million ids
+            ids = [self._ids(name) for name in lists]
+            self._fingerprints[lists] = fingerprint(ids if len(ids) > 1 else ids[0], ())
+        return self._fingerprints[lists]
 
     @cached_property
     def _tags(self) -> str | None:
