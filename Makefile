@@ -3,13 +3,15 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
-# uv needs a third of pip's time; it reads none of pip's settings, so where they say how packages are had, pip has to.
 UV := uv==0.13.9
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || { echo "uv could not; pip tries it"; $(PIP) $(1); }
+# uv needs a third of pip's time, but reads none of its settings: an index that is named there is for pip.
+install = { ! $(BIN)/python -m pip config list | grep -q '[.]index-url=' \
+	&& $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(1); } \
+	|| { echo "with pip, as it has an index of its own, or uv could not"; $(PIP) $(1); }
 # `dvc repro` that goes on after a kill at any moment
 REPRO := $(BIN)/python -m segcore.commands.repro
-# What Python compiles is kept, whatever the environment says: every command reads seconds of it.
+# What Python compiles is kept, whatever the environment says: every process would spend seconds on it.
 export PYTHONDONTWRITEBYTECODE :=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Memory that torch gives back is kept for its next tensor instead of going to the system and back: a sixth of the time.
