@@ -1,6 +1,5 @@
 """Ctrl-C at any moment: a stage leaves whole files or none, and nothing of its own making besides."""
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,9 +53,13 @@ def ctrl_c(at: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 @pytest.mark.parametrize("stage", [*STAGES, "extract_pseudo_labels"])
 def test_ctrl_c_leaves_whole_files_or_none(stage: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = files(folder / arguments(stage)["out"])
+    with ctrl_c(0, monkeypatch) as every:
+        run_stages(stage, out=Path(f"whole_{stage}"))
+    n = len(every)
+    assert n > 3
     out = Path(f"stopped_{stage}")
-    # Every moment of the first ten, by when each kind has come; then every third, as a file goes like the one before.
-    for at in itertools.chain(range(1, 11), itertools.count(12, 3)):
+    # The first ten, the last ten, when results are moved, and every third between: a file goes like the one before.
+    for at in sorted({*range(1, 11), *range(12, n, 3), *range(max(1, n - 9), n + 1)}):
         with ctrl_c(at, monkeypatch) as done:
             try:
                 run_stages(stage, out=out)
@@ -64,7 +67,5 @@ def test_ctrl_c_leaves_whole_files_or_none(stage: str, folder: Path, monkeypatch
                 left = files(out) if out.exists() else {}
                 assert left.items() <= expected.items(), f"after {done}"
                 assert not [path for path in Path().rglob(".*") if path.name != ".scratch"], f"after {done}"
-                continue
-        assert at > 3
-        break
+    run_stages(stage, out=out)
     assert files(out) == expected
