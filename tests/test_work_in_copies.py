@@ -152,6 +152,24 @@ def test_results_of_the_project_are_not_linked_into_a_copy(project: Path) -> Non
     assert sorted(seen_by_dvc(copy / "data")) == [".gitignore", "tiny/labels/quality.json"]
 
 
+@pytest.mark.usefixtures("python")
+def test_copies_share_the_features_of_the_project(project: Path) -> None:
+    """A pass of a frozen trunk over all images takes minutes, and a copy goes when its point of the curve is done."""
+    copies = Copies(project, Path("params.yaml"))
+    one, other = copies.folder({"seed": 1}), copies.folder({"seed": 2})
+    copies._laid_out(one, copies.given)
+    (one / ".scratch/features/maps").write_text("of a trunk")
+    copies._laid_out(other, copies.given)
+    assert (other / ".scratch/features/maps").read_text() == "of a trunk"
+    shutil.rmtree(one)
+    copies._laid_out(other, copies.given)
+    assert (project / ".scratch/features/maps").read_text() == (other / ".scratch/features/maps").read_text()
+    (other / ".scratch/features").unlink()
+    (other / ".scratch/features").symlink_to(project / "moved")
+    copies._laid_out(other, copies.given)
+    assert (other / ".scratch/features/maps").read_text() == "of a trunk"
+
+
 STAGE = """
 import sys, time
 from pathlib import Path

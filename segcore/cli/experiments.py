@@ -28,6 +28,8 @@ from segcore.errors import Problem
 from segcore.reporting.kept import Experiment, perform, with_values
 
 CODE = ("segcore", "stages")
+FEATURES = Path(".scratch/features")
+"""What trunks that do not learn make of images: the same in every copy, so one pass serves all points of a curve."""
 LOCAL = """[core]
     no_scm = true
     autostage = false
@@ -107,7 +109,7 @@ class Copies:
                     continue
                 own.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(self.root / name, own)
-        (folder / ".scratch").mkdir(parents=True, exist_ok=True)
+        _share(self.root / FEATURES, folder / FEATURES)
         (folder / ".dvc/config.local").write_text(LOCAL.format(cache=self.cache))
         self._link_what_is_named(folder, given)
         with (folder / "params.yaml").open("w") as file:  # last: by it a copy is known to be whole
@@ -127,6 +129,16 @@ class Copies:
                 place.symlink_to((self.root / text).resolve())
             elif place.is_dir() and not place.is_symlink() and not _overlap(place, folder / data):
                 _link_what_it_lacks(place, self.root / text)
+
+
+def _share(source: Path, place: Path) -> None:
+    """Put a link to a folder of the project into a copy, unless the copy has one of its own."""
+    source.mkdir(parents=True, exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.is_symlink():  # of when the project lay elsewhere
+        place.unlink()
+    if not place.exists():
+        place.symlink_to(source)
 
 
 def _overlap(place: Path, results: Path) -> bool:
